@@ -1,0 +1,22 @@
+"""Shape checks on for the whole package, eight fake devices, and the folder of real files."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+from jaxtyping import install_import_hook
+
+install_import_hook("vlab_jax", "beartype.beartype")
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def assets() -> pathlib.Path:
+    """The folder of real videos and official annotation files that `VLAB_TEST_ASSETS` names."""
+    folder = os.environ.get("VLAB_TEST_ASSETS")
+    if not folder:
+        pytest.skip("VLAB_TEST_ASSETS is unset: no real files to test against")
+    return pathlib.Path(folder)

@@ -1,0 +1,15 @@
+"""The one exception for what a user can mend: a config, a file, a command line."""
+
+
+class InputError(ValueError):
+    """Bad input, said in one line: what is wrong, where, and what to do about it.
+
+    `vlab_jax.main` prints the message alone, without a traceback, and exits with status 2.
+    """
+
+
+class RunStopped(RuntimeError):
+    """A run that cannot go on, said in one line: what happened, at which step, and what is kept.
+
+    `vlab_jax.main` prints the message alone and exits with status 3.
+    """

@@ -1,0 +1,168 @@
+"""CLIP's vision and text towers (Radford et al., arXiv 2103.00020), and EVA-CLIP's vision tower (arXiv 2303.15389).
+
+Dimensions: `F` images or frames, `N` patches (`N+1` tokens with the class token), `B` texts, `L` text tokens, `D`
+width, `E` joint embedding width. Images are float32, `[F, S, S, 3]`, normalised by CLIP's mean and deviation.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from vlab_jax.models.layers import Insertion, LayerNorm, Transformer, normal
+
+# Per-channel mean and standard deviation of RGB in [0, 1] (CLIP's preprocessing).
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+PIXEL_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+
+
+def normalise_pixels(images: Any) -> Float[Array, "*F S S 3"]:
+    """uint8 RGB to the float32 that CLIP's vision tower takes."""
+    mean, deviation = jnp.array(PIXEL_MEAN), jnp.array(PIXEL_DEVIATION)
+    return (images.astype(jnp.float32) / 255.0 - mean) / deviation
+
+
+def patches(images: Float[Array, "F S S 3"], size: int) -> Float[Array, "F N P"]:
+    """Cuts images into rows of `size × size` patches, each flattened as (row, column, channel)."""
+    frames, height, width, channels = images.shape
+    grid = images.reshape(frames, height // size, size, width // size, size, channels)
+    return grid.transpose(0, 1, 3, 2, 4, 5).reshape(frames, -1, size * size * channels)
+
+
+class VisionTower(nn.Module):
+    """CLIP's vision transformer.
+
+    EVA01-CLIP is the same with `pre_norm=False`, `patch_bias=True`, `key_bias=False`, `epsilon=1e-6` and
+    `projection_bias=True`.
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int
+    embed_width: int
+    activation: str = "quick_gelu"
+    epsilon: float = 1e-5
+    pre_norm: bool = True
+    patch_bias: bool = False
+    key_bias: bool = True
+    projection_bias: bool = False
+    remat: str = "none"
+    unroll: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "F S S 3"], insertions: tuple[Insertion, ...] = ()
+    ) -> tuple[Float[Array, "F M D"], Float[Array, "F E"]]:
+        """Returns the last block's tokens, class token first (`M = N + 1`), and the projected pooled token."""
+        scale = self.width**-0.5
+        x = patches(images, self.patch_size)  # [F, N, P·P·3]
+        embed = nn.Dense(
+            self.width,
+            use_bias=self.patch_bias,
+            kernel_init=normal(x.shape[-1] ** -0.5),
+            dtype=self.dtype,
+            name="patch_embedding",
+        )
+        x = embed(x)  # [F, N, D]
+        class_token = self.param("class_embedding", normal(scale), (self.width,)).astype(self.dtype)
+        class_token = jnp.broadcast_to(class_token, (x.shape[0], 1, self.width))
+        x = jnp.concatenate([class_token, x], axis=1)  # [F, N+1, D]
+        positions = self.param("position_embedding", normal(scale), (x.shape[1], self.width))
+        x = x + positions.astype(self.dtype)
+        if self.pre_norm:
+            x = LayerNorm(self.epsilon, self.dtype, name="ln_pre")(x)
+        tokens, _ = self._transformer()(x, insertions=insertions)
+        pooled = LayerNorm(self.epsilon, self.dtype, name="ln_post")(tokens[:, 0])  # [F, D]
+        project = nn.Dense(
+            self.embed_width,
+            use_bias=self.projection_bias,
+            kernel_init=normal(scale),
+            dtype=self.dtype,
+            name="projection",
+        )
+        return tokens, project(pooled).astype(jnp.float32)
+
+    def _transformer(self) -> Transformer:
+        return Transformer(
+            self.depth,
+            self.heads,
+            self.mlp_width,
+            self.activation,
+            self.epsilon,
+            self.key_bias,
+            self.remat,
+            self.unroll,
+            self.dtype,
+            name="transformer",
+        )
+
+
+class TextTower(nn.Module):
+    """CLIP's text transformer: causal mask alone, pooled at the end-of-text token."""
+
+    vocab_size: int
+    context_length: int
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int
+    embed_width: int
+    activation: str = "quick_gelu"
+    epsilon: float = 1e-5
+    remat: str = "none"
+    unroll: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, tokens: Int[Array, "B L"], lengths: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "B E"]]:
+        """Returns `ln_final`'s tokens and the projected end-of-text token.
+
+        `lengths` counts each text's tokens, start and end of text included: the end of text stands at `lengths - 1`.
+        """
+        x = text_embedding(self, tokens)
+        mask = jnp.tril(jnp.ones((tokens.shape[1], tokens.shape[1]), bool))[None, None]
+        transformer = Transformer(
+            self.depth,
+            self.heads,
+            self.mlp_width,
+            self.activation,
+            self.epsilon,
+            True,
+            self.remat,
+            self.unroll,
+            self.dtype,
+            name="transformer",
+        )
+        x, _ = transformer(x, mask)
+        x = LayerNorm(self.epsilon, self.dtype, name="ln_final")(x)
+        pooled = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]  # [B, D]
+        project = nn.Dense(
+            self.embed_width,
+            use_bias=False,
+            kernel_init=normal(self.width**-0.5),
+            dtype=self.dtype,
+            name="projection",
+        )
+        return x, project(pooled).astype(jnp.float32)
+
+
+def text_embedding(module: nn.Module, tokens: jax.Array, masked: jax.Array | None = None) -> jax.Array:
+    """Token plus position embedding, with the parameters declared in `module` (the text tower or the decoder).
+
+    Where `masked` (bool, like `tokens`) is true, a learned mask embedding stands in for the token's.
+    """
+    table = module.param("token_embedding", normal(0.02), (module.vocab_size, module.width))
+    positions = module.param("position_embedding", normal(0.01), (module.context_length, module.width))
+    x = table[tokens]  # [B, L, D]
+    if masked is not None:
+        blank = module.param("mask_embedding", normal(0.02), (module.width,))
+        x = jnp.where(masked[..., None], blank, x)
+    return (x + positions[: tokens.shape[1]]).astype(module.dtype)

@@ -1,0 +1,267 @@
+"""Transformer parts that the CLIP towers, the video adapter and the multimodal decoder share.
+
+Dimensions: `B` batch, `L` query tokens, `K` key tokens, `D` width, `H` heads, `d` head width, `M` MLP width,
+`depth` blocks. Parameters are float32; `dtype` is what matrix products are computed in; softmax and norms are
+computed in float32 whatever `dtype` is.
+
+All blocks of a transformer are one `nn.scan` over stacked parameters. What is not part of a plain block (a video
+adapter, a cross-attention) is an `Insertion`: a pure function of its own stacked parameters, called at a given
+place of the chosen blocks. The tree of a plain CLIP tower is thus the same with insertions and without.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+}
+
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Insertion(NamedTuple):
+    """A function that runs inside chosen blocks of a transformer, before their attention or their MLP.
+
+    `function(parameters, x, context)` returns the new `x` (its residual included). `parameters` are stacked over
+    `blocks`, in order; `context` is any tree of arrays, the same for all blocks.
+    """
+
+    place: str  # 'attention' or 'mlp'
+    function: Callable[[Any, jax.Array, Any], jax.Array]
+    parameters: Any
+    blocks: tuple[int, ...]
+    context: Any = None
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis, computed in float32 by the two-pass variance, cast to `dtype`."""
+
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        norm = nn.LayerNorm(self.epsilon, dtype=jnp.float32, use_fast_variance=False, name="norm")
+        return norm(x).astype(self.dtype)
+
+
+def attention_implementation(platform: str, dtype: Any, head_width: int) -> str:
+    """Which kernel of `jax.nn.dot_product_attention` fits: cuDNN's fused one on GPU in half precision, else XLA."""
+    half = jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
+    fits = half and head_width % 8 == 0 and head_width <= 128
+    return "cudnn" if platform == "gpu" and fits else "xla"
+
+
+def attend(
+    query: Float[Array, "B L H d"],
+    key: Float[Array, "B K H d"],
+    value: Float[Array, "B K H d"],
+    mask: Bool[Array, "#B 1 #L K"] | None = None,
+) -> Float[Array, "B L H d"]:
+    """Softmax attention; `mask` is true where a query may look."""
+    implementation = attention_implementation(jax.default_backend(), query.dtype, query.shape[-1])
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)
+
+
+def normal(stddev: float) -> nn.initializers.Initializer:
+    """Normal initialiser with the given standard deviation."""
+    return nn.initializers.normal(stddev)
+
+
+class HeadProjection(nn.Module):
+    """Projects `D` to `parts` tensors of `H` heads at once: kernel `[D, parts, H, d]`.
+
+    `biased` lists the parts that have a bias (EVA-CLIP's keys have none).
+    """
+
+    parts: int
+    heads: int
+    head_width: int
+    biased: tuple[int, ...]
+    stddev: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L D"]) -> tuple[jax.Array, ...]:
+        shape = (self.parts, self.heads, self.head_width)
+        kernel = self.param("kernel", normal(self.stddev), (x.shape[-1], *shape))
+        y = jnp.einsum("bld,dphk->blphk", x.astype(self.dtype), kernel.astype(self.dtype))  # [B, L, parts, H, d]
+        if self.biased:
+            bias = self.param("bias", nn.initializers.zeros, (len(self.biased), *shape[1:]))
+            full = jnp.zeros(shape, self.dtype).at[jnp.array(self.biased)].set(bias.astype(self.dtype))
+            y = y + (bias.astype(self.dtype) if len(self.biased) == self.parts else full)
+        return tuple(y[:, :, part] for part in range(self.parts))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with a fused query, key and value projection."""
+
+    heads: int
+    depth: int
+    key_bias: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B L D"], mask: Bool[Array, "#B 1 #L L"] | None = None
+    ) -> Float[Array, "B L D"]:
+        width = x.shape[-1]
+        biased = (0, 1, 2) if self.key_bias else (0, 2)
+        project = HeadProjection(
+            3, self.heads, width // self.heads, biased, width**-0.5, self.dtype, name="query_key_value"
+        )
+        y = attend(*project(x), mask)  # [B, L, H, d]
+        return output_projection(width, self.depth, self.dtype)(y)
+
+
+def output_projection(width: int, depth: int, dtype: Any) -> nn.Module:
+    """The projection of `[B, L, H, d]` heads back to `[B, L, width]`, scaled at initialisation by depth as in CLIP."""
+    stddev = width**-0.5 * (2 * depth) ** -0.5
+    return nn.DenseGeneral(width, axis=(-2, -1), kernel_init=normal(stddev), dtype=dtype, name="output")
+
+
+class MLP(nn.Module):
+    """Dense, activation, Dense."""
+
+    width: int
+    activation: str
+    depth: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        outer = x.shape[-1]
+        y = nn.Dense(self.width, kernel_init=normal((2 * outer) ** -0.5), dtype=self.dtype, name="input")(x)
+        y = ACTIVATIONS[self.activation](y)  # [B, L, M]
+        stddev = outer**-0.5 * (2 * self.depth) ** -0.5
+        return nn.Dense(outer, kernel_init=normal(stddev), dtype=self.dtype, name="output")(y)
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block, with the insertions of its transformer."""
+
+    heads: int
+    mlp_width: int
+    depth: int
+    activation: str
+    epsilon: float
+    key_bias: bool
+    collect: bool
+    inserted: tuple[tuple[str, Callable], ...]
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, mask, contexts, layer):
+        x = self._insert("attention", x, contexts, layer)
+        y = LayerNorm(self.epsilon, self.dtype, name="ln_1")(x)
+        attention = SelfAttention(self.heads, self.depth, self.key_bias, self.dtype, name="attention")
+        x = x + attention(y, mask)
+        x = self._insert("mlp", x, contexts, layer)
+        y = LayerNorm(self.epsilon, self.dtype, name="ln_2")(x)
+        x = x + MLP(self.mlp_width, self.activation, self.depth, self.dtype, name="mlp")(y)
+        return x, x if self.collect else None
+
+    def _insert(self, place, x, contexts, layer):
+        for (where, function), context, (active, parameters) in zip(
+            self.inserted, contexts, layer, strict=True
+        ):
+            if where != place:
+                continue
+            if active is None:
+                x = function(parameters, x, context)
+            else:
+                x = jax.lax.cond(active, function, lambda parameters, x, context: x, parameters, x, context)
+        return x
+
+
+class Transformer(nn.Module):
+    """A stack of blocks, scanned.
+
+    Attributes:
+      remat: what the backward pass recomputes: `none`, `dots` (all but matrix products) or `full`.
+      unroll: how many blocks one iteration of the scan holds.
+    """
+
+    depth: int
+    heads: int
+    mlp_width: int
+    activation: str = "quick_gelu"
+    epsilon: float = 1e-5
+    key_bias: bool = True
+    remat: str = "none"
+    unroll: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        mask: Bool[Array, "#B 1 #L L"] | None = None,
+        insertions: tuple[Insertion, ...] = (),
+        collect: bool = False,
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "depth B L D"] | None]:
+        """Returns the last block's output and, with `collect`, every block's."""
+        block = Block
+        if self.remat != "none":
+            block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+        scanned = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast, 0),
+            length=self.depth,
+            unroll=min(self.unroll, self.depth),
+        )
+        blocks = scanned(
+            heads=self.heads,
+            mlp_width=self.mlp_width,
+            depth=self.depth,
+            activation=self.activation,
+            epsilon=self.epsilon,
+            key_bias=self.key_bias,
+            collect=collect,
+            inserted=tuple((insertion.place, insertion.function) for insertion in insertions),
+            dtype=self.dtype,
+            name="blocks",
+        )
+        contexts = tuple(insertion.context for insertion in insertions)
+        return blocks(x, mask, contexts, tuple(_spread(insertion, self.depth) for insertion in insertions))
+
+
+def _spread(insertion: Insertion, depth: int) -> tuple[jax.Array | None, Any]:
+    """An insertion's parameters laid out over all blocks, and which of these are active (None: all)."""
+    if insertion.blocks == tuple(range(depth)):
+        return None, insertion.parameters
+    slots = [insertion.blocks.index(i) if i in insertion.blocks else 0 for i in range(depth)]
+    active = jnp.array([i in insertion.blocks for i in range(depth)])
+    return active, jax.tree.map(lambda leaf: leaf[jnp.array(slots)], insertion.parameters)
+
+
+def stacked_init(module: nn.Module, count: int, *example: Any) -> Callable[[jax.Array], Any]:
+    """An initialiser for `count` copies of `module`'s parameters, stacked on a new first axis."""
+
+    def initialise(rng: jax.Array) -> Any:
+        return jax.vmap(lambda key: module.init(key, *example)["params"])(jax.random.split(rng, count))
+
+    return initialise
+
+
+def apply_function(module: nn.Module) -> Callable[..., jax.Array]:
+    """`module` as a pure function of (parameters, *inputs)."""
+    return lambda parameters, *inputs: module.apply({"params": parameters}, *inputs)
+
+
+def interpolate_positions(positions: Float[Array, "P D"], length: int) -> Float[Array, "length D"]:
+    """Learned positions, linearly interpolated where `length` differs from what was learned."""
+    if positions.shape[0] == length:
+        return positions
+    return jax.image.resize(positions, (length, positions.shape[1]), "linear")

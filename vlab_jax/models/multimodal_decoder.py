@@ -1,0 +1,191 @@
+"""The multimodal decoder: text attends to the adapted video features and to plain CLIP image features.
+
+VLAB's paper says that the decoder blends both streams and is trained end to end; where the cross-attentions stand and
+how the streams are combined is a reconstruction, after VALOR (Chen et al., arXiv 2304.08345). The same weights
+decode causally (captioning, answering) and in both directions (masked language modelling).
+
+Dimensions: `B` clips, `T` frames, `M` tokens a frame, `D` the towers' width, `W` decoder width, `K` visual tokens of a
+stream (`T·M`), `L` text tokens, `V` vocabulary.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from vlab_jax.models.clip import text_embedding
+from vlab_jax.models.layers import (
+    HeadProjection,
+    Insertion,
+    LayerNorm,
+    Transformer,
+    apply_function,
+    attend,
+    interpolate_positions,
+    normal,
+    output_projection,
+    stacked_init,
+)
+
+# The streams that each blending looks at, in the order of attention.
+BLENDINGS: dict[str, tuple[str, ...]] = {
+    "concat": ("image", "video"),
+    "parallel": ("image", "video"),
+    "stacked": ("image", "video"),
+    "none": ("video",),
+    "image_only": ("image",),
+}
+
+
+class Attend(nn.Module):
+    """Multi-head attention of text queries to one sequence of visual tokens."""
+
+    heads: int
+    depth: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L W"], visual: Float[Array, "B K W"]) -> Float[Array, "B L W"]:
+        width = x.shape[-1]
+        sizes = {"heads": self.heads, "head_width": width // self.heads, "stddev": width**-0.5}
+        (query,) = HeadProjection(1, biased=(0,), dtype=self.dtype, name="query", **sizes)(x)
+        key, value = HeadProjection(2, biased=(0, 1), dtype=self.dtype, name="key_value", **sizes)(visual)
+        return output_projection(width, self.depth, self.dtype)(attend(query, key, value))
+
+
+class CrossAttention(nn.Module):
+    """The cross-attention of one block: how it blends the streams is `blending`.
+
+    `concat`: one attention over both streams' tokens. `parallel`: one attention a stream, of the same query,
+    summed. `stacked`: the image stream first, then the video stream. A stream that is absent is passed over.
+    """
+
+    blending: str
+    heads: int
+    depth: int
+    epsilon: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B L W"], visual: Mapping[str, Float[Array, "B _ W"]]
+    ) -> Float[Array, "B L W"]:
+        present = [stream for stream in BLENDINGS[self.blending] if stream in visual]
+        if self.blending == "stacked":
+            for stream in present:
+                x = x + self._attend(f"attend_{stream}")(self._norm(f"ln_{stream}")(x), visual[stream])
+            return x
+        query = self._norm("ln")(x)
+        if self.blending == "parallel":
+            return x + sum(self._attend(f"attend_{stream}")(query, visual[stream]) for stream in present)
+        tokens = jnp.concatenate([visual[stream] for stream in present], axis=1)
+        return x + self._attend("attend")(query, tokens)
+
+    def _norm(self, name):
+        return LayerNorm(self.epsilon, self.dtype, name=name)
+
+    def _attend(self, name):
+        return Attend(self.heads, self.depth, self.dtype, name=name)
+
+
+class MultimodalDecoder(nn.Module):
+    """A text transformer shaped like CLIP's text tower, with a cross-attention in every n-th block.
+
+    Attributes:
+      frames: the number of frames that positions are learned for; any other number interpolates them.
+      cross_attention_every: 1 gives each block a cross-attention, n each n-th one.
+    """
+
+    vocab_size: int
+    context_length: int
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int
+    frames: int
+    blending: str = "concat"
+    cross_attention_every: int = 1
+    activation: str = "quick_gelu"
+    epsilon: float = 1e-5
+    remat: str = "none"
+    unroll: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "B L"],
+        streams: Mapping[str, Float[Array, "B _ _ _"]],
+        causal: bool,
+        lengths: Int[Array, " B"] | None = None,
+        masked: Bool[Array, "B L"] | None = None,
+    ) -> Float[Array, "B L V"]:
+        """Next-token logits (`causal`) or logits of the token itself (not `causal`), in float32.
+
+        Args:
+          tokens: token ids.
+          streams: `video` and `image` tokens of the towers, `[B, T, M, D]`.
+          causal: whether a position sees only those before it.
+          lengths: how many tokens each text has; those past it are not looked at. None: all of them.
+          masked: the positions whose token is hidden behind the mask embedding.
+        """
+        if masked is None:
+            masked = jnp.zeros(tokens.shape, bool)
+        x = text_embedding(self, tokens, masked)  # [B, L, W]
+        visual = {
+            stream: self.project_stream(stream, streams[stream])
+            for stream in BLENDINGS[self.blending]
+            if stream in streams
+        }
+        transformer = Transformer(
+            self.depth,
+            self.heads,
+            self.mlp_width,
+            self.activation,
+            self.epsilon,
+            True,
+            self.remat,
+            self.unroll,
+            self.dtype,
+            name="transformer",
+        )
+        x, _ = transformer(x, text_mask(tokens.shape[1], causal, lengths), (self._cross_attention(visual),))
+        x = LayerNorm(self.epsilon, self.dtype, name="ln_final")(x)
+        table = self.get_variable("params", "token_embedding").astype(self.dtype)
+        return jnp.einsum("blw,vw->blv", x, table, preferred_element_type=jnp.float32)
+
+    def project_stream(self, stream: str, tokens: Float[Array, "B T M D"]) -> Float[Array, "B K W"]:
+        """A stream's tokens as the cross-attention takes them: norm, projection, frame position, stream type."""
+        clips, frames, count, width = tokens.shape
+        y = LayerNorm(self.epsilon, self.dtype, name=f"{stream}_norm")(tokens)
+        y = nn.Dense(
+            self.width, kernel_init=normal(width**-0.5), dtype=self.dtype, name=f"{stream}_projection"
+        )(y)
+        positions = self.param(f"{stream}_frame_position", normal(0.02), (self.frames, self.width))
+        kind = self.param(f"{stream}_type", normal(0.02), (self.width,))
+        y = y + (interpolate_positions(positions, frames)[:, None] + kind).astype(self.dtype)
+        return y.reshape(clips, frames * count, self.width)
+
+    def _cross_attention(self, visual: dict[str, jax.Array]) -> Insertion:
+        every = self.cross_attention_every
+        blocks = tuple(range(every - 1, self.depth, every))
+        module = CrossAttention(
+            self.blending, self.heads, self.depth, self.epsilon, self.dtype, parent=None
+        )
+        one = jnp.zeros((1, 1, self.width), self.dtype)
+        example = {stream: one for stream in BLENDINGS[self.blending]}  # every stream, present or not
+        parameters = self.param("cross_attention", stacked_init(module, len(blocks), one, example))
+        return Insertion("mlp", apply_function(module), parameters, blocks, visual)
+
+
+def text_mask(length: int, causal: bool, lengths: jax.Array | None) -> Bool[Array, "_ 1 L L"] | None:
+    """Which text positions (columns) each position (rows) may look at; None where all may look at all."""
+    mask = jnp.tril(jnp.ones((length, length), bool))[None, None] if causal else None
+    if lengths is None:
+        return mask
+    present = (jnp.arange(length) < lengths[:, None])[:, None, None]  # [B, 1, 1, L]
+    present = jnp.broadcast_to(present, (lengths.shape[0], 1, length, length))
+    return present if mask is None else present & mask

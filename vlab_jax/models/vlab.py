@@ -1,0 +1,221 @@
+"""VLAB: CLIP's two towers, the video adapter, the image stream beside the video stream, the multimodal decoder.
+
+Two streams see a clip (He et al., arXiv 2305.13167; the details are a reconstruction):
+
+- the *video stream*: CLIP's vision tower with adapters, over `T` frames;
+- the *image stream*: CLIP's vision tower without, over some of the same frames.
+
+Parameters are one tree: `vision`, `text`, `video_adapter`, `image_encoder` (where it is separate), `decoder`,
+`logit_scale`. `vision`, `text` and `logit_scale` are a CLIP model, unchanged.
+
+Dimensions: `B` clips or texts, `T` frames, `M` tokens a frame (class token first), `D` vision width, `E` joint
+embedding width, `L` text tokens, `V` vocabulary.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.core import freeze
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from vlab_jax.models.clip import TextTower, VisionTower, normalise_pixels
+from vlab_jax.models.layers import Insertion, apply_function, stacked_init
+from vlab_jax.models.multimodal_decoder import MultimodalDecoder
+from vlab_jax.models.video_adapter import VideoAdapter
+
+STREAMS = ("video", "image")
+
+
+class Visual(NamedTuple):
+    """What is seen of a batch of clips: each stream's tokens `[B, T, M, D]`, and the embedding `[B, E]`, unit length."""
+
+    streams: dict[str, jax.Array]
+    embedding: jax.Array
+
+
+class VLAB(nn.Module):
+    """The whole model. Fields are plain values, so that a model depends on nothing but its arguments.
+
+    Attributes:
+      vision: fields of `VisionTower`.
+      text: fields of `TextTower`.
+      decoder: fields of `MultimodalDecoder` beyond those that the text tower gives (its sizes are the text tower's).
+      adapter: fields of `VideoAdapter`, and `blocks` (the vision blocks that carry one) and `before_mlp` (whether
+        each carries a second one, before its MLP). No blocks: no adapter at all.
+      image_encoder: `shared` (the image stream reuses the video stream's CLIP parameters) or `separate` (it keeps
+        its own copy, so that the original features survive end-to-end training).
+      embedding_blend: the image stream's weight in the video embedding where both streams are present.
+      frames: the number of frames that temporal positions are learned for.
+      remat: what the backward pass recomputes (`none`, `dots`, `full`); unroll: blocks per iteration of the scan.
+      dtype: what matrix products are computed in.
+    """
+
+    vision: Mapping[str, Any]
+    text: Mapping[str, Any]
+    decoder: Mapping[str, Any]
+    adapter: Mapping[str, Any]
+    image_encoder: str = "shared"
+    embedding_blend: float = 0.5
+    frames: int = 8
+    remat: str = "none"
+    unroll: int = 1
+    dtype: Any = jnp.float32
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> "VLAB":
+        """A model from plain dictionaries, frozen so that it can be hashed (as jit's static arguments are)."""
+        return cls(**{key: freeze(value) if isinstance(value, Mapping) else value for key, value in fields.items()})
+
+    def setup(self):
+        compute = {"remat": self.remat, "unroll": self.unroll, "dtype": self.dtype}
+        self.vision_tower = VisionTower(**self.vision, **compute, name="vision")
+        self.text_tower = TextTower(**self.text, **compute, name="text")
+        if self.image_encoder == "separate":
+            self.image_tower = VisionTower(**self.vision, **compute, name="image_encoder")
+        shape = {key: value for key, value in self.text.items() if key != "embed_width"}
+        self.multimodal_decoder = MultimodalDecoder(
+            **shape, **self.decoder, frames=self.frames, **compute, name="decoder"
+        )
+        self.video_adapter = self._adapters()
+        self.logit_scale = self.param("logit_scale", nn.initializers.constant(math.log(1 / 0.07)), ())
+
+    def _adapters(self) -> tuple[Insertion, ...]:
+        fields = dict(self.adapter)
+        blocks, before_mlp = tuple(fields.pop("blocks")), fields.pop("before_mlp")
+        if not blocks:
+            return ()
+        module = VideoAdapter(**fields, frames=self.frames, dtype=self.dtype, parent=None)
+        places = ("attention", "mlp") if before_mlp else ("attention",)
+        side = self.vision["image_size"] // self.vision["patch_size"]
+        example = jnp.zeros((1, self.frames, side * side + 1, self.vision["width"]), self.dtype)
+        initialise = stacked_init(module, len(blocks), example)
+        parameters = self.param(
+            "video_adapter",
+            lambda rng: {
+                f"before_{place}": initialise(key)
+                for place, key in zip(places, jax.random.split(rng, len(places)), strict=True)
+            },
+        )
+        function = apply_function(module)
+        return tuple(Insertion(place, function, parameters[f"before_{place}"], blocks) for place in places)
+
+    def __call__(
+        self,
+        video: UInt8[Array, "B T S S 3"],
+        tokens: Int[Array, "B L"],
+        lengths: Int[Array, " B"],
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Touches every parameter, for initialisation: clip embeddings, text embeddings, caption logits."""
+        every_frame = tuple(range(video.shape[1]))
+        visual = self.encode_visual(video, STREAMS, every_frame)
+        logits = self.decode(tokens, visual.streams, causal=True)
+        return visual.embedding, self.encode_text(tokens, lengths), logits
+
+    def encode_text(self, tokens: Int[Array, "B L"], lengths: Int[Array, " B"]) -> Float[Array, "B E"]:
+        """Text embeddings of unit length. `lengths` counts tokens, start and end of text included."""
+        return unit_length(self.text_tower(tokens, lengths)[1])
+
+    def encode_visual(
+        self,
+        video: UInt8[Array, "B T S S 3"],
+        streams: tuple[str, ...],
+        image_frames: tuple[int, ...],
+    ) -> Visual:
+        """Tokens of the chosen streams, and the clips' embeddings.
+
+        Args:
+          video: RGB frames.
+          streams: which of `video` and `image` to compute.
+          image_frames: the frames that the image stream takes.
+        """
+        tokens, embeddings = {}, {}
+        if "video" in streams:
+            tokens["video"], embeddings["video"] = self.encode_frames(video)
+        if "image" in streams:
+            chosen = video if len(image_frames) == video.shape[1] else video[:, jnp.array(image_frames)]
+            tower = self.image_tower if self.image_encoder == "separate" else self.vision_tower
+            tokens["image"], embeddings["image"] = _per_frame(tower, chosen, ())
+        weights = {"image": self.embedding_blend, "video": 1 - self.embedding_blend}
+        means = {stream: embedding.mean(axis=1) for stream, embedding in embeddings.items()}  # [B, E]
+        if len(means) == 1:
+            (mean,) = means.values()
+        else:
+            mean = sum(weights[stream] * means[stream] for stream in STREAMS)
+        return Visual(tokens, unit_length(mean))
+
+    def encode_frames(
+        self, video: UInt8[Array, "B T S S 3"]
+    ) -> tuple[Float[Array, "B T M D"], Float[Array, "B T E"]]:
+        """The video stream: tokens and projected pooled tokens, frame by frame, before pooling over time."""
+        clips, frames = video.shape[:2]
+
+        def over_clips(function):
+            def inserted(parameters, x, context):
+                clip = x.reshape(clips, frames, *x.shape[1:])  # [B, T, M, D]
+                return function(parameters, clip).reshape(x.shape)
+
+            return inserted
+
+        insertions = tuple(
+            insertion._replace(function=over_clips(insertion.function)) for insertion in self.video_adapter
+        )
+        return _per_frame(self.vision_tower, video, insertions)
+
+    def decode(
+        self,
+        tokens: Int[Array, "B L"],
+        streams: Mapping[str, Float[Array, "B _ _ _"]],
+        causal: bool,
+        lengths: Int[Array, " B"] | None = None,
+        masked: Bool[Array, "B L"] | None = None,
+    ) -> Float[Array, "B L V"]:
+        """Logits over the vocabulary; see `MultimodalDecoder`."""
+        return self.multimodal_decoder(tokens, streams, causal, lengths, masked)
+
+
+def _per_frame(tower: VisionTower, video: jax.Array, insertions: tuple[Insertion, ...]):
+    """Runs a vision tower over all frames: tokens `[B, T, M, D]` and embeddings `[B, T, E]`."""
+    clips, frames = video.shape[:2]
+    images = normalise_pixels(video.reshape(clips * frames, *video.shape[2:]))
+    tokens, embeddings = tower(images, insertions)
+    return tokens.reshape(clips, frames, *tokens.shape[1:]), embeddings.reshape(clips, frames, -1)
+
+
+def unit_length(x: Float[Array, "B E"]) -> Float[Array, "B E"]:
+    """Divides each row by its Euclidean norm."""
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
+
+
+def start_from_clip(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Copies CLIP into the parts that start from it, where they have the same shape.
+
+    The decoder takes the text tower's embeddings, blocks and final norm; a separate image encoder takes the vision
+    tower. Cross-attentions and adapters keep what they have.
+    """
+    copied = dict(parameters)
+    decoder = dict(parameters["decoder"])
+    for name in ("token_embedding", "position_embedding", "transformer", "ln_final"):
+        decoder[name] = jax.tree.map(jnp.copy, parameters["text"][name])
+    copied["decoder"] = decoder
+    if "image_encoder" in parameters:
+        copied["image_encoder"] = jax.tree.map(jnp.copy, parameters["vision"])
+    return copied
+
+
+def example_inputs(model: VLAB, frames: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Inputs of the shapes that initialisation takes: one clip `[1, T, S, S, 3]`, one text `[1, L]`, its length."""
+    size, length = model.vision["image_size"], model.text["context_length"]
+    return (
+        jnp.zeros((1, frames, size, size, 3), jnp.uint8),
+        jnp.zeros((1, length), jnp.int32),
+        jnp.full((1,), 2, jnp.int32),
+    )
+
+
+def parameter_shapes(model: VLAB, frames: int) -> Any:
+    """The parameter tree as shapes and dtypes, without computing anything."""
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), *example_inputs(model, frames)))["params"]
