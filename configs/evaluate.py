@@ -1,0 +1,20 @@
+"""Evaluates a checkpoint on a split: retrieval in both directions, and the twins of `motion`.
+
+    python -m vlab_jax.main --config=configs/evaluate.py --checkpoint=workdir
+
+`--checkpoint` is a run's workdir (its newest checkpoint) or one of its `checkpoints/<step>`. The data set is the run's
+own unless `--config.dataset` names another, as in
+
+    --config.dataset=folder:/my/videos --config.split=validation
+
+It prints a table; with `--workdir`, it also writes a report there.
+"""
+
+from ml_collections import ConfigDict
+
+from vlab_jax.config import evaluation_config
+
+
+def get_config() -> ConfigDict:
+    """The fields of `vlab_jax.config.evaluation_config`, unchanged."""
+    return evaluation_config()

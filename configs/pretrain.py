@@ -1,0 +1,111 @@
+"""Pre-training in two stages, adapt and blend, after a CLIP that is trained first where none is given.
+
+    python -m vlab_jax.main --config=configs/pretrain.py --workdir=workdir
+
+trains a tiny model on the rendered data set `motion`: about eight minutes on two cores. What it reaches stands in the
+README's results. An argument after a colon changes it; several are joined by commas:
+
+    --config=configs/pretrain.py:no_adapter        the control without adapters, all else equal
+    --config=configs/pretrain.py:data=folder:/my/videos
+                                                   on one's own clips (a directory with annotations.jsonl)
+    --config=configs/pretrain.py:b16               ViT-B/16; also b32, l14, l14_336, eva_g14: for accelerators
+    --config=configs/pretrain.py:l14,data=folder:/my/videos
+
+Any field can be set behind that, as in --config.stage.blend.steps=200. The fields and their meaning stand in
+`vlab_jax/config.py`. Frame counts, the layers that carry an adapter, what is frozen when, and learning rates are a
+reconstruction: VLAB's paper does not print them.
+"""
+
+from configs.sizes import SIZES
+from ml_collections import ConfigDict
+
+from vlab_jax.config import stage_config, training_config
+from vlab_jax.errors import InputError
+
+
+def get_config(argument: str = "tiny") -> ConfigDict:
+    """The config of a size (default `tiny`), changed by `no_adapter` and `data=<data set>`."""
+    size, options = "tiny", {}
+    for part in filter(None, argument.split(",")):
+        name, _, value = part.partition("=")
+        if part in SIZES:
+            size = part
+        elif part == "no_adapter" or (name == "data" and value):
+            options[name] = value
+        else:
+            raise InputError(
+                f"configs/pretrain.py takes {', '.join(SIZES)}, no_adapter and data=<data set>, not {part!r}"
+            )
+    config = training_config()
+    config.model.update(SIZES[size])
+    config.model.adapter.width = config.model.vision.width // 2
+    if size == "tiny":
+        _tiny(config)
+    else:
+        _accelerator(config)
+    if "no_adapter" in options:
+        config.model.adapter.blocks = "none"
+    if "data" in options:
+        config.data.train = (options["data"],)
+        config.data.evaluate = options["data"]
+        config.stage.clip.train = ()
+    return config
+
+
+def _tiny(config: ConfigDict) -> None:
+    """Minutes on two cores."""
+    config.model.adapter.heads = 4
+    config.model.unroll = 4
+    config.stages = ("clip", "adapt", "blend")
+    config.stage.clip = _clip(steps=300, batch_size=96, learning_rate=1e-3)
+    config.stage.adapt = _adapt(steps=150, batch_size=48, learning_rate=2e-3)
+    config.stage.blend = _blend(steps=300, batch_size=48, learning_rate=1e-3, clip_learning_rate=1e-3)
+    config.checkpoint.every = 100
+
+
+def _accelerator(config: ConfigDict) -> None:
+    """From scratch on one's own clips, at a published size: bfloat16, recomputation, large batches."""
+    config.dtype = "bfloat16"
+    config.frames, config.image_frames = 8, 4
+    config.model.remat = "dots"
+    config.model.image_encoder = "separate"
+    config.model.adapter.heads = config.model.vision.heads
+    config.stages = ("clip", "adapt", "blend")
+    config.stage.clip = _clip(steps=20_000, batch_size=1024, learning_rate=5e-4)
+    config.stage.adapt = _adapt(steps=10_000, batch_size=512, learning_rate=1e-4)
+    config.stage.blend = _blend(steps=20_000, batch_size=512, learning_rate=5e-5, clip_learning_rate=2e-6)
+    config.checkpoint.every = 1000
+    config.log_every = 50
+
+
+def _clip(steps: int, batch_size: int, learning_rate: float) -> ConfigDict:
+    """CLIP on stills, so that there is something to adapt."""
+    return stage_config(
+        steps=steps,
+        batch_size=batch_size,
+        train=("motion/still",),
+        frames=1,
+        streams=("video",),
+        groups=(("^(vision|text)/|^logit_scale$", learning_rate), (".*", "frozen")),
+        objectives={"contrastive": 1.0, "captioning": 0.0, "masked_lm": 0.0},
+    )
+
+
+def _adapt(steps: int, batch_size: int, learning_rate: float) -> ConfigDict:
+    """Adapters and decoder learn, CLIP is frozen, the video stream stands alone."""
+    return stage_config(
+        steps=steps,
+        batch_size=batch_size,
+        streams=("video",),
+        groups=(("^video_adapter/|^decoder/", learning_rate), (".*", "frozen")),
+        start_from_clip=True,
+    )
+
+
+def _blend(steps: int, batch_size: int, learning_rate: float, clip_learning_rate: float) -> ConfigDict:
+    """Everything learns, end to end, on both streams."""
+    return stage_config(
+        steps=steps,
+        batch_size=batch_size,
+        groups=(("^video_adapter/|^decoder/", learning_rate), (".*", clip_learning_rate)),
+    )

@@ -1,0 +1,131 @@
+"""Data sets by name: preparing, opening, refusing, and doing so without TensorFlow and beside others."""
+
+import collections
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from vlab_jax.data.builders import open_split, prepare
+from vlab_jax.data.schema import from_example
+from vlab_jax.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> str:
+    """A directory in which `motion/tiny` is prepared."""
+    path = str(tmp_path_factory.mktemp("data"))
+    prepare("motion/tiny", path)
+    return path
+
+
+def test_a_prepared_data_set_has_its_splits_and_is_read_in_the_schema(data_dir):
+    counts = {"train": 48, "validation": 16, "test": 16}
+    for split, count in counts.items():
+        source = open_split("motion/tiny", split, data_dir)
+        clips = [from_example(source[i]) for i in range(len(source))]
+        assert len({clip.id for clip in clips}) == len(clips) == count
+        types = collections.Counter(q.type for clip in clips for q in clip.questions)
+        assert types["twin"] == (0 if split == "train" else count)
+        assert types["appearance"] == count and types["motion"] and types["order"]
+        assert all(len(clip.captions) == 4 and clip.media[4:8] == b"ftyp" for clip in clips)
+
+
+def test_stills_prepare_with_their_own_splits(data_dir):
+    source = open_split("motion/tiny_still", "validation", data_dir)
+    clips = [from_example(source[i]) for i in range(len(source))]
+    assert len(clips) == 16 and all(clip.media.startswith(b"\xff\xd8") for clip in clips)
+
+
+def test_preparing_again_reuses_the_files(data_dir, capfd):
+    builder = prepare("motion/tiny", data_dir)
+    files = {path: path.stat().st_mtime_ns for path in builder.data_path.iterdir()}
+    capfd.readouterr()
+    again = prepare("motion/tiny", data_dir)
+    assert {path: path.stat().st_mtime_ns for path in again.data_path.iterdir()} == files
+    assert sum(path.name.count(".array_record") for path in files) == 3
+    assert capfd.readouterr() == ("", "")
+
+
+def test_preparing_shows_one_bar_and_nothing_else(tmp_path, capfd):
+    prepare("motion/tiny_still", str(tmp_path))
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "80/80" in err and all("preparing motion/tiny_still" in line for line in err.splitlines() if line)
+
+
+def test_what_a_killed_build_left_is_cleared_away(tmp_path):
+    left = tmp_path / "motion" / "tiny_still" / "incomplete.ABCDEF_1.0.0"
+    left.mkdir(parents=True)
+    (left / "half").write_bytes(b"0")
+    assert len(open_split("motion/tiny_still", "train", str(tmp_path))) == 48
+    assert not left.exists()
+
+
+def test_a_data_source_survives_pickling(data_dir):
+    source = open_split("motion/tiny", "test", data_dir)
+    first = from_example(source[0])
+    copy = pickle.loads(pickle.dumps(source))
+    assert len(copy) == len(source) and from_example(copy[0]) == first
+
+
+def test_the_directory_may_be_relative(data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = open_split("motion/tiny", "test", os.path.relpath(data_dir))
+    monkeypatch.chdir("/")
+    assert from_example(pickle.loads(pickle.dumps(source))[3]).captions
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("moton", ["'moton'", "did you mean 'motion'", "folder:path/to/directory"]),
+        ("", ["no data set ''", "known: motion"]),
+        ("nothing/alike", ["no data set 'nothing'", "known: motion"]),
+        ("motion/stil", ["'stil'", "did you mean 'still'", "video, still, tiny"]),
+        ("motion/", ["no configuration ''", "video, still"]),
+        ("motion:/somewhere", ["no configuration", "video, still"]),
+        ("folder", ["lacks its directory", "folder:path/to/directory"]),
+        ("folder:", ["lacks its directory"]),
+        ("folder/clips", ["lacks its directory"]),
+    ],
+)
+def test_a_name_that_is_not_known_is_refused_in_one_line(spec, words, tmp_path):
+    with pytest.raises(InputError) as caught:
+        prepare(spec, str(tmp_path))
+    message = str(caught.value)
+    assert "\n" not in message and all(word in message for word in words), message
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_split_that_is_not_there_is_refused_with_those_there_are(data_dir):
+    with pytest.raises(InputError, match=r"'motion/tiny' has no split 'dev'; it has: .*train.*"):
+        open_split("motion/tiny", "dev", data_dir)
+
+
+def test_two_processes_prepare_the_same_data_at_once_and_import_no_tensorflow(tmp_path):
+    # A package of that name that can be imported, so that an attempt would be seen.
+    (tmp_path / "tensorflow").mkdir()
+    (tmp_path / "tensorflow" / "__init__.py").write_text("")
+    program = (
+        "import importlib.util, sys\n"
+        "from vlab_jax.data.builders import open_split\n"
+        "assert importlib.util.find_spec('tensorflow')\n"
+        "examples = list(open_split('motion/tiny', 'test', sys.argv[1]))\n"
+        "assert 'tensorflow' not in sys.modules, 'TensorFlow was imported'\n"
+        "print(sum(len(example['media']) for example in examples))\n"
+    )
+    path = os.pathsep.join([str(tmp_path), os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", program, str(tmp_path / "data")]
+    environment = {**os.environ, "PYTHONPATH": path}
+    running = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=120) for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    assert said[0][0] == said[1][0] and int(said[0][0]) > 16 * 1000
+    # One of them built, the other waited.
+    assert sum("preparing" in err for _, err in said) == 1

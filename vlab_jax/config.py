@@ -1,0 +1,345 @@
+"""What a config may say: every field with its default, and the checks that turn a mistake into one line.
+
+`configs/*.py` start from these trees and change what they are about; `main` checks the outcome. Fields marked
+*reconstruction* are choices that VLAB's paper does not print.
+"""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vlab_jax.errors import InputError
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "dtype": ("float32", "bfloat16"),
+    "matmul_precision": ("default", "high", "highest"),
+    "model.image_encoder": ("shared", "separate"),
+    "model.remat": ("none", "dots", "full"),
+    "model.adapter.mixer": ("conv", "attention"),
+    "model.adapter.activation": ("gelu", "quick_gelu", "none"),
+    "model.decoder.blending": ("concat", "parallel", "stacked", "none", "image_only"),
+    "model.vision.activation": ("gelu", "quick_gelu"),
+    "model.text.activation": ("gelu", "quick_gelu"),
+    "tokenizer.kind": ("bpe", "clip"),
+    "data.short": ("repeat", "fail"),
+}
+
+# What may change between a checkpoint and the run that resumes from it: how it runs, not what it computes.
+FREE_ON_RESUME = ("data.directory", "data.workers", "checkpoint", "log_every", "mesh", "stop_after", "report")
+
+
+def training_config() -> ConfigDict:
+    """The fields of a training run. `stages` names the stages in order; `stage.<name>` says what each does."""
+    return ConfigDict(
+        {
+            "task": "train",
+            "seed": 0,
+            # What matrix products are computed in; parameters, softmax, norms and losses are float32.
+            "dtype": "float32",
+            # Precision of float32 matrix products on accelerators (jax.default_matmul_precision).
+            "matmul_precision": "default",
+            # Frames of a clip, and how many of them the image stream takes (reconstruction).
+            "frames": 8,
+            "image_frames": 4,
+            "model": {
+                # Fields of models.clip.VisionTower and TextTower.
+                "vision": {
+                    "image_size": 224,
+                    "patch_size": 32,
+                    "width": 768,
+                    "depth": 12,
+                    "heads": 12,
+                    "mlp_width": 3072,
+                    "embed_width": 512,
+                    "activation": "quick_gelu",
+                    "epsilon": 1e-5,
+                    "pre_norm": True,
+                    "patch_bias": False,
+                    "key_bias": True,
+                    "projection_bias": False,
+                },
+                "text": {
+                    "vocab_size": 49408,
+                    "context_length": 77,
+                    "width": 512,
+                    "depth": 12,
+                    "heads": 8,
+                    "mlp_width": 2048,
+                    "embed_width": 512,
+                    "activation": "quick_gelu",
+                    "epsilon": 1e-5,
+                },
+                # Fields of models.video_adapter.VideoAdapter (reconstruction). `blocks` says which vision blocks
+                # carry one: all, none, every:n (each n-th), last:n, or numbers from 0 as in '0,4,8'.
+                "adapter": {
+                    "blocks": "all",
+                    "before_mlp": False,
+                    "width": 384,
+                    "mixer": "conv",
+                    "kernel": (3, 1, 1),
+                    "heads": 6,
+                    "activation": "gelu",
+                },
+                # Fields of models.multimodal_decoder.MultimodalDecoder (reconstruction).
+                "decoder": {"blending": "concat", "cross_attention_every": 1},
+                # Whether the image stream shares the video stream's CLIP parameters (reconstruction), and its
+                # weight in the video embedding (reconstruction).
+                "image_encoder": "shared",
+                "embedding_blend": 0.5,
+                "remat": "none",
+                "unroll": 1,
+            },
+            # `bpe` is trained on the training captions, with model.text.vocab_size ids at most; `clip` is read from
+            # `path`, a directory or a model name of CLIP's tokenizer.
+            "tokenizer": {"kind": "bpe", "path": ""},
+            "data": {
+                # Data sets to train on: 'name', 'name/variant', 'folder:/a/directory'; several with weights, as
+                # ('motion@0.7', 'folder:/a/directory@0.3').
+                "train": ("motion",),
+                # The data set whose `validation` and `test` splits are evaluated.
+                "evaluate": "motion",
+                # Where data sets are built; empty: TFDS's default.
+                "directory": "",
+                # Worker processes that decode; -1: one core fewer than there are, at most 16; 0: threads.
+                "workers": -1,
+                # The share of clips that may fail to decode before the run stops.
+                "max_failed_share": 0.01,
+                # Media with fewer frames than asked for: repeat frames, or fail.
+                "short": "repeat",
+            },
+            "stages": (),
+            "stage": {},
+            "evaluation": {"batch_size": 32, "multiple_choice": ("twin",)},
+            # Devices per axis of the mesh; -1: as many as are left.
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            "checkpoint": {"every": 500, "keep": 3},
+            "log_every": 10,
+            # Stop after this many steps in all, as if interrupted; 0: run to the end.
+            "stop_after": 0,
+            # Queries on the retrieval contact sheet of the report.
+            "report": {"queries": 8},
+        }
+    )
+
+
+def stage_config(**fields: Any) -> ConfigDict:
+    """The fields of one stage, with some set."""
+    config = ConfigDict(
+        {
+            "steps": 1000,
+            "batch_size": 64,
+            # Data sets of this stage alone; empty: data.train.
+            "train": (),
+            # Frames of a clip in this stage; 0: the run's.
+            "frames": 0,
+            "streams": ("video", "image"),
+            # Ordered (pattern, peak learning rate or 'frozen'); the first that a parameter's path holds wins.
+            "groups": ((".*", 1e-4),),
+            "warmup_steps": 50,
+            "end_learning_rate_share": 0.0,
+            "weight_decay": 0.05,
+            "clip_norm": 1.0,
+            "b1": 0.9,
+            "b2": 0.98,
+            # Decay of a moving average of the parameters, evaluated in their place; 0 keeps none.
+            "average_decay": 0.0,
+            # Weights of the objectives; 0 leaves one out.
+            "objectives": {"contrastive": 1.0, "captioning": 1.0, "masked_lm": 1.0},
+            "label_smoothing": 0.1,
+            "masked_share": 0.15,
+            # First copy CLIP's towers into the decoder and a separate image encoder.
+            "start_from_clip": False,
+            # Steps between evaluations on validation data; 0: at the stage's end alone.
+            "evaluate_every": 0,
+        }
+    )
+    unknown_keys(fields, config, "stage_config")
+    config.update(fields)
+    return config
+
+
+def evaluation_config() -> ConfigDict:
+    """The fields of an evaluation of a checkpoint, whose own config says what the model is."""
+    return ConfigDict(
+        {
+            "task": "evaluate",
+            # The data set and the split; an empty data set: the one the run evaluates on.
+            "dataset": "",
+            "split": "test",
+            # Streams that make the video embedding; empty: those of the last stage.
+            "streams": (),
+            "batch_size": 32,
+            "multiple_choice": ("twin",),
+            "data": {"directory": "", "workers": -1, "short": "repeat", "max_failed_share": 0.01},
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            "report": {"queries": 8},
+        }
+    )
+
+
+def check(config: ConfigDict) -> None:
+    """Compares a config with the fields above.
+
+    Raises:
+      InputError: the first field that is unknown (with the nearest known one), of a wrong type, not one of its
+        choices, or in contradiction to another.
+    """
+    task = config.get("task")
+    if task not in ("train", "evaluate"):
+        raise InputError(f"config.task is {task!r}; it must be 'train' or 'evaluate'")
+    known = training_config() if task == "train" else evaluation_config()
+    if task == "train":
+        known.stage = {name: stage_config() for name in config.get("stage", {})}
+    _check_tree(config, known, "")
+    if task == "train":
+        _check_sense(config)
+
+
+def unknown_keys(given: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
+    """Raises InputError for the first key of `given` that `known` lacks, naming the nearest."""
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise InputError(f"unknown key {key!r} in {where}; {hint}")
+
+
+def _check_tree(given: Mapping[str, Any], known: Mapping[str, Any], prefix: str) -> None:
+    unknown_keys(given, known, f"config.{prefix}".rstrip("."))
+    for key, default in known.items():
+        name = f"{prefix}{key}"
+        if key not in given:
+            raise InputError(f"config.{name} is missing; its default is {default!r}")
+        value = given[key]
+        if isinstance(default, Mapping):
+            if not isinstance(value, Mapping):
+                raise InputError(f"config.{name} is {value!r}; it must be a group of fields")
+            _check_tree(value, default, f"{name}.")
+        elif not _same_type(value, default):
+            kind = "tuple" if isinstance(default, list) else type(default).__name__
+            raise InputError(f"config.{name} is {value!r}; it must be of type {kind}, like {default!r}")
+        if name in CHOICES and value not in CHOICES[name]:
+            raise InputError(f"config.{name} is {value!r}; it must be one of {', '.join(CHOICES[name])}")
+
+
+def _same_type(value: Any, default: Any) -> bool:
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    if isinstance(default, tuple | list):
+        return isinstance(value, tuple | list)
+    return isinstance(value, type(default))
+
+
+def _check_sense(config: ConfigDict) -> None:
+    for name in config.stages:
+        if name not in config.stage:
+            known = ", ".join(config.stage) or "none"
+            raise InputError(f"config.stages names {name!r}, but config.stage has no such stage (it has: {known})")
+        _check_stage(name, config.stage[name])
+    if not config.stages:
+        raise InputError("config.stages is empty; name at least one stage of config.stage")
+    if not 1 <= config.image_frames <= config.frames:
+        raise InputError(
+            f"config.image_frames is {config.image_frames}; it must be from 1 to config.frames={config.frames}"
+        )
+    for tower in ("vision", "text"):
+        fields = config.model[tower]
+        if fields.width % fields.heads:
+            raise InputError(f"config.model.{tower}.width={fields.width} does not divide by heads={fields.heads}")
+    vision = config.model.vision
+    if vision.image_size % vision.patch_size:
+        raise InputError(
+            f"config.model.vision.image_size={vision.image_size} does not divide by patch_size={vision.patch_size}"
+        )
+    if vision.embed_width != config.model.text.embed_width:
+        raise InputError(
+            f"config.model.vision.embed_width={vision.embed_width} and config.model.text.embed_width="
+            f"{config.model.text.embed_width} must be equal"
+        )
+    adapter = config.model.adapter
+    if adapter.mixer == "attention" and adapter.width % adapter.heads:
+        raise InputError(f"config.model.adapter.width={adapter.width} does not divide by heads={adapter.heads}")
+    if len(adapter.kernel) != 3 or any(size < 1 or size % 2 == 0 for size in adapter.kernel):
+        raise InputError(f"config.model.adapter.kernel is {adapter.kernel}; it must be three odd numbers (t, h, w)")
+    every, depth = config.model.decoder.cross_attention_every, config.model.text.depth
+    if not 1 <= every <= depth:
+        raise InputError(f"config.model.decoder.cross_attention_every is {every}; it must be from 1 to {depth}")
+    adapted_blocks(adapter.blocks, vision.depth)
+
+
+def _check_stage(name: str, stage: ConfigDict) -> None:
+    for field in ("steps", "batch_size"):
+        if stage[field] < 1:
+            raise InputError(f"config.stage.{name}.{field} is {stage[field]}; it must be at least 1")
+    if not stage.streams or not set(stage.streams) <= {"video", "image"}:
+        raise InputError(
+            f"config.stage.{name}.streams is {tuple(stage.streams)}; it must name 'video', 'image' or both"
+        )
+    if not any(stage.objectives.values()):
+        raise InputError(f"config.stage.{name}.objectives are all 0; give at least one of them a weight")
+
+
+def adapted_blocks(spec: str, depth: int) -> tuple[int, ...]:
+    """The vision blocks that carry an adapter.
+
+    Args:
+      spec: `all`, `none`, `every:n` (each n-th), `last:n`, or numbers from 0 as in `0,4,8`.
+
+    Raises:
+      InputError: `spec` is none of these, or names a block that `depth` blocks do not have.
+    """
+    kind, _, number = spec.partition(":")
+    try:
+        if spec in ("all", "none"):
+            return tuple(range(depth)) if spec == "all" else ()
+        if kind == "every":
+            return tuple(range(int(number) - 1, depth, int(number)))
+        if kind == "last":
+            blocks = tuple(range(depth - int(number), depth))
+        else:
+            blocks = tuple(sorted({int(block) for block in spec.split(",")}))
+    except ValueError:
+        blocks = (-1,)
+    if not blocks or blocks[0] < 0 or blocks[-1] >= depth:
+        raise InputError(
+            f"config.model.adapter.blocks is {spec!r}; it must be all, none, every:n, last:n or numbers from 0 to "
+            f"{depth - 1} as in '0,2'"
+        )
+    return blocks
+
+
+def differences(saved: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The fields in which two configs differ, as `name: saved → given`, without those that are free on resume."""
+    lines = []
+    for key in dict.fromkeys([*saved, *given]):
+        name = f"{prefix}{key}"
+        if any(name == free or name.startswith(f"{free}.") for free in FREE_ON_RESUME):
+            continue
+        old, new = saved.get(key), given.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            lines += differences(old, new, f"{name}.")
+        elif old != new:
+            lines.append(f"{name}: {old!r} → {new!r}")
+    return lines
+
+
+def plain(config: Any) -> Any:
+    """A config as JSON has it: dictionaries, lists, numbers, strings."""
+    if isinstance(config, Mapping):
+        return {key: plain(value) for key, value in config.items()}
+    if isinstance(config, tuple | list):
+        return [plain(value) for value in config]
+    return config
+
+
+def model_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `models.vlab.VLAB` that a training config (or its JSON) says."""
+    fields = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config["model"].items()}
+    adapter = fields["adapter"]
+    adapter["blocks"] = adapted_blocks(adapter["blocks"], fields["vision"]["depth"])
+    adapter["kernel"] = tuple(adapter["kernel"])
+    return {**fields, "frames": config["frames"], "dtype": config["dtype"]}

@@ -1,0 +1,149 @@
+"""The data sets by name, and one door to each: prepared on first use, then read at random.
+
+A data set is named by its spec: `motion`, `motion/still` (a configuration), `folder:/path/to/clips`.
+"""
+
+import contextlib
+import difflib
+import fcntl
+import functools
+import io
+import pathlib
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from vlab_jax.data.builders.folder import Folder
+from vlab_jax.data.builders.motion import Motion
+from vlab_jax.errors import InputError
+
+# A builder with a method `config_of` reads a directory, named after a colon.
+BUILDERS: dict[str, type[tfds.core.DatasetBuilder]] = {"motion": Motion, "folder": Folder}
+
+
+def prepare(spec: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    """The builder of a data set, its files written below `data_dir` if they are not there yet.
+
+    Processes that ask for the same data at once wait for the first of them to build it.
+
+    Args:
+      spec: `name`, `name/configuration` or `folder:directory`.
+      data_dir: where prepared data sets live; made if missing.
+
+    Raises:
+      InputError: no such data set or configuration, or its source has errors.
+    """
+    data_dir = str(pathlib.Path(data_dir).expanduser().resolve())
+    builder = _builder(spec, data_dir)
+    if builder.data_path.exists():
+        return builder
+    with _lock(builder.data_path):
+        if not builder.data_path.exists():
+            _build(builder)
+    # Made again: only a builder that finds the files has read what they hold.
+    return _builder(spec, data_dir)
+
+
+def open_split(spec: str, split: str, data_dir: str) -> Any:
+    """A split as a `tfds.data_source`: a sequence of examples as dictionaries; random access; can be pickled.
+
+    Raises:
+      InputError: as `prepare`; no such split.
+    """
+    builder = prepare(spec, data_dir)
+    if split not in builder.info.splits:
+        known = ", ".join(builder.info.splits)
+        raise InputError(f"data set {spec!r} has no split {split!r}; it has: {known}")
+    return builder.as_data_source(split=split)
+
+
+def _builder(spec: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    """The builder that `spec` names, not yet built."""
+    name, mark, rest = re.fullmatch(r"([^:/]*)([:/]?)(.*)", spec, re.DOTALL).groups()
+    if name not in BUILDERS:
+        raise InputError(
+            f"there is no data set {name!r}{_nearest(name, BUILDERS)}; known: {', '.join(_known())}"
+        )
+    builder_class = BUILDERS[name]
+    common = {"data_dir": data_dir, "file_format": "array_record"}
+    if hasattr(builder_class, "config_of"):
+        if mark != ":" or not rest:
+            raise InputError(f"data set {spec!r} lacks its directory; write {name}:path/to/directory")
+        return builder_class(config=builder_class.config_of(rest), **common)
+    configs = list(builder_class.builder_configs)
+    if mark == ":" or (mark and rest not in configs):
+        near = _nearest(rest, configs)
+        raise InputError(
+            f"data set {spec!r}: {name} has no configuration {rest!r}{near}; it has: {', '.join(configs)}"
+        )
+    return builder_class(config=rest or None, **common)
+
+
+def _known() -> list[str]:
+    return [
+        f"{name}:path/to/directory" if hasattr(each, "config_of") else name for name, each in BUILDERS.items()
+    ]
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+@contextlib.contextmanager
+def _lock(data_path: pathlib.Path) -> Iterator[None]:
+    """One process at a time; the system frees the lock of a process that dies."""
+    data_path.parent.mkdir(parents=True, exist_ok=True)
+    with open(data_path.parent / f".{data_path.name}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build(builder: tfds.core.DatasetBuilder) -> None:
+    """Writes the data set, with one progress bar instead of TFDS' many."""
+    for left_over in builder.data_path.parent.glob(f"incomplete.*_{builder.data_path.name}"):
+        shutil.rmtree(left_over)
+    total = getattr(builder.builder_config, "clips", None)
+    with (
+        tqdm(total=total, desc=f"preparing {builder.info.full_name}", unit=" clips", mininterval=0.5) as bar,
+        _quiet(),
+    ):
+        builder._split_generators = _counted(builder._split_generators, bar)
+        builder.download_and_prepare()
+
+
+def _counted(split_generators: Callable[..., dict[str, Any]], bar: tqdm) -> Callable[..., dict[str, Any]]:
+    """`split_generators` with examples that move the bar on as they are made (Beam's are left alone)."""
+
+    def count(examples: Any) -> Any:
+        if not isinstance(examples, Iterator):
+            return examples
+        return _ticking(examples, bar)
+
+    # TFDS looks at the signature, which `wraps` keeps.
+    @functools.wraps(split_generators)
+    def counted(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {split: count(examples) for split, examples in split_generators(*args, **kwargs).items()}
+
+    return counted
+
+
+def _ticking(examples: Iterator[Any], bar: tqdm) -> Iterator[Any]:
+    for example in examples:
+        yield example
+        bar.update()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and no words from TFDS."""
+    tfds.display_progress_bar(False)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.display_progress_bar(True)

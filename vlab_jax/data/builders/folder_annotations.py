@@ -1,0 +1,244 @@
+"""Reads and checks the `annotations.jsonl` of a `folder` data set, and reports all that is wrong at once."""
+
+import dataclasses
+import difflib
+import json
+import math
+import pathlib
+import posixpath
+from collections.abc import Iterator
+from typing import Any
+
+from vlab_jax.data.schema import Question
+from vlab_jax.errors import InputError
+
+ANNOTATIONS = "annotations.jsonl"
+SPLITS = ("train", "validation", "test")
+MOST_SHOWN = 50
+_EXAMPLE = '{"video": "clip.mp4", "captions": ["a man cuts an onion"]}'
+_KEYS = ("video", "id", "start", "end", "captions", "questions", "split")
+_QUESTION_KEYS = ("question", "answer", "type", "options")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the annotations: a clip.
+
+    `start` and `end` are seconds within the video; `split` is None where the line names none.
+    """
+
+    line: int
+    id: str
+    video: str
+    captions: tuple[str, ...]
+    questions: tuple[Question, ...] = ()
+    start: float = 0.0
+    end: float = math.inf
+    split: str | None = None
+
+
+def read_annotations(directory: str | pathlib.Path) -> list[Row]:
+    """The rows of `annotations.jsonl` in `directory`, checked, with every video file in place.
+
+    Raises:
+      InputError: the directory or the file is missing, or anything in it is wrong: all problems in one
+      message,
+        one a line, each with its line number (at most 50 of them).
+    """
+    directory = pathlib.Path(directory)
+    if not directory.is_dir():
+        raise InputError(
+            f"folder: there is no directory {str(directory)!r}; give the one that holds {ANNOTATIONS}"
+        )
+    path = directory / ANNOTATIONS
+    if not path.is_file():
+        raise InputError(
+            f"folder: {str(path)!r} is missing; it has one line for each clip, such as {_EXAMPLE}"
+        )
+    rows: list[Row] = []
+    problems: list[str] = []
+    lines_of_ids: dict[str, int] = {}
+    # Bytes are split, not text: JSON strings may hold characters that str.splitlines takes for line ends.
+    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        fields, found = _parse(line)
+        if not found:
+            found = [*_problems(fields, directory), *_duplicates(fields, number, lines_of_ids)]
+        problems += [f"{ANNOTATIONS} line {number}: {problem}" for problem in found]
+        rows += [] if found else [_row(fields, number)]
+    if not problems and not rows:
+        problems = [f"{ANNOTATIONS} has no line; a line for a clip is such as {_EXAMPLE}"]
+    elif not problems and all(row.split in SPLITS[1:] for row in rows):
+        problems = [
+            f"{ANNOTATIONS}: no line is in the split 'train'; put some there, or name no split at all"
+        ]
+    if problems:
+        raise InputError(_report(problems, directory))
+    return rows
+
+
+def _report(problems: list[str], directory: pathlib.Path) -> str:
+    """All problems in one message: one line if there is one, else a line each after a heading."""
+    if len(problems) == 1:
+        return f"folder {str(directory)!r}: {problems[0]}"
+    more = [f"and {len(problems) - MOST_SHOWN} more"] if len(problems) > MOST_SHOWN else []
+    return "\n".join([f"folder {str(directory)!r}: {len(problems)} problems", *problems[:MOST_SHOWN], *more])
+
+
+def _parse(line: bytes) -> tuple[dict[str, Any], list[str]]:
+    """The JSON object of a line, without its nulls, and what keeps the line from being one."""
+    try:
+        fields = json.loads(line.decode(), object_hook=_without_nulls, parse_constant=_refuse_constant)
+    except UnicodeDecodeError:
+        return {}, ["is not UTF-8; save the file in that encoding"]
+    except json.JSONDecodeError as error:
+        return {}, [f"is not JSON ({error.msg} at column {error.colno}); a line is such as {_EXAMPLE}"]
+    except (ValueError, RecursionError) as error:
+        return {}, [f"is not JSON ({error})"]
+    if not isinstance(fields, dict):
+        return {}, [f"is {_called(fields)} and must be an object, such as {_EXAMPLE}"]
+    return fields, []
+
+
+def _without_nulls(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _problems(fields: dict[str, Any], directory: pathlib.Path) -> Iterator[str]:
+    """Everything that is wrong with one line, apart from other lines."""
+    yield from _unknown_keys(fields, _KEYS)
+    yield from _video_problems(fields, directory)
+    yield from _interval_problems(fields)
+    if "captions" not in fields:
+        yield "'captions' is missing: a list of at least one text"
+    else:
+        yield from _text_list_problems(fields["captions"], "captions")
+    if "id" in fields and not _is_text(fields["id"]):
+        yield f"'id' is {_called(fields['id'])} and must be a text that is not empty"
+    if "split" in fields and fields["split"] not in SPLITS:
+        nearest = _nearest(fields["split"], SPLITS)
+        yield f"'split' is {_called(fields['split'])} and must be one of {', '.join(SPLITS)}{nearest}"
+    asked = fields.get("questions", [])
+    if not isinstance(asked, list):
+        yield f"'questions' is {_called(asked)} and must be a list of objects"
+        return
+    for index, question in enumerate(asked, start=1):
+        yield from (f"question {index}: {problem}" for problem in _question_problems(question))
+
+
+def _video_problems(fields: dict[str, Any], directory: pathlib.Path) -> Iterator[str]:
+    if "video" not in fields:
+        yield "'video' is missing: the path of a file in the folder"
+        return
+    video = fields["video"]
+    if not _is_text(video) or "\0" in video:
+        yield f"'video' is {_called(video)} and must be the path of a file in the folder"
+    elif posixpath.isabs(video) or ".." in pathlib.PurePosixPath(video).parts:
+        yield f"video {video!r} leaves the folder; give a path within it, without '..'"
+    elif not (directory / video).is_file():
+        yield f"video {video!r} is not in the folder"
+    elif not (directory / video).stat().st_size:
+        yield f"video {video!r} is an empty file"
+
+
+def _interval_problems(fields: dict[str, Any]) -> Iterator[str]:
+    ends = {key: fields[key] for key in ("start", "end") if key in fields}
+    wrong = {key: value for key, value in ends.items() if not _is_seconds(value)}
+    for key, value in wrong.items():
+        yield f"'{key}' is {_called(value)} and must be a number of seconds, 0 or more"
+    if not wrong and not fields.get("start", 0) < fields.get("end", math.inf):
+        yield f"'start' {fields.get('start', 0)} is not before 'end' {fields['end']}"
+
+
+def _question_problems(question: Any) -> Iterator[str]:
+    if not isinstance(question, dict):
+        yield f"is {_called(question)} and must be an object with 'question' and 'answer'"
+        return
+    yield from _unknown_keys(question, _QUESTION_KEYS)
+    for key in ("question", "answer", "type"):
+        if key not in question and key != "type":
+            yield f"'{key}' is missing"
+        elif key in question and not _is_text(question[key]):
+            yield f"'{key}' is {_called(question[key])} and must be a text that is not empty"
+    if "options" in question:
+        wrong = list(_text_list_problems(question["options"], "options"))
+        yield from wrong
+        if not wrong and question.get("answer") not in question["options"]:
+            yield "'answer' is not among 'options'"
+
+
+def _text_list_problems(value: Any, name: str) -> Iterator[str]:
+    if not isinstance(value, list):
+        yield f"'{name}' is {_called(value)} and must be a list of texts"
+    elif not value:
+        yield f"'{name}' is empty; give at least one text"
+    else:
+        for index, text in enumerate(value, start=1):
+            if not _is_text(text):
+                yield f"number {index} of '{name}' is {_called(text)} and must be a text that is not empty"
+
+
+def _unknown_keys(fields: dict[str, Any], known: tuple[str, ...]) -> Iterator[str]:
+    for key in fields:
+        if key not in known:
+            yield f"unknown key {key!r}{_nearest(key, known)}; known: {', '.join(known)}"
+
+
+def _duplicates(fields: dict[str, Any], number: int, lines_of_ids: dict[str, int]) -> Iterator[str]:
+    """Tells of an id that an earlier line has, and notes the ids that it sees in `lines_of_ids`."""
+    if not all(_is_text(fields[key]) for key in ("video", "id") if key in fields) or "video" not in fields:
+        return
+    identity = _id(fields)
+    if lines_of_ids.setdefault(identity, number) != number:
+        hint = "" if "id" in fields else "; give each clip of a video its own 'id', or its 'start' and 'end'"
+        yield f"id {identity!r} is already that of line {lines_of_ids[identity]}{hint}"
+
+
+def _id(fields: dict[str, Any]) -> str:
+    """The clip's id: its own, or its video with the interval if it has one."""
+    interval = (
+        f":{fields.get('start', 0)}-{fields.get('end', 'end')}" if {"start", "end"} & set(fields) else ""
+    )
+    return fields.get("id", posixpath.normpath(fields["video"]) + interval)
+
+
+def _row(fields: dict[str, Any], number: int) -> Row:
+    """The row of a line that has no problems."""
+    asked = fields.get("questions", [])
+    return Row(
+        line=number,
+        id=_id(fields),
+        video=posixpath.normpath(fields["video"]),
+        captions=tuple(fields["captions"]),
+        questions=tuple(Question(**{**q, "options": tuple(q.get("options", ()))}) for q in asked),
+        start=float(fields.get("start", 0)),
+        end=float(fields.get("end", math.inf)),
+        split=fields.get("split"),
+    )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_seconds(value: Any) -> bool:
+    # bool is an int to Python; 1e999 is an infinity to json; integers too long for a float cannot be asked.
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 <= value < 1e12
+
+
+def _called(value: Any) -> str:
+    """A value as JSON spells it, cut short."""
+    spelled = json.dumps(value, ensure_ascii=False)
+    return spelled if len(spelled) <= 40 else f"{spelled[:40]}..."
+
+
+def _nearest(word: Any, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(str(word), known, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

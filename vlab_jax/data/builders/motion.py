@@ -1,0 +1,185 @@
+"""The `motion` data set: short clips of coloured shapes in motion, rendered when it is first used.
+
+Made by this project (licence Apache-2.0) so that training, evaluation and tests run without a download.
+Scenes, pixels and words come from `motion_scene`, `motion_render` and `motion_text`.
+
+Configurations and their splits (examples in train / validation / test):
+
+- `video` (default; 4000 / 160 / 400): H.264 clips of 24 frames at 12 frames a second, 48 x 48. One or two
+  shapes carry out one or two events. Four captions each, and questions of type `appearance` (answered by one
+  frame), `motion` (which way, what) and `order` (what first). The clips of validation and test come in
+  *twins*, 80 and 200 pairs: the same frames in reverse order, with the captions of the reversed motion.
+  Their question of type `twin` offers the clip's own caption and its twin's.
+- `still` (6000 / 200 / 400): one frame of such a scene as a JPEG, all its shapes in full view, with captions
+  and questions on appearance alone. An image model learns the shapes here; many images share a caption.
+- `tiny` (48 / 16 / 16) and `tiny_still` (48 / 16 / 16): the same in small, for tests.
+
+What is balanced: a scene played backwards is as likely as the scene, so a bag of frames tells nothing of
+time's direction, and on twins it scores 50 % by construction. Twin captions share their template and their
+synonyms, and the options of both twins are in the same order. Given the text of a `motion` question its
+answers are equally likely, and an `order` question names both candidates in random order. Text alone is at
+chance.
+
+What is held out: no two clips of validation and test together tell the same story (who does what, in which
+order), and no training clip tells a story of theirs. Stills have few stories: they are drawn independently.
+
+Mirroring a clip or image makes its captions false (left and right, clockwise): don't augment with flips.
+
+Determinism: the same version, seed and libraries (NumPy, libx264, Pillow) give the same bytes.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from vlab_jax.data import schema
+from vlab_jax.data.builders.motion_render import encode_image, encode_video, render
+from vlab_jax.data.builders.motion_scene import FRAMES, Scene, draw_scene
+from vlab_jax.data.builders.motion_still_text import still_captions, still_questions
+from vlab_jax.data.builders.motion_text import captions, questions, twin_questions
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class MotionConfig(tfds.core.BuilderConfig):
+    """One configuration of `motion`.
+
+    Attributes:
+      train, validation, test: examples in each split; without `still`, the last two are even (twin pairs).
+      still: one frame instead of a clip.
+      resolution: side of the square frame in pixels, even.
+      event_weights: the chances of 1, 2, ... (at most 3) events in a scene.
+      seed: every random choice follows from it.
+    """
+
+    train: int = 4000
+    validation: int = 160
+    test: int = 400
+    still: bool = False
+    resolution: int = 48
+    event_weights: tuple[float, ...] = (0.25, 0.75)
+    seed: int = 0
+
+    @property
+    def clips(self) -> int:
+        """Examples in all splits, for a progress bar."""
+        return self.train + self.validation + self.test
+
+
+_SMALL = {"train": 48, "validation": 16, "test": 16}
+
+
+class Motion(tfds.core.GeneratorBasedBuilder):
+    """Shapes in motion; see the module's text."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First version."}
+    # Nothing is downloaded. TFDS would look for checksums with `importlib_resources`, which it does not
+    # install.
+    url_infos = None
+    BUILDER_CONFIGS: ClassVar[list[MotionConfig]] = [
+        MotionConfig(name="video", description="Clips of 24 frames, with twins in validation and test."),
+        MotionConfig(
+            name="still", description="Single frames.", still=True, train=6000, validation=200, test=400
+        ),
+        MotionConfig(name="tiny", description="`video` in small, for tests.", **_SMALL),
+        MotionConfig(name="tiny_still", description="`still` in small, for tests.", still=True, **_SMALL),
+    ]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=__doc__,
+            features=schema.features(),
+            license="Apache-2.0",
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
+        return {split: self._generate_examples(split) for split in SPLITS}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        clips = still_clips if self.builder_config.still else video_clips
+        for clip in clips(self.builder_config, split):
+            yield clip.id, schema.to_example(clip)
+
+
+def still_clips(config: MotionConfig, split: str) -> Iterator[schema.Clip]:
+    """The images of a split: a frame of a scene each, drawn independently."""
+    for index in range(getattr(config, split)):
+        rng = _generator(config, split, index)
+        scene = draw_scene(rng, config.event_weights)
+        frame = int(rng.integers(FRAMES))
+        pixels = render(scene, config.resolution, [frame], unfaded=True)[0]
+        yield schema.Clip(
+            id=f"{split}-{index:05d}",
+            media=encode_image(pixels),
+            captions=still_captions(scene, frame, rng),
+            questions=still_questions(scene, rng),
+        )
+
+
+def video_clips(config: MotionConfig, split: str) -> Iterator[schema.Clip]:
+    """The clips of a split; those of validation and test as twins, one after the other."""
+    held_out = held_out_scenes(config)
+    if split != "train":
+        for index, scene in enumerate(held_out[split]):
+            yield from _twins(scene, config, split, index)
+        return
+    stories = {story for scenes in held_out.values() for scene in scenes for story in _stories(scene)}
+    for index in range(config.train):
+        rng = _generator(config, split, index)
+        scene = draw_scene(rng, config.event_weights)
+        while scene.story() in stories:
+            scene = draw_scene(rng, config.event_weights)
+        yield schema.Clip(
+            id=f"train-{index:05d}",
+            media=encode_video(render(scene, config.resolution)),
+            captions=captions(scene, rng),
+            questions=questions(scene, rng),
+        )
+
+
+def held_out_scenes(config: MotionConfig) -> dict[str, list[Scene]]:
+    """The scenes of validation and test, one for each pair of twins, with stories that are all different."""
+    scenes: dict[str, list[Scene]] = {}
+    stories: set[Any] = set()
+    for split in SPLITS[1:]:
+        scenes[split] = []
+        rng = _generator(config, split, 0)
+        while len(scenes[split]) < getattr(config, split) // 2:
+            scene = draw_scene(rng, config.event_weights)
+            if scene.story() not in stories:
+                stories.update(_stories(scene))
+                scenes[split].append(scene)
+    return scenes
+
+
+def _stories(scene: Scene) -> tuple[Any, Any]:
+    return scene.story(), scene.reversed().story()
+
+
+def _twins(scene: Scene, config: MotionConfig, split: str, index: int) -> Iterator[schema.Clip]:
+    """A clip and its twin: the same frames in reverse, worded with an equal Generator."""
+    frames = render(scene, config.resolution)
+    # Index 0 drew the scenes.
+    wording = [_generator(config, split, index + 1) for _ in range(2)]
+    both = (scene, scene.reversed())
+    said = [captions(one, rng) for one, rng in zip(both, wording, strict=True)]
+    asked = [questions(one, rng) for one, rng in zip(both, wording, strict=True)]
+    twin = twin_questions(said[0][0], said[1][0], wording[0])
+    for i, name in enumerate("ab"):
+        yield schema.Clip(
+            id=f"{split}-{index:04d}-{name}",
+            media=encode_video(frames if i == 0 else frames[::-1]),
+            captions=said[i],
+            questions=asked[i] + twin[i],
+        )
+
+
+def _generator(config: MotionConfig, split: str, index: int) -> np.random.Generator:
+    """The Generator of one example: each depends on the seed, its split and its index alone."""
+    return np.random.default_rng([config.seed, int(config.still), SPLITS.index(split), index])

@@ -1,0 +1,256 @@
+"""Batches of clips: TFDS data sources, shuffled and mixed, decoded in worker processes.
+
+Which clips a training batch holds, which frames, which of their captions: all of it is a function of (seed, number of
+the batch). A run that resumes asks for the batches from where it stopped and gets what it would have got.
+
+Dimensions: `b` clips of this process, `T` frames, `S` pixels, `L` text tokens.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from vlab_jax.data import schema, video
+from vlab_jax.data.tokenizer import Tokenizer
+from vlab_jax.errors import InputError
+
+Batch = dict[str, Any]
+ATTEMPTS = 10  # clips tried in place of one that cannot be decoded
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameOptions:
+    """How a clip becomes frames; see `video.decode_clip`."""
+
+    num_frames: int
+    size: int
+    short: str = "repeat"
+
+    def decode(self, clip: schema.Clip, rng: np.random.Generator | None) -> np.ndarray:
+        """uint8 RGB frames `[T, S, S, 3]`."""
+        return video.decode_clip(
+            clip.media,
+            num_frames=self.num_frames,
+            size=self.size,
+            start=clip.start,
+            end=clip.end,
+            rng=rng,
+            short=self.short,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadForTraining:
+    """Reads an element (number of the source, index in it): random frames, one random caption, its tokens.
+
+    A clip that cannot be decoded is replaced by another of the same source, drawn from the element's generator, and
+    its name and reason are handed on in `failures`.
+    """
+
+    sources: tuple[Sequence, ...]
+    frames: FrameOptions
+    tokenizer: Tokenizer
+
+    def __call__(self, element: tuple[int, int], rng: np.random.Generator) -> dict[str, Any]:
+        number, index = element
+        source = self.sources[number]
+        failures = []
+        for _ in range(ATTEMPTS):
+            clip = schema.from_example(source[index])
+            try:
+                frames = self.frames.decode(clip, rng)
+            except video.DecodeError as error:
+                failures.append(f"{clip.id}: {error}")
+                index = int(rng.integers(len(source)))
+                continue
+            caption = clip.captions[rng.integers(len(clip.captions))]
+            tokens, lengths = self.tokenizer([caption])
+            return {
+                "video": frames,
+                "tokens": tokens[0],
+                "lengths": lengths[0],
+                "clip": identity(clip.id),
+                "failures": failures,
+            }
+        raise InputError(f"{ATTEMPTS} clips in a row cannot be decoded; the last: {failures[-1]}")
+
+
+def parse_mixture(entries: Sequence[str]) -> list[tuple[str, float]]:
+    """Data sets with their weights: `('motion@0.7', 'folder:/a/directory')`; the weight is 1 where none is given.
+
+    Raises:
+      InputError: there is no entry, or a weight is not positive.
+    """
+    if not entries:
+        raise InputError("no data set to train on; name one, as in data.train=('motion',)")
+    mixture = []
+    for entry in entries:
+        spec, at, weight = entry.rpartition("@")
+        try:
+            pair = (spec, float(weight)) if at else (entry, 1.0)
+        except ValueError:
+            pair = (entry, 1.0)  # an '@' within a path
+        if not pair[1] > 0:
+            raise InputError(f"the weight of data set {entry!r} must be positive")
+        mixture.append(pair)
+    return mixture
+
+
+def default_workers(asked: int) -> int:
+    """Worker processes for decoding: as asked, or, for -1, one core fewer than there are, from 1 to 16."""
+    return asked if asked >= 0 else min(max((os.cpu_count() or 1) - 1, 1), 16)
+
+
+def identity(name: str) -> np.int32:
+    """A clip's id as a number that is the same in every process."""
+    digest = hashlib.blake2b(name.encode(), digest_size=4).digest()
+    return np.int32(int.from_bytes(digest, "little", signed=True))
+
+
+def stack(elements: Sequence[Mapping[str, Any]]) -> Batch:
+    """Elements to a batch: arrays are stacked, failures are joined."""
+    batch = {key: np.stack([e[key] for e in elements]) for key in elements[0] if key != "failures"}
+    batch["failures"] = [failure for e in elements for failure in e["failures"]]
+    return batch
+
+
+def training_batches(
+    sources: Sequence[Sequence],
+    weights: Sequence[float],
+    frames: FrameOptions,
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+    seed: int,
+    first: int = 0,
+    process: int = 0,
+    processes: int = 1,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """An endless iterator over training batches, from number `first` on.
+
+    Args:
+      sources: data sources of the schema, each with its weight in the mixture.
+      batch_size: clips of a batch over all processes; this process gets `batch_size / processes` of them.
+      workers: processes that decode; 0 decodes in threads of this one.
+
+    Yields:
+      `video` uint8 `[b, T, S, S, 3]`, `tokens` int32 `[b, L]`, `lengths` int32 `[b]`, `clip` int32 `[b]` (equal
+      for equal clips) and `failures` (a list of strings: what could not be decoded and was replaced).
+
+    Raises:
+      InputError: a source is empty, or the batch does not divide over the processes.
+    """
+    if batch_size % processes:
+        raise InputError(f"a batch of {batch_size} clips does not divide over {processes} processes")
+    if not all(len(source) for source in sources):
+        raise InputError("a training split is empty; nothing can be drawn from it")
+    streams = [
+        grain.MapDataset.range(len(source))
+        .map(functools.partial(_numbered, number))
+        .shuffle(seed=seed + number)
+        .repeat()
+        for number, source in enumerate(sources)
+    ]
+    mixed = grain.MapDataset.mix(streams, weights=list(weights)) if len(streams) > 1 else streams[0]
+    read = ReadForTraining(tuple(sources), frames, tokenizer)
+    batches = mixed.random_map(read, seed=seed).batch(batch_size // processes, batch_fn=stack)
+    return iter(_in_background(batches[first * processes + process :: processes], workers))
+
+
+def _numbered(number: int, index: int) -> tuple[int, int]:
+    return number, index
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadForEvaluation:
+    """Reads an index of a source: centre frames; a clip that cannot be decoded is black and not `valid`."""
+
+    source: Sequence
+    frames: FrameOptions
+
+    def __call__(self, index: int) -> dict[str, Any]:
+        clip = schema.from_example(self.source[index])
+        size = self.frames.size
+        try:
+            frames, failures = self.frames.decode(clip, None), []
+        except video.DecodeError as error:
+            frames = np.zeros((self.frames.num_frames, size, size, 3), np.uint8)
+            failures = [f"{clip.id}: {error}"]
+        return {"video": frames, "index": np.int32(index), "valid": not failures, "failures": failures}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pad:
+    """Stacks elements and pads the batch to its full size with clips that are not `valid`."""
+
+    batch_size: int
+
+    def __call__(self, elements: Sequence[Mapping[str, Any]]) -> Batch:
+        missing = self.batch_size - len(elements)
+        empty = {**elements[-1], "valid": False, "index": np.int32(-1), "failures": []}
+        return stack([*elements, *[empty] * missing])
+
+
+def evaluation_batches(
+    source: Sequence, frames: FrameOptions, *, batch_size: int, workers: int = 0
+) -> Iterator[Batch]:
+    """Every clip of a source once, in order, in batches of one size.
+
+    Yields:
+      `video` uint8 `[b, T, S, S, 3]`, `index` int32 `[b]` (-1 for padding), `valid` bool `[b]` and `failures`.
+    """
+    indices = grain.MapDataset.range(len(source))
+    batches = indices.map(ReadForEvaluation(source, frames)).batch(
+        batch_size, drop_remainder=False, batch_fn=Pad(batch_size)
+    )
+    return iter(_in_background(batches, workers))
+
+
+def _in_background(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
+    """Two batches ahead: by threads of this process, or by worker processes with one reading thread each."""
+    if workers == 0:
+        return batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
+    quiet = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+    return batches.to_iter_dataset(quiet).mp_prefetch(options)
+
+
+@dataclasses.dataclass
+class FailureCount:
+    """Counts the clips that could not be decoded, names each once in the log, and stops over a share.
+
+    Attributes:
+      limit: the largest share of failed clips, of the clips seen or of 1,000 where fewer were seen.
+      seen, failed: clips so far; saved with a checkpoint.
+    """
+
+    limit: float
+    seen: int = 0
+    failed: int = 0
+    named: set[str] = dataclasses.field(default_factory=set)
+
+    def update(self, clips: int, failures: Sequence[str]) -> None:
+        """Counts a batch.
+
+        Raises:
+          InputError: more than `limit` of the clips failed.
+        """
+        self.seen += clips + len(failures)
+        self.failed += len(failures)
+        for failure in failures:
+            if failure not in self.named:
+                self.named.add(failure)
+                logging.warning("skipped a clip that cannot be decoded: %s", failure)
+        if self.failed > self.limit * max(self.seen, 1000):
+            raise InputError(
+                f"{self.failed} of {self.seen} clips could not be decoded, more than data.max_failed_share="
+                f"{self.limit:g}; the last: {failures[-1]}"
+            )

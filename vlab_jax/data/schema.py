@@ -1,0 +1,102 @@
+"""The one schema that every data set has, so that nothing downstream asks which data set it reads.
+
+A TFDS example and a `Clip` say the same thing; `to_example` and `from_example` convert. Two spellings need a
+word: `options` is stored as a JSON list in one string, because TFDS without TensorFlow cannot write a list of
+lists of strings, and `end` is infinite where the clip runs to the end of its media.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question on a clip.
+
+    `type` groups questions for reports. With `options`, `answer` is one of them; without, it is open-ended.
+    """
+
+    question: str
+    answer: str
+    type: str = "open"
+    options: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """A clip with its texts.
+
+    `media` is the encoded file as obtained (a video, or an image: a one-frame video), or, in the `frames`
+    variant, one JPEG per frame in display order. `start` and `end` are seconds within the media; `end` is
+    `math.inf` where the clip ends with its media.
+    """
+
+    id: str
+    media: bytes | tuple[bytes, ...]
+    captions: tuple[str, ...]
+    questions: tuple[Question, ...] = ()
+    start: float = 0.0
+    end: float = math.inf
+
+
+def features(variant: str = "file") -> tfds.features.FeaturesDict:
+    """The TFDS features of a data set; `variant` is `file` (encoded files) or `frames` (lists of JPEGs)."""
+    encoded = tfds.features.Tensor(shape=(), dtype=np.object_)
+    if variant not in ("file", "frames"):
+        raise ValueError(f"variant is {variant!r}; it must be 'file' or 'frames'")
+    return tfds.features.FeaturesDict(
+        {
+            "id": tfds.features.Text(),
+            "media": encoded if variant == "file" else tfds.features.Sequence(encoded),
+            "start": np.float32,
+            "end": np.float32,
+            "captions": tfds.features.Sequence(tfds.features.Text()),
+            "questions": tfds.features.Sequence(
+                {
+                    "question": tfds.features.Text(),
+                    "answer": tfds.features.Text(),
+                    "type": tfds.features.Text(),
+                    "options": tfds.features.Text(),
+                }
+            ),
+        }
+    )
+
+
+def to_example(clip: Clip) -> dict[str, Any]:
+    """The clip as the dictionary that a TFDS builder yields."""
+    return {
+        "id": clip.id,
+        "media": clip.media if isinstance(clip.media, bytes) else list(clip.media),
+        "start": clip.start,
+        "end": clip.end,
+        "captions": list(clip.captions),
+        "questions": [
+            {"question": q.question, "answer": q.answer, "type": q.type, "options": json.dumps(list(q.options))}
+            for q in clip.questions
+        ],
+    }
+
+
+def from_example(example: Mapping[str, Any]) -> Clip:
+    """The clip that a `tfds.data_source` of this schema yields as a dictionary."""
+    asked = example["questions"]
+    columns = (asked["question"], asked["answer"], asked["type"], asked["options"])
+    media = example["media"]
+    return Clip(
+        id=example["id"].decode(),
+        media=media if isinstance(media, bytes) else tuple(media),
+        captions=tuple(caption.decode() for caption in example["captions"]),
+        questions=tuple(
+            Question(question.decode(), answer.decode(), kind.decode(), tuple(json.loads(options)))
+            for question, answer, kind, options in zip(*columns, strict=True)
+        ),
+        start=float(example["start"]),
+        end=float(example["end"]),
+    )

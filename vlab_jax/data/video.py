@@ -1,0 +1,291 @@
+"""Encoded media become frames, with PyAV and nothing else: the pixels of a clip, upright and square.
+
+`packets.py` reads and decodes, `sampling.py` chooses; here a clip's interval, orientation, size and errors
+are settled. Decoding runs in one thread: the pipeline's worker processes are the parallelism.
+"""
+
+import contextlib
+import dataclasses
+import io
+import math
+from collections.abc import Iterator, Sequence
+
+import av
+import numpy as np
+from av.sidedata.sidedata import Type as SideData
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+
+from vlab_jax.data.packets import (
+    DecodeError,
+    Interval,
+    UnreliableTimes,
+    decode_frames,
+    decode_packets,
+    open_interval,
+    with_decoded_times,
+)
+from vlab_jax.data.sampling import frames_at, segment_times
+from vlab_jax.errors import InputError
+
+__all__ = ["DecodeError", "MediaInfo", "decode_clip", "probe", "resize_and_crop", "upright"]
+
+# How EXIF's eight orientations are shown, as `upright` takes it, and the number of EXIF's field.
+_EXIF_ORIENTATION = 0x0112
+_EXIF_ORIENTATIONS = {
+    1: ((1, 0), (0, 1)),
+    2: ((-1, 0), (0, 1)),
+    3: ((-1, 0), (0, -1)),
+    4: ((1, 0), (0, -1)),
+    5: ((0, 1), (1, 0)),
+    6: ((0, 1), (-1, 0)),
+    7: ((0, -1), (-1, 0)),
+    8: ((0, -1), (1, 0)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MediaInfo:
+    """What a media file holds.
+
+    `width` and `height` are in square pixels of the upright picture, `duration` is in seconds, `num_frames`
+    is counted and not taken from a header, `frame_rate` is the mean rate in frames per second, and `rotation`
+    is the counterclockwise angle in degrees by which the stored picture is turned to stand upright.
+    """
+
+    width: int
+    height: int
+    duration: float
+    num_frames: int
+    frame_rate: float
+    rotation: int
+
+
+def decode_clip(
+    media: bytes | Sequence[bytes],
+    *,
+    num_frames: int,
+    size: int,
+    start: float | int = 0.0,
+    end: float | int = math.inf,
+    rng: np.random.Generator | None = None,
+    short: str = "repeat",
+) -> UInt8[np.ndarray, "t s s 3"]:
+    """`num_frames` RGB frames of a clip, upright, resized and cropped to `size` x `size`.
+
+    Args:
+        media: an encoded video, or an image (a one-frame video), or a list of JPEGs: frames evenly spread
+            over the clip (the `frames` variant). `start` and `end` do not apply to a list, which holds the
+            clip alone.
+        num_frames: frames to show: one of each of as many equal segments of the interval, chosen by time.
+        size: side of the square, in pixels, after CLIP's preprocessing (`resize_and_crop`).
+        start: beginning of the interval, in seconds from the beginning of the media.
+        end: end of the interval, in seconds; it is cut to the end of the media.
+        rng: makes the time random within each segment (training); without it, the centre (evaluation).
+        short: what to do where the interval holds fewer distinct frames than asked: `repeat` them, or `fail`.
+
+    Raises:
+        DecodeError: the media cannot be decoded, or the interval lies outside it, or it is too short.
+        InputError: an argument that no media could satisfy.
+    """
+    _check_arguments(num_frames, size, short)
+    with _one_kind_of_error():
+        if not isinstance(media, bytes):
+            return _decode_images(media, num_frames, size, rng, short)
+        if not 0 <= start < end:
+            raise DecodeError(f"the interval [{start:g} s, {end:g} s) is empty or begins before the media")
+        return _decode_video(media, float(start), float(end), num_frames, size, rng, short)
+
+
+def probe(media: bytes) -> MediaInfo:
+    """What the media holds, by reading every packet and decoding one frame. Raises `DecodeError`."""
+    with _one_kind_of_error(), open_interval(media, 0.0, math.inf) as interval:
+        if interval.places is None:
+            interval = with_decoded_times(interval)
+        frame = next(decode_packets(interval.stream.codec_context, interval.packets), None)
+        if frame is None:
+            raise DecodeError("no frame of the media can be decoded")
+        orientation = _orientation(frame, media)
+        height, width = (frame.height, frame.width)[:: 1 if orientation[0, 0] else -1]
+        width, height = _shown_size(height, width, _pixel_aspect(interval.stream, orientation))
+        count, duration = len(interval.times), interval.stop - float(interval.times[0])
+        return MediaInfo(width, height, duration, count, count / duration, round(frame.rotation))
+
+
+def resize_and_crop(
+    frame: UInt8[np.ndarray, "h w 3"], size: int, pixel_aspect: float = 1.0
+) -> UInt8[np.ndarray, "s s 3"]:
+    """The centre square of a frame, as CLIP's preprocessing takes it (openai/CLIP, `clip.py:_transform`).
+
+    The short side becomes `size` with Pillow's antialiased bicubic filter and the long side is rounded down;
+    the crop's corner is rounded as torchvision's `CenterCrop` rounds it. A frame that has its size already is
+    not resampled. `pixel_aspect` is the width of a pixel over its height.
+    """
+    width, height = _shown_size(frame.shape[0], frame.shape[1], pixel_aspect)
+    short = min(width, height)
+    resized = tuple(size if side == short else int(size * side / short) for side in (width, height))
+    if resized != (frame.shape[1], frame.shape[0]):
+        image = Image.fromarray(np.ascontiguousarray(frame))
+        frame = np.asarray(image.resize(resized, Image.Resampling.BICUBIC))
+    top = round((frame.shape[0] - size) / 2.0)
+    left = round((frame.shape[1] - size) / 2.0)
+    return np.ascontiguousarray(frame[top : top + size, left : left + size])
+
+
+def upright(
+    frame: UInt8[np.ndarray, "h w 3"], orientation: Int[np.ndarray, "2 2"]
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """The frame turned and mirrored as its display matrix says.
+
+    A pixel at (x, y) is shown at (x, y) @ `orientation`, whose entries are -1, 0 and 1: quarter turns and
+    mirrors.
+    """
+    (a, b), (c, d) = orientation.tolist()
+    if a == 0:  # x and y change places
+        frame, flip_x, flip_y = frame.swapaxes(0, 1), c < 0, b < 0
+    else:
+        flip_x, flip_y = a < 0, d < 0
+    return frame[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
+
+
+def _decode_video(
+    media: bytes,
+    start: float,
+    end: float,
+    num_frames: int,
+    size: int,
+    rng: np.random.Generator | None,
+    short: str,
+) -> UInt8[np.ndarray, "t s s 3"]:
+    with open_interval(media, start, end) as interval:
+
+        def shown(interval: Interval) -> UInt8[np.ndarray, "t s s 3"]:
+            chosen = _choose(interval.times, interval.stop, start, end, num_frames, rng, short)
+            frames = decode_frames(interval, chosen.tolist())
+            squares = {number: _square(frame, interval, media, size) for number, frame in frames.items()}
+            return np.stack([squares[number] for number in chosen.tolist()])
+
+        if interval.places is not None:
+            with contextlib.suppress(UnreliableTimes):
+                return shown(interval)
+        return shown(with_decoded_times(interval))
+
+
+def _decode_images(
+    images: Sequence[bytes], num_frames: int, size: int, rng: np.random.Generator | None, short: str
+) -> UInt8[np.ndarray, "t s s 3"]:
+    """Frames of a clip that is stored as a list of images; a damaged one shows the nearest earlier."""
+    if not len(images):
+        raise DecodeError("the media is an empty list of frames")
+    times = np.arange(len(images), dtype=np.float64)
+    chosen = _choose(times, float(len(images)), 0.0, math.inf, num_frames, rng, short).tolist()
+    squares = {}
+    for number in sorted(set(chosen)):
+        earlier_first = [*range(number, -1, -1), *range(number + 1, len(images))]
+        squares[number] = _first_decodable([images[i] for i in earlier_first], size)
+    return np.stack([squares[number] for number in chosen])
+
+
+def _first_decodable(images: Sequence[bytes], size: int) -> UInt8[np.ndarray, "s s 3"]:
+    for image in images:
+        with contextlib.suppress(DecodeError), _one_kind_of_error():
+            return _decode_video(image, 0.0, math.inf, 1, size, None, "repeat")[0]
+    raise DecodeError(f"none of the {len(images)} frames of the media can be decoded")
+
+
+def _choose(
+    times: Float[np.ndarray, "n"],
+    stop: float,
+    start: float,
+    end: float,
+    num_frames: int,
+    rng: np.random.Generator | None,
+    short: str,
+) -> Int[np.ndarray, "t"]:
+    """The places of the frames to show, out of frames that start at `times` and end at `stop`."""
+    first, last = max(start, float(times[0])), min(end, stop)
+    if first >= last:
+        raise DecodeError(
+            f"the interval [{start:g} s, {end:g} s) lies outside the media, which is shown "
+            f"from {times[0]:g} s to {stop:g} s"
+        )
+    if short == "fail":
+        held = int(np.searchsorted(times, last) - frames_at(np.array([first]), times)[0])
+        if held < num_frames:
+            raise DecodeError(f"the clip has {held} frames and {num_frames} were asked")
+    return frames_at(segment_times(first, last, num_frames, rng), times)
+
+
+def _square(frame: av.VideoFrame, interval: Interval, media: bytes, size: int) -> UInt8[np.ndarray, "s s 3"]:
+    orientation = _orientation(frame, media)
+    rgb = upright(frame.to_ndarray(format="rgb24"), orientation)
+    return resize_and_crop(rgb, size, _pixel_aspect(interval.stream, orientation))
+
+
+def _orientation(frame: av.VideoFrame, media: bytes) -> Int[np.ndarray, "2 2"]:
+    """The frame's display matrix (libavutil/display.h) rounded to quarter turns and mirrors."""
+    try:
+        matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
+    except ValueError:
+        # PyAV 18.1 cannot list side data with EXIF in it (its pull request 2392), which photos have.
+        return np.array(_EXIF_ORIENTATIONS[_exif_orientation(frame, media)])
+    if matrix is None:
+        return np.eye(2, dtype=np.int64)
+    (a, b), (c, d) = np.frombuffer(matrix, dtype=np.int32).reshape(3, 3)[:2, :2].astype(np.int64).tolist()
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return np.diag([-1 if a < 0 else 1, -1 if d < 0 else 1])
+    return np.array([[0, -1 if b < 0 else 1], [-1 if c < 0 else 1, 0]])
+
+
+def _exif_orientation(frame: av.VideoFrame, media: bytes) -> int:
+    """EXIF's number of an orientation; where unreadable, from the frame's angle, which knows no mirrors."""
+    number = None
+    with contextlib.suppress(Exception):  # whatever Pillow makes of damaged metadata
+        number = Image.open(io.BytesIO(media)).getexif().get(_EXIF_ORIENTATION)
+    if number in _EXIF_ORIENTATIONS:
+        return number
+    return {0: 1, 1: 8, 2: 3, 3: 6}[round(frame.rotation / 90) % 4]
+
+
+def _pixel_aspect(stream: av.VideoStream, orientation: Int[np.ndarray, "2 2"]) -> float:
+    """Width over height of one pixel of the upright frame; 1 where the file says nothing credible."""
+    aspect = float(stream.sample_aspect_ratio or 1)
+    if not 0.25 <= aspect <= 4:
+        return 1.0
+    return aspect if orientation[0, 0] else 1 / aspect
+
+
+def _shown_size(height: int, width: int, pixel_aspect: float) -> tuple[int, int]:
+    """Width and height in square pixels; one of them is stretched, and neither is ever shrunk."""
+    if pixel_aspect < 1:
+        return width, round(height / pixel_aspect)
+    return round(width * pixel_aspect), height
+
+
+@contextlib.contextmanager
+def _one_kind_of_error() -> Iterator[None]:
+    """Whatever damaged bytes make PyAV raise becomes a `DecodeError`."""
+    try:
+        yield
+    except DecodeError:
+        raise
+    except (
+        av.error.FFmpegError,
+        OSError,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        RuntimeError,
+        MemoryError,
+    ) as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise DecodeError(f"the media cannot be decoded: {reason or type(error).__name__}") from error
+
+
+def _check_arguments(num_frames: int, size: int, short: str) -> None:
+    if num_frames < 1:
+        raise InputError(f"num_frames is {num_frames}; it must be at least 1")
+    if size < 1:
+        raise InputError(f"size is {size}; it must be at least 1 pixel")
+    if short not in ("repeat", "fail"):
+        raise InputError(f"short is {short!r}; it must be 'repeat' or 'fail'")

@@ -1,0 +1,101 @@
+"""Evaluates a checkpoint, by the config that it was saved with: what `--config=configs/evaluate.py` runs."""
+
+import json
+import pathlib
+
+import jax
+from ml_collections import ConfigDict
+
+from vlab_jax import config as configuration
+from vlab_jax.data import builders, pipeline, sampling
+from vlab_jax.data import tokenizer as tokenizers
+from vlab_jax.errors import InputError
+from vlab_jax.evaluation import report, retrieval
+from vlab_jax.evaluation import run as evaluation
+from vlab_jax.models.vlab import VLAB, parameter_shapes
+from vlab_jax.runtime import meters, sharding
+from vlab_jax.runtime.checkpoint import CONFIG, PROGRESS, Checkpoints
+
+
+def find_checkpoint(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:
+    """The workdir and the step of a path: a workdir (no step: the newest) or its `checkpoints/<step>`.
+
+    Raises:
+      InputError: there is no checkpoint.
+    """
+    if path.parent.name == "checkpoints" and path.name.isdigit() and path.is_dir():
+        return path.parent.parent, int(path.name)
+    if (path / "checkpoints").is_dir():
+        return path, None
+    raise InputError(f"no checkpoint at {path}; name a run's workdir or its checkpoints/<step>")
+
+
+def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path | None) -> dict[str, dict[str, float]]:
+    """Prints the table of a checkpoint on a split, and writes a report where there is a workdir.
+
+    Args:
+      config: fields of `config.evaluation_config`, checked.
+
+    Raises:
+      InputError: there is no such checkpoint, or the data cannot be read.
+    """
+    home, step = find_checkpoint(checkpoint)
+    mesh = sharding.make_mesh(**config.mesh)
+    with jax.set_mesh(mesh), Checkpoints(home / "checkpoints") as checkpoints:
+        step = checkpoints.latest() if step is None else step
+        if step is None:
+            raise InputError(f"{home / 'checkpoints'} holds no complete checkpoint")
+        saved = checkpoints.read_json(step, CONFIG)
+        name = saved["stages"][checkpoints.read_json(step, PROGRESS)["stage"]]
+        encoder = _encoder(config, saved, name, home, mesh, checkpoints, step)
+    with jax.set_mesh(mesh), jax.default_matmul_precision(saved["matmul_precision"]):
+        dataset = config.dataset or saved["data"]["evaluate"]
+        source = builders.open_split(dataset, config.split, config.data.directory)
+        row = f"{name}, step {step} ({dataset} {config.split})"
+        with meters.Progress("evaluate", len(source)) as bar:
+            outcome = evaluation.evaluate_retrieval(
+                encoder,
+                source,
+                multiple_choice=tuple(config.multiple_choice),
+                max_failed_share=config.data.max_failed_share,
+                update=bar.update,
+            )
+        results = {row: outcome.metrics}
+        print(retrieval.format_table(results))
+        if workdir is not None:
+            folder = workdir / "report"
+            folder.mkdir(parents=True, exist_ok=True)
+            sheet = folder / "retrieval.png"
+            evaluation.draw_contact_sheet(sheet, outcome, source, encoder.frames, config.report.queries)
+            page = report.write_report(
+                folder, home / meters.METRICS_FILE, results, sheets={"Retrieval": sheet}, title="Evaluation"
+            )
+            (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+            print(f"report: {page}")
+    return results
+
+
+def _encoder(
+    config: ConfigDict,
+    saved: dict,
+    stage: str,
+    home: pathlib.Path,
+    mesh: jax.sharding.Mesh,
+    checkpoints: Checkpoints,
+    step: int,
+) -> evaluation.Encoder:
+    """The model of a checkpoint with its parameters, as it was trained to look at clips."""
+    model = VLAB.from_fields(configuration.model_fields(saved))
+    shapes = parameter_shapes(model, saved["frames"])
+    vision, text, tokenizer = saved["model"]["vision"], saved["model"]["text"], saved["tokenizer"]
+    return evaluation.Encoder(
+        model,
+        checkpoints.restore_parameters(step, shapes, sharding.shardings(shapes, mesh)),
+        tokenizers.load(tokenizer["kind"], tokenizer["path"], home, text["context_length"]),
+        pipeline.FrameOptions(saved["frames"], vision["image_size"], config.data.short),
+        tuple(config.streams) or tuple(saved["stage"][stage]["streams"]),
+        sampling.sample_image_frames(saved["frames"], saved["image_frames"]),
+        mesh,
+        config.batch_size,
+        pipeline.default_workers(config.data.workers),
+    )

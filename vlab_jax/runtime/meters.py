@@ -1,0 +1,299 @@
+"""What a run says of itself: recorded metrics, a progress bar, and how fast clips go through.
+
+`metrics.jsonl` is the record: one JSON object a line, flushed at once, with the keys `step` (global over all
+stages), `stage` and `time`, and the metrics beside them. TensorBoard events show the same figures live.
+"""
+
+import collections
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, SupportsFloat, runtime_checkable
+
+import tensorboardX
+import tqdm
+
+from vlab_jax.errors import InputError
+
+METRICS_FILE = "metrics.jsonl"
+_RESERVED = frozenset({"step", "stage", "time"})
+
+
+def json_safe(value: SupportsFloat) -> float | None:
+    """A number that JSON can carry: NaN and the infinities, which it cannot, become None (`null`)."""
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Reads a `metrics.jsonl`; a last line that a kill cut off is left out.
+
+    Returns:
+        One mapping a line, in file order; metrics that were not finite are None.
+
+    Raises:
+        InputError: a line other than the last is not a JSON object with an integer `step`.
+    """
+    lines = pathlib.Path(path).read_bytes().split(b"\n")
+    # What follows the last newline is either nothing or a line that was never finished.
+    finished = lines[:-1]
+    return [_parse(line, number, path) for number, line in enumerate(finished, start=1) if line.strip()]
+
+
+def _parse(line: bytes, number: int, path: str | os.PathLike[str]) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        raise InputError(
+            f"{os.fspath(path)}, line {number}: not a record of metrics; remove it, or move the file away"
+        )
+    return record
+
+
+class MetricWriter:
+    """Appends metrics to `<workdir>/metrics.jsonl` and to TensorBoard events in `<workdir>/tensorboard`.
+
+    A line of `metrics.jsonl` is with the operating system when `write` returns, so killing the run loses
+    none; TensorBoard events follow within 5 seconds. One process of a run writes; the others make no writer.
+    To resume, call `truncate` with the restored step before the first `write`.
+
+    Args:
+        workdir: the run's directory; created if missing.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], *, clock: Callable[[], float] = time.time) -> None:
+        self.path = pathlib.Path(workdir) / METRICS_FILE
+        self._events_dir = self.path.parent / "tensorboard"
+        self._clock = clock
+        self._events: tensorboardX.SummaryWriter | None = None
+        self._purge_step: int | None = None
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_unfinished_line(self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def write(self, step: int, metrics: Mapping[str, SupportsFloat], *, stage: str | None = None) -> None:
+        """Records `metrics` at a global `step`; values that are not finite become `null`.
+
+        Raises:
+            ValueError: a metric is called `step`, `stage` or `time`.
+        """
+        if clash := _RESERVED.intersection(metrics):
+            raise ValueError(f"a metric cannot be called {sorted(clash)[0]!r}: every line has that key")
+        now = self._clock()
+        values = {name: json_safe(value) for name, value in metrics.items()}
+        record = {**values, "step": int(step), "stage": stage, "time": now}
+        self._file.write(json.dumps(record, sort_keys=True, allow_nan=False) + "\n")
+        self._file.flush()
+        self._write_events(int(step), values, now)
+
+    def _write_events(self, step: int, values: Mapping[str, float | None], now: float) -> None:
+        if self._events is None:
+            # Two runs that start within one second would otherwise share, and overwrite, one event file.
+            suffix = f".{time.time_ns()}"
+            self._events = tensorboardX.SummaryWriter(
+                str(self._events_dir), purge_step=self._purge_step, flush_secs=5, filename_suffix=suffix
+            )
+        for name, value in values.items():
+            if value is not None:
+                self._events.add_scalar(name, value, global_step=step, walltime=now)
+
+    def truncate(self, step: int) -> None:
+        """Forgets everything after a global `step`: a run resumed from there would record it twice.
+
+        The file is replaced in one move, so a kill leaves the old or the new one. TensorBoard keeps its old
+        files and is told to hide the later steps.
+
+        Raises:
+            InputError: the file holds a line that is not a record of metrics.
+        """
+        kept = [record for record in read_metrics(self.path) if record["step"] <= step]
+        temporary = self.path.with_suffix(".jsonl.tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(record, sort_keys=True) + "\n" for record in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        self._file.close()
+        os.replace(temporary, self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._close_events()
+        self._purge_step = step + 1
+
+    def close(self) -> None:
+        """Writes out what is pending; a second call does nothing."""
+        self._file.close()
+        self._close_events()
+
+    def _close_events(self) -> None:
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _drop_unfinished_line(path: pathlib.Path) -> None:
+    """Cuts off what follows the last newline, so that the next line does not run into it."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """Where progress is shown: standard error, an open text file, `io.StringIO`."""
+
+    def write(self, text: str, /) -> object: ...
+
+    def flush(self) -> object: ...
+
+    def isatty(self) -> bool: ...
+
+
+_BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+
+
+class Progress:
+    """A stage's progress: a bar in a terminal, a plain line now and then in a file or a pipe.
+
+    Args:
+        stage: the name shown in front.
+        total_steps: steps of this stage.
+        initial_step: steps of this stage done before (a resumed run); they do not count towards the speed.
+        stream: where it is shown; standard error by default.
+        interval: least seconds between two plain lines.
+        clock: seconds, for plain lines; any origin.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        total_steps: int,
+        *,
+        initial_step: int = 0,
+        stream: Stream | None = None,
+        interval: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stage, self._total, self._step = stage, total_steps, initial_step
+        self._stream = sys.stderr if stream is None else stream
+        self._interval, self._clock = interval, clock
+        self._first: tuple[int, float] | None = None
+        self._last_line = -math.inf
+        self._figures: dict[str, str] = {}
+        self._bar = None
+        if self._stream.isatty():
+            self._bar = tqdm.tqdm(
+                total=total_steps,
+                initial=initial_step,
+                desc=stage,
+                unit="step",
+                file=self._stream,
+                dynamic_ncols=True,
+                mininterval=0.2,
+                bar_format=_BAR,
+            )
+
+    def update(
+        self, step: int, *, loss: SupportsFloat | None = None, clips_per_second: float | None = None
+    ) -> None:
+        """Says that `step` steps of the stage are done; a figure that is not given keeps its last value."""
+        advance, self._step = step - self._step, step
+        if loss is not None:
+            self._figures["loss"] = f"loss {float(loss):.4g}"
+        if clips_per_second is not None:
+            self._figures["speed"] = f"{clips_per_second:.1f} clips/s"
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(self._figures.values()), refresh=False)
+            self._bar.update(advance)
+        else:
+            self._print_line_if_due()
+
+    def message(self, text: str) -> None:
+        """Prints a line of its own, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def _print_line_if_due(self) -> None:
+        now = self._clock()
+        if self._first is None:
+            # The first step compiles: counting from its end keeps the estimate honest.
+            self._first = (self._step, now)
+        if self._step < self._total and now - self._last_line < self._interval:
+            return
+        self._last_line = now
+        parts = [f"{self._stage} {self._step}/{self._total} ({100 * self._step / max(self._total, 1):.0f} %)"]
+        parts += [*self._figures.values(), *self._time_left(now)]
+        print(", ".join(parts), file=self._stream, flush=True)
+
+    def _time_left(self, now: float) -> list[str]:
+        first_step, first_time = self._first
+        if self._step == first_step or self._step >= self._total:
+            return []
+        seconds = (now - first_time) / (self._step - first_step) * (self._total - self._step)
+        return [f"{tqdm.tqdm.format_interval(seconds)} left"]
+
+    def close(self) -> None:
+        """Leaves the bar as it stands and frees the line below it."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class Throughput:
+    """Clips per second, and the share of time spent waiting for input, over the last `window` steps.
+
+    It reads no clock: the loop takes three time stamps a step. What happens between two steps (an evaluation,
+    a checkpoint) counts in neither figure.
+    """
+
+    def __init__(self, window: int = 50) -> None:
+        if window < 1:
+            raise ValueError(f"a window of {window} steps: it must hold at least one")
+        self._steps: collections.deque[tuple[int, float, float]] = collections.deque(maxlen=window)
+
+    def add(self, start: float, input_ready: float, end: float, clips: int) -> None:
+        """Records one step.
+
+        Args:
+            start: seconds; the step begins to wait for its batch.
+            input_ready: seconds; the batch is there.
+            end: seconds; the step is done.
+            clips: clips in the batch.
+
+        Raises:
+            ValueError: the time stamps run backwards.
+        """
+        if not start <= input_ready <= end:
+            raise ValueError(f"time stamps run backwards: {start}, {input_ready}, {end}")
+        self._steps.append((clips, input_ready - start, end - start))
+
+    @property
+    def clips_per_second(self) -> float:
+        """Clips per second; 0 before the first step."""
+        seconds = sum(step[2] for step in self._steps)
+        return sum(step[0] for step in self._steps) / seconds if seconds > 0 else 0.0
+
+    @property
+    def input_wait_share(self) -> float:
+        """Share of time, 0 to 1, spent waiting for input; 0 before the first step."""
+        seconds = sum(step[2] for step in self._steps)
+        return sum(step[1] for step in self._steps) / seconds if seconds > 0 else 0.0

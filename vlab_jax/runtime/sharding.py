@@ -1,0 +1,99 @@
+"""The mesh of devices, and what lies where on it.
+
+Axes: `data` (the batch is split, parameters are copied), `fsdp` (the batch and the parameters are split) and `tensor`
+(the parameters are split along heads and MLP width).
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from vlab_jax.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+# The first pattern that a parameter's path matches says how its last dimensions are split; those before (the stack
+# of blocks) are not. A dimension that an axis does not divide is not split.
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"(query_key_value|query|key_value)/kernel$", ("fsdp", None, "tensor", None)),
+    (r"(query_key_value|query|key_value)/bias$", ("tensor", None)),
+    (r"(attention|attend\w*)/output/kernel$", ("tensor", None, "fsdp")),
+    (r"mlp/input/kernel$", ("fsdp", "tensor")),
+    (r"mlp/input/bias$", ("tensor",)),
+    (r"mlp/output/kernel$", ("tensor", "fsdp")),
+    (r"token_embedding$", ("tensor", "fsdp")),
+    (r"up/kernel$", (None, "fsdp")),
+    (r"(projection|patch_embedding|down)/kernel$", ("fsdp", None)),
+    (r"", ()),
+)
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh over all devices; -1 for one axis means as many as are left.
+
+    Raises:
+      InputError: the product of the axes is not the number of devices.
+    """
+    sizes = [data, fsdp, tensor]
+    count = jax.device_count()
+    if sizes.count(-1) > 1:
+        raise InputError(f"mesh axes {dict(zip(AXES, sizes, strict=True))}: only one of them can be -1")
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = max(count // -int(np.prod(sizes)), 1)
+    if int(np.prod(sizes)) != count:
+        asked = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+        raise InputError(f"the mesh {asked} does not fit {count} devices; its product must be {count}")
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A tree path as `a/b/c`."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def partition(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """How `RULES` split an array of this path and shape."""
+    spec = next(spec for pattern, spec in RULES if re.search(pattern, path))
+    if len(spec) > len(shape):
+        return PartitionSpec()
+    padded = (None,) * (len(shape) - len(spec)) + spec
+    sizes = dict(mesh.shape)
+    return PartitionSpec(
+        *(
+            axis if axis is not None and sizes[axis] > 1 and length % sizes[axis] == 0 else None
+            for axis, length in zip(padded, shape, strict=True)
+        )
+    )
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """A `NamedSharding` for each array (or abstract array) of a tree, an optimiser's state included."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, partition(path_name(path), leaf.shape, mesh)), tree
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on each device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first dimension split over the devices that share the batch."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def batch_divisor(mesh: Mesh) -> int:
+    """What the global batch size must be a multiple of."""
+    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+
+
+def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's part of a batch to arrays that span all processes, split along the first dimension."""
+    sharding = batch_sharding(mesh)
+    return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}

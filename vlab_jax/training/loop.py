@@ -1,0 +1,309 @@
+"""A training run, top to bottom: mesh, data, tokenizer, model; then each stage: optimiser, steps, checkpoint,
+evaluation; at the end the test split and the report.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vlab_jax import config as configuration
+from vlab_jax.data import builders, pipeline, sampling, schema
+from vlab_jax.data import tokenizer as tokenizers
+from vlab_jax.errors import InputError
+from vlab_jax.evaluation import report, retrieval
+from vlab_jax.evaluation import run as evaluation
+from vlab_jax.models.vlab import VLAB, start_from_clip
+from vlab_jax.runtime import meters, sharding
+from vlab_jax.runtime.checkpoint import CONFIG, PROGRESS, Checkpoints
+from vlab_jax.training import optim
+from vlab_jax.training import stage as stages
+from vlab_jax.training.record import StepRecord
+from vlab_jax.training.step import TrainState
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run is: saved with each checkpoint. `step` counts within the stage, `total` over all stages."""
+
+    stage: int = 0
+    step: int = 0
+    total: int = 0
+    seen: int = 0
+    failed: int = 0
+
+
+class Interrupted(Exception):
+    """`stop_after` steps are done; everything is saved."""
+
+
+def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dict[str, float]]:
+    """Runs, or resumes, all stages of a config.
+
+    Args:
+      config: fields of `config.training_config`, checked.
+      workdir: where checkpoints, metrics and the report go.
+
+    Returns:
+      The metrics of each stage on validation data, and of the last one on test data.
+
+    Raises:
+      InputError: the workdir belongs to another config, or the data cannot be read.
+      RunStopped: the loss is not finite.
+    """
+    mesh = sharding.make_mesh(**config.mesh)
+    with (
+        jax.set_mesh(mesh),
+        jax.default_matmul_precision(config.matmul_precision),
+        Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpoints,
+        meters.MetricWriter(workdir) as writer,
+    ):
+        run = Run(config, workdir, mesh, checkpoints, writer)
+        progress, parameters = run.begin()
+        for number in range(progress.stage, len(config.stages)):
+            try:
+                parameters, progress = run.stage(number, parameters, progress)
+            except Interrupted:
+                checkpoints.wait()
+                return run.results
+        return run.finish(parameters)
+
+
+class Run:
+    """What the stages of a run have in common."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: pathlib.Path,
+        mesh: Mesh,
+        checkpoints: Checkpoints,
+        writer: meters.MetricWriter,
+    ) -> None:
+        self.config, self.workdir, self.mesh = config, workdir, mesh
+        self.checkpoints, self.writer = checkpoints, writer
+        self.saved_config = configuration.plain(config.to_dict())
+        self.workers = pipeline.default_workers(config.data.workers)
+        self.results: dict[str, dict[str, float]] = {}
+        check_workdir(checkpoints, self.saved_config)
+        self.tokenizer = make_tokenizer(config, workdir, fresh=checkpoints.latest() is None)
+        self.model = VLAB.from_fields(configuration.model_fields(self.saved_config))
+
+    def begin(self) -> tuple[Progress, Any]:
+        """Fresh parameters, or (None) those that the stage in progress will restore."""
+        latest = self.checkpoints.latest()
+        if latest is None:
+            self.writer.truncate(0)  # of a run that ended before its first checkpoint
+            (self.workdir / "config.json").write_text(json.dumps(self.saved_config, indent=2) + "\n")
+            return Progress(), stages.init_parameters(self.model, self.config.frames, self.config.seed, self.mesh)
+        progress = Progress(**self.checkpoints.read_json(latest, PROGRESS))
+        self.writer.truncate(progress.total)
+        self.results = read_results(self.workdir)
+        name = self.config.stages[progress.stage]
+        logging.info("resuming from %s: stage %s, step %d", self.checkpoints.directory / str(latest), name, progress.step)
+        return progress, None
+
+    def stage(self, number: int, parameters: Any, progress: Progress) -> tuple[Any, Progress]:
+        """Trains one stage from `parameters`, or from the checkpoint that `progress` is of; evaluates it."""
+        name = self.config.stages[number]
+        stage = self.config.stage[name]
+        if parameters is not None and stage.start_from_clip:
+            parameters = jax.jit(start_from_clip)(parameters)
+        setup = stages.prepare(self.model, stage, self.config, self.mesh)
+        logging.info("stage %s\n%s", name, optim.describe_groups(setup.shapes.parameters, setup.groups))
+        if parameters is None:
+            state = self.checkpoints.restore(progress.total, setup.shapes, setup.shardings)
+        else:
+            state = setup.initial(parameters)
+            progress = dataclasses.replace(progress, stage=number, step=0)
+        offset = progress.total - progress.step
+        state, progress = self._steps(name, setup, state, progress, offset)
+        final = state.parameters if state.average is None else state.average
+        self._evaluate(name, final, "validation", progress.total)
+        return final, progress
+
+    def _steps(
+        self, name: str, setup: stages.Stage, state: TrainState, progress: Progress, offset: int
+    ) -> tuple[TrainState, Progress]:
+        stage = self.config.stage[name]
+        failures = pipeline.FailureCount(self.config.data.max_failed_share, progress.seen, progress.failed)
+        batches = self._batches(name, first=progress.step)
+        with meters.Progress(name, stage.steps, initial_step=progress.step) as bar:
+            record = StepRecord(
+                name, offset, self.writer, bar, self.config.log_every, setup.schedule, self._last_checkpoint
+            )
+            for step in range(progress.step + 1, stage.steps + 1):
+                started = time.monotonic()
+                batch = next(batches)
+                ready = time.monotonic()
+                failures.update(len(batch["clip"]), batch.pop("failures"))
+                state, metrics = setup.step(state, sharding.to_global(batch, self.mesh))
+                record.add(step, metrics, started, ready, stage.batch_size)
+                total = offset + step
+                progress = Progress(progress.stage, step, total, failures.seen, failures.failed)
+                stop = total == self.config.stop_after
+                if step == stage.steps or stop or total % self.config.checkpoint.every == 0:
+                    record.flush()  # what is saved has a finite loss
+                    self._save(state, progress)
+                if stop:
+                    raise Interrupted
+                if stage.evaluate_every and step % stage.evaluate_every == 0 and step < stage.steps:
+                    record.flush()
+                    current = state.parameters if state.average is None else state.average
+                    self._evaluate(name, current, "validation", total, keep=False)
+        return state, progress
+
+    def _save(self, state: TrainState, progress: Progress) -> None:
+        self.checkpoints.save(progress.total, state, dataclasses.asdict(progress), self.saved_config)
+
+    def _last_checkpoint(self) -> str:
+        latest = self.checkpoints.latest()
+        if latest is None:
+            return "there is no checkpoint yet"
+        return f"the last good checkpoint is {self.checkpoints.directory / str(latest)}"
+
+    def _batches(self, name: str, first: int):
+        stage = self.config.stage[name]
+        divisor = sharding.batch_divisor(self.mesh)
+        if stage.batch_size % divisor:
+            raise InputError(
+                f"config.stage.{name}.batch_size={stage.batch_size} does not divide over the {divisor} devices that "
+                "share the batch"
+            )
+        mixture = pipeline.parse_mixture(stage.train or self.config.data.train)
+        sources = [builders.open_split(spec, "train", self.config.data.directory) for spec, _ in mixture]
+        return pipeline.training_batches(
+            sources,
+            [weight for _, weight in mixture],
+            self._frames(stage.frames or self.config.frames),
+            self.tokenizer,
+            batch_size=stage.batch_size,
+            seed=self.config.seed + 1000 * self.config.stages.index(name),
+            first=first,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+            workers=self.workers,
+        )
+
+    def _frames(self, count: int) -> pipeline.FrameOptions:
+        return pipeline.FrameOptions(count, self.config.model.vision.image_size, self.config.data.short)
+
+    def _evaluate(
+        self, name: str, parameters: Any, split: str, total: int, keep: bool = True
+    ) -> evaluation.Retrieval | None:
+        """Evaluates on the run's own data set; with `keep`, once, and the figures go into the results."""
+        row = f"{name} ({split})"
+        if keep and row in self.results and split != "test":
+            return None
+        source = builders.open_split(self.config.data.evaluate, split, self.config.data.directory)
+        encoder = self._encoder(parameters, self.config.stage[name])
+        with meters.Progress(f"evaluate {row}", len(source)) as bar:
+            outcome = evaluation.evaluate_retrieval(
+                encoder,
+                source,
+                multiple_choice=tuple(self.config.evaluation.multiple_choice),
+                max_failed_share=self.config.data.max_failed_share,
+                update=bar.update,
+            )
+        if row not in self.results:
+            figures = {f"{split}/{key}": value for key, value in outcome.metrics.items()}
+            self.writer.write(total, figures, stage=name)
+        if keep:
+            self.results[row] = outcome.metrics
+            write_results(self.workdir, self.results)
+        return outcome
+
+    def _encoder(self, parameters: Any, stage: ConfigDict) -> evaluation.Encoder:
+        frames = self.config.frames  # also where the stage saw fewer, so that stages can be compared
+        return evaluation.Encoder(
+            self.model,
+            parameters,
+            self.tokenizer,
+            self._frames(frames),
+            tuple(stage.streams),
+            sampling.sample_image_frames(frames, self.config.image_frames),
+            self.mesh,
+            self.config.evaluation.batch_size,
+            self.workers,
+        )
+
+    def finish(self, parameters: Any) -> dict[str, dict[str, float]]:
+        """Evaluates the test split and writes the report."""
+        last = self.config.stages[-1]
+        total = sum(self.config.stage[name].steps for name in self.config.stages)
+        outcome = self._evaluate(last, parameters, "test", total)
+        folder = self.workdir / "report"
+        folder.mkdir(parents=True, exist_ok=True)
+        source = builders.open_split(self.config.data.evaluate, "test", self.config.data.directory)
+        sheet = folder / "retrieval.png"
+        frames = self._frames(self.config.frames)
+        evaluation.draw_contact_sheet(sheet, outcome, source, frames, self.config.report.queries)
+        page = report.write_report(
+            folder, self.workdir / meters.METRICS_FILE, self.results, sheets={"Retrieval": sheet}
+        )
+        print(retrieval.format_table(self.results))
+        print(f"report: {page}")
+        return self.results
+
+
+def check_workdir(checkpoints: Checkpoints, saved: dict[str, Any]) -> None:
+    """Refuses a workdir whose checkpoint belongs to another config, naming the fields that differ."""
+    latest = checkpoints.latest()
+    if latest is None:
+        return
+    changed = configuration.differences(checkpoints.read_json(latest, CONFIG), saved)
+    if changed:
+        raise InputError(
+            f"{checkpoints.directory.parent} holds a run of another config; use another --workdir, or set back: "
+            + "; ".join(changed)
+        )
+
+
+def make_tokenizer(config: ConfigDict, workdir: pathlib.Path, fresh: bool) -> tokenizers.Tokenizer:
+    """CLIP's tokenizer, or a BPE of the training captions, which is kept in the workdir.
+
+    Raises:
+      InputError: the tokenizer has more ids than the model.
+    """
+    vocab_size, length = config.model.text.vocab_size, config.model.text.context_length
+    if config.tokenizer.kind == "clip" or not fresh:
+        made = tokenizers.load(config.tokenizer.kind, config.tokenizer.path, workdir, length)
+    else:
+        mixtures = [config.stage[name].train or config.data.train for name in config.stages]
+        specs = dict.fromkeys(spec for mixture in mixtures for spec, _ in pipeline.parse_mixture(mixture))
+        made = tokenizers.train_bpe(_captions(list(specs), config.data.directory), vocab_size, length)
+        made.save(workdir)
+    if made.vocab_size > vocab_size:
+        raise InputError(
+            f"the tokenizer has {made.vocab_size} ids, config.model.text.vocab_size={vocab_size}; raise the latter"
+        )
+    return made
+
+
+def _captions(specs: Sequence[str], directory: str, limit: int = 100_000):
+    """Captions of the training splits, to train a tokenizer on."""
+    for spec in specs:
+        source = builders.open_split(spec, "train", directory)
+        for index in range(min(len(source), limit)):
+            yield from schema.from_example(source[index]).captions
+
+
+def read_results(workdir: pathlib.Path) -> dict[str, dict[str, float]]:
+    """What `write_results` wrote, if anything."""
+    path = workdir / "results.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write_results(workdir: pathlib.Path, results: dict[str, dict[str, float]]) -> None:
+    """Writes the results in one move."""
+    temporary = workdir / "results.json.tmp"
+    temporary.write_text(json.dumps(results, indent=2) + "\n")
+    os.replace(temporary, workdir / "results.json")

@@ -1,0 +1,128 @@
+"""Parameter groups, the learning rate's course, and the optimiser.
+
+Groups are an ordered list of (pattern, learning rate); the first pattern found in a parameter's path wins, and every
+parameter must be matched. A frozen group's update is set to zero: with a learning rate of zero, weight decay would
+still change it.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from vlab_jax.errors import InputError
+from vlab_jax.runtime.sharding import path_name
+
+# Weights that decay; biases, norms, positions and the temperature do not.
+DECAYED = re.compile(r"(kernel|token_embedding)$")
+
+
+class Group(NamedTuple):
+    """Parameters whose path the pattern is found in, with their peak learning rate; None: frozen."""
+
+    pattern: str
+    learning_rate: float | None
+
+
+def parse_groups(pairs: Sequence[tuple[str, float | str]]) -> tuple[Group, ...]:
+    """Groups from a config's pairs of a pattern and a learning rate or 'frozen'.
+
+    Raises:
+      InputError: a pair is not of that form.
+    """
+    groups = []
+    for pair in pairs:
+        try:
+            pattern, rate = pair
+            re.compile(pattern)
+            groups.append(Group(pattern, None if rate == "frozen" else float(rate)))
+        except (TypeError, ValueError, re.error) as error:
+            raise InputError(
+                f"parameter group {pair!r} must be (pattern, learning rate or 'frozen'): {error}"
+            ) from error
+    return tuple(groups)
+
+
+def assign_groups(parameters: Any, groups: Sequence[Group]) -> Any:
+    """A tree like `parameters` that holds, for each, the number of its group.
+
+    Raises:
+      InputError: a parameter that no group matches, or a frozen pattern that matches no parameter.
+    """
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(parameters)]
+    for group in groups:
+        if group.learning_rate is None and not any(re.search(group.pattern, path) for path in paths):
+            raise InputError(f"the frozen pattern {group.pattern!r} matches no parameter")
+
+    def number(path, _):
+        name = path_name(path)
+        for index, group in enumerate(groups):
+            if re.search(group.pattern, name):
+                return index
+        raise InputError(f"no parameter group matches {name!r}; add a last group ('.*', learning rate or 'frozen')")
+
+    return jax.tree_util.tree_map_with_path(number, parameters)
+
+
+def describe_groups(parameters: Any, groups: Sequence[Group]) -> str:
+    """One line a group: its pattern, learning rate and number of parameters."""
+    numbers = jax.tree.leaves(assign_groups(parameters, groups))
+    sizes = [int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(parameters)]
+    lines = []
+    for index, group in enumerate(groups):
+        count = sum(size for size, number in zip(sizes, numbers, strict=True) if number == index)
+        rate = "frozen" if group.learning_rate is None else f"lr {group.learning_rate:g}"
+        lines.append(f"{count:>13,} parameters  {rate:<10}  {group.pattern}")
+    return "\n".join(lines)
+
+
+def trainable(parameters: Any, groups: Sequence[Group]) -> Any:
+    """A tree of bools like `parameters`: whether each one learns."""
+    return jax.tree.map(
+        lambda number: groups[number].learning_rate is not None, assign_groups(parameters, groups)
+    )
+
+
+def course(steps: int, warmup_steps: int, end_share: float = 0.0) -> optax.Schedule:
+    """A factor of the peak learning rate: linear warmup from 0 to 1, then a cosine down to `end_share`."""
+    warmup_steps = min(warmup_steps, max(steps - 1, 0))
+    return optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup_steps, max(steps, 1), end_share)
+
+
+def make_optimizer(
+    groups: Sequence[Group],
+    labels: Any,
+    schedule: optax.Schedule,
+    *,
+    weight_decay: float,
+    clip_norm: float,
+    b1: float = 0.9,
+    b2: float = 0.98,
+) -> optax.GradientTransformation:
+    """AdamW for each group that learns, after clipping the norm of all gradients together.
+
+    Args:
+      labels: the tree of `assign_groups`.
+      schedule: the factor of each group's learning rate at a step.
+      clip_norm: the largest norm of the gradient; 0 does not clip.
+    """
+
+    def decayed(tree: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: DECAYED.search(path_name(path)) is not None, tree
+        )
+
+    def adam(rate: float) -> optax.GradientTransformation:
+        return optax.adamw(
+            lambda step: rate * schedule(step), b1=b1, b2=b2, eps=1e-6, weight_decay=weight_decay, mask=decayed
+        )
+
+    rules = {
+        index: optax.set_to_zero() if group.learning_rate is None else adam(group.learning_rate)
+        for index, group in enumerate(groups)
+    }
+    clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+    return optax.chain(clip, optax.multi_transform(rules, labels))

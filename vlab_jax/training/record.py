@@ -1,0 +1,82 @@
+"""The metrics of a stage's steps, read one step behind, so that the accelerator never waits for the host."""
+
+import collections
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vlab_jax.errors import RunStopped
+from vlab_jax.runtime.meters import MetricWriter, Progress, Throughput
+
+
+class StepRecord:
+    """Takes each step's metrics, writes their means every `log_every` steps, and stops at a loss that is not finite.
+
+    Args:
+      stage: its name.
+      offset: global steps before this stage.
+      learning_rate: the factor of the peak learning rate at a step of the stage.
+      last_checkpoint: says where the newest checkpoint is, for the message of a stop.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        offset: int,
+        writer: MetricWriter,
+        progress: Progress,
+        log_every: int,
+        learning_rate: Any,
+        last_checkpoint: Any,
+    ) -> None:
+        self._stage, self._offset, self._writer, self._progress = stage, offset, writer, progress
+        self._log_every, self._learning_rate, self._last_checkpoint = log_every, learning_rate, last_checkpoint
+        self._throughput = Throughput()
+        self._window: dict[str, list[float]] = collections.defaultdict(list)
+        self._pending: tuple[int, Mapping[str, Any], float, float, int] | None = None
+
+    def add(self, step: int, metrics: Mapping[str, Any], started: float, ready: float, clips: int) -> None:
+        """Takes the metrics of a step (counted from 1 in the stage); reads those of the step before.
+
+        `started` and `ready` are `time.monotonic()` before and after waiting for the batch.
+        """
+        self.flush()
+        self._pending = (step, metrics, started, ready, clips)
+
+    def flush(self) -> None:
+        """Reads what is pending.
+
+        Raises:
+          RunStopped: the loss is not finite.
+        """
+        if self._pending is None:
+            return
+        step, metrics, started, ready, clips = self._pending
+        self._pending = None
+        values = {name: float(value) for name, value in metrics.items()}
+        self._throughput.add(started, ready, time.monotonic(), clips)
+        if not np.isfinite(values["loss"]):
+            self._stop(step, values["loss"])
+        for name, value in values.items():
+            self._window[name].append(value)
+        self._progress.update(
+            step, loss=values["loss"], clips_per_second=self._throughput.clips_per_second
+        )
+        if step % self._log_every == 0:
+            self._write(step)
+
+    def _write(self, step: int) -> None:
+        means = {name: float(np.mean(values)) for name, values in self._window.items()}
+        self._window.clear()
+        means["learning_rate_factor"] = float(self._learning_rate(step - 1))
+        means["clips_per_second"] = self._throughput.clips_per_second
+        means["input_wait_share"] = self._throughput.input_wait_share
+        self._writer.write(self._offset + step, means, stage=self._stage)
+
+    def _stop(self, step: int, loss: float) -> None:
+        raise RunStopped(
+            f"the loss is {loss} at step {step} of stage {self._stage!r} (step {self._offset + step} of the run); "
+            f"{self._last_checkpoint()}; lower the learning rate or clip_norm, or look at the data"
+        )

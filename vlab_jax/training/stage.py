@@ -1,0 +1,106 @@
+"""A stage made ready: its parameter groups and optimiser, the shapes and placement of its state, its compiled step."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vlab_jax.data import sampling
+from vlab_jax.models.vlab import VLAB, example_inputs, parameter_shapes
+from vlab_jax.runtime import sharding
+from vlab_jax.training import optim
+from vlab_jax.training.step import Objective, TrainState, init_state, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What a stage needs to run.
+
+    Attributes:
+      groups: its parameter groups.
+      schedule: the factor of their learning rates at a step.
+      shapes, shardings: of its `TrainState`.
+      initial: (parameters) → state at step 0.
+      step: (state, batch) → (state, metrics); the state that is passed in is used up.
+    """
+
+    groups: tuple[optim.Group, ...]
+    schedule: Any
+    shapes: TrainState
+    shardings: TrainState
+    initial: Any
+    step: Any
+
+
+def prepare(model: VLAB, stage: ConfigDict, config: ConfigDict, mesh: Mesh) -> Stage:
+    """Makes the stage of a config ready, for any parameters of the model's shape.
+
+    Args:
+      stage: fields of `config.stage_config`.
+      config: fields of `config.training_config`.
+
+    Raises:
+      InputError: the parameter groups do not fit the model.
+    """
+    shapes = parameter_shapes(model, config.frames)
+    groups = optim.parse_groups(stage.groups)
+    schedule = optim.course(stage.steps, stage.warmup_steps, stage.end_learning_rate_share)
+    optimizer = optim.make_optimizer(
+        groups,
+        optim.assign_groups(shapes, groups),
+        schedule,
+        weight_decay=stage.weight_decay,
+        clip_norm=stage.clip_norm,
+        b1=stage.b1,
+        b2=stage.b2,
+    )
+
+    def initial(parameters):
+        return init_state(parameters, optimizer, bool(stage.average_decay))
+
+    state = jax.eval_shape(initial, shapes)
+    placed = sharding.shardings(state, mesh)
+    step = make_train_step(
+        model,
+        _objective(stage, config),
+        optimizer,
+        optim.trainable(shapes, groups),
+        seed=config.seed,
+        average_decay=stage.average_decay,
+    )
+    return Stage(
+        groups,
+        schedule,
+        state,
+        placed,
+        jax.jit(initial, out_shardings=placed),
+        jax.jit(
+            step,
+            in_shardings=(placed, sharding.batch_sharding(mesh)),
+            out_shardings=(placed, sharding.replicated(mesh)),
+            donate_argnums=0,
+        ),
+    )
+
+
+def _objective(stage: ConfigDict, config: ConfigDict) -> Objective:
+    frames = stage.frames or config.frames
+    return Objective(
+        dict(stage.objectives),
+        tuple(stage.streams),
+        sampling.sample_image_frames(frames, min(frames, config.image_frames)),
+        stage.label_smoothing,
+        stage.masked_share,
+    )
+
+
+def init_parameters(model: VLAB, frames: int, seed: int, mesh: Mesh) -> Any:
+    """Random parameters, each created where it will lie."""
+
+    def initialise():
+        return model.init(jax.random.key(seed), *example_inputs(model, frames))["params"]
+
+    placed = sharding.shardings(parameter_shapes(model, frames), mesh)
+    return jax.jit(initialise, out_shardings=placed)()
