@@ -2,6 +2,7 @@
 
 import collections
 import os
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -41,10 +42,11 @@ def test_stills_prepare_with_their_own_splits(data_dir):
 
 def test_preparing_again_reuses_the_files(data_dir, capfd):
     builder = prepare("motion/tiny", data_dir)
-    files = {path: path.stat().st_mtime_ns for path in builder.data_path.iterdir()}
+    files = {path: path.stat().st_mtime_ns for path in pathlib.Path(builder.data_dir).iterdir()}
     capfd.readouterr()
     again = prepare("motion/tiny", data_dir)
-    assert {path: path.stat().st_mtime_ns for path in again.data_path.iterdir()} == files
+    assert again.data_dir == builder.data_dir
+    assert {path: path.stat().st_mtime_ns for path in pathlib.Path(again.data_dir).iterdir()} == files
     assert sum(path.name.count(".array_record") for path in files) == 3
     assert capfd.readouterr() == ("", "")
 

@@ -80,7 +80,7 @@ def pairs() -> list:
 @pytest.fixture(scope="module")
 def sample() -> list[tuple[Scene, tuple]]:
     rng = np.random.default_rng(7)
-    scenes = [draw_scene(rng) for _ in range(3000)]
+    scenes = [draw_scene(rng) for _ in range(2500)]
     return [(scene, questions(scene, rng)) for scene in scenes]
 
 
@@ -348,7 +348,7 @@ def test_no_story_is_told_twice_in_what_is_held_out():
 
 
 def test_training_clips_tell_no_story_that_is_held_out():
-    # Single events alone have 528 stories, of which 400 are held out: an unguarded draw would hit them at once.
+    # Single events have 528 stories, of which 400 are held out: an unguarded draw would hit them at once.
     config = MotionConfig(name="few", train=25, validation=200, test=200, event_weights=(1.0,))
     scenes = held_out_scenes(config)
     held = {s.story() for both in scenes.values() for scene in both for s in (scene, scene.reversed())}
@@ -389,8 +389,8 @@ def test_other_resolutions_show_the_same_scene():
 def test_every_colour_stands_out_from_every_background(background):
     for seed in range(20):
         ground = render_background(background, seed, 48)
-        contrast = ground.std(axis=(0, 1)).max()
-        assert contrast == 0 if background == "plain" else 1 < contrast < 20
+        contrast = np.ptp(ground, axis=(0, 1)).max()
+        assert contrast == 0 if background == "plain" else 5 < contrast < 50
         for colour in PALETTE.values():
             assert np.linalg.norm(ground - np.array(colour), axis=-1).min() > 45
 

@@ -8,7 +8,7 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from numbered_video import SIDE, encode, numbered, numbered_video, read_numbers
+from numbered_video import FORMATS, SIDE, encode, numbered, numbered_video, read_numbers
 
 from vlab_jax.data import packets, video
 from vlab_jax.errors import InputError
@@ -84,6 +84,7 @@ BROKEN = {
     "subtitles": (b"1\n00:00:01,000 --> 00:00:02,000\nhello\n\n" * 4, "no video stream"),
     "sound": (sound(), "no video stream"),
     "zeros": (bytes(5000), "cannot be decoded"),
+    "unknown codec": (numbered_video("mkv").replace(b"V_MPEG4/ISO/AVC", b"V_MPEG4/ISO/XXX"), "no decoder"),
     "playlist": (b"ffconcat version 1.0\nfile beside.mp4\n", "cannot be decoded"),
     "header alone": (encode([numbered(0)])[:40], "."),
 }
@@ -134,22 +135,39 @@ def test_truncated_file_shows_the_frames_it_holds(name):
     assert shown == sorted(shown) and len(set(shown)) == 5 and shown[-1] < 80
 
 
-def test_damaged_frame_shows_the_nearest_earlier():
-    """One packet becomes zeros; JPEG frames stand alone, so its neighbours are untouched."""
-    frames = [numbered(i) for i in range(10)]
-    media = bytearray(encode(frames, "matroska", "mjpeg", "yuvj420p"))
-    with av.open(io.BytesIO(bytes(media))) as container:
-        damaged = bytes(list(container.demux(video=0))[5])
-    place = bytes(media).index(damaged)
-    media[place : place + len(damaged)] = bytes(len(damaged))
-    shown = read_numbers(video.decode_clip(bytes(media), num_frames=10, size=SIDE))
-    assert shown == [0, 1, 2, 3, 4, 4, 6, 7, 8, 9]
+def blanked(places: set[int]) -> bytes:
+    """Ten numbered JPEGs in a Matroska file, some of whose packets are zeros: each frame stands alone."""
+    media = encode([numbered(i) for i in range(10)], "matroska", "mjpeg", "yuvj420p")
+    with av.open(io.BytesIO(media)) as container:
+        coded = [bytes(packet) for packet in container.demux(video=0)]
+    for place in places:
+        assert media.count(coded[place]) == 1
+        media = media.replace(coded[place], bytes(len(coded[place])))
+    return media
+
+
+def test_damaged_frame_shows_the_nearest_earlier_or_else_the_nearest_later():
+    clip = video.decode_clip(blanked({0, 5, 6}), num_frames=10, size=SIDE)
+    assert read_numbers(clip) == [1, 1, 2, 3, 4, 4, 4, 7, 8, 9]
+
+
+def test_media_without_one_decodable_frame_is_a_decode_error():
+    media = blanked(set(range(10)))
+    for attempt in (lambda: video.decode_clip(media, num_frames=2, size=SIDE), lambda: video.probe(media)):
+        with pytest.raises(video.DecodeError, match="no frame"):
+            attempt()
+
+
+def test_time_stamps_that_the_decoder_contradicts_are_not_believed(monkeypatch):
+    monkeypatch.setattr(packets, "_tell_times", lambda stream, stamps: True)
+    clip = video.decode_clip(numbered_video("avi-h264"), num_frames=10, size=SIDE)
+    assert read_numbers(clip) == [4, 14, 24, 34, 44, 55, 65, 75, 85, 95]
 
 
 @hypothesis.given(data=st.data())
 @hypothesis.settings(max_examples=60, deadline=None)
 def test_damage_of_any_kind_decodes_or_is_a_decode_error(data):
-    media = bytearray(numbered_video(data.draw(st.sampled_from(sorted()))))
+    media = bytearray(numbered_video(data.draw(st.sampled_from(sorted(FORMATS)))))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     near = data.draw(st.sampled_from([200, len(media)]))  # headers are where damage surprises
     for place in rng.integers(0, min(near, len(media)), data.draw(st.integers(1, 30))):

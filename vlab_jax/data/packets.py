@@ -193,7 +193,7 @@ def _read_packets(
     with contextlib.suppress(av.error.FFmpegError):
         if seek is not None:
             container.seek(math.floor(tick(seek)), stream=stream)
-        for packet in container.demux(stream):
+        for packet in _demux(container, stream):
             if not packet.size:
                 continue
             if seek is not None and not packets:
@@ -205,6 +205,15 @@ def _read_packets(
                 return packets, False
             packets.append(packet)
     return packets, True
+
+
+def _demux(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+    while True:
+        try:
+            yield from container.demux(stream)
+            return
+        except IndexError:  # PyAV does not expect a stream that first appears late, as MPEG files allow
+            continue
 
 
 def _with_packet_times(

@@ -39,10 +39,12 @@ def prepare(spec: str, data_dir: str) -> tfds.core.DatasetBuilder:
     """
     data_dir = str(pathlib.Path(data_dir).expanduser().resolve())
     builder = _builder(spec, data_dir)
-    if builder.data_path.exists():
+    files = pathlib.Path(builder.data_dir)
+    if files.exists():
         return builder
-    with _lock(builder.data_path):
-        if not builder.data_path.exists():
+    with _lock(files):
+        if not files.exists():
+            _clear_left_overs(files)
             _build(builder)
     # Made again: only a builder that finds the files has read what they hold.
     return _builder(spec, data_dir)
@@ -95,18 +97,22 @@ def _nearest(word: str, known: Iterable[str]) -> str:
 
 
 @contextlib.contextmanager
-def _lock(data_path: pathlib.Path) -> Iterator[None]:
+def _lock(files: pathlib.Path) -> Iterator[None]:
     """One process at a time; the system frees the lock of a process that dies."""
-    data_path.parent.mkdir(parents=True, exist_ok=True)
-    with open(data_path.parent / f".{data_path.name}.lock", "w") as file:
+    files.parent.mkdir(parents=True, exist_ok=True)
+    with open(files.parent / f".{files.name}.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
+def _clear_left_overs(files: pathlib.Path) -> None:
+    """Removes what a killed build left beside `files`; to be called under the lock."""
+    for left_over in files.parent.glob(f"incomplete.*_{files.name}"):
+        shutil.rmtree(left_over)
+
+
 def _build(builder: tfds.core.DatasetBuilder) -> None:
     """Writes the data set, with one progress bar instead of TFDS' many."""
-    for left_over in builder.data_path.parent.glob(f"incomplete.*_{builder.data_path.name}"):
-        shutil.rmtree(left_over)
     total = getattr(builder.builder_config, "clips", None)
     with (
         tqdm(total=total, desc=f"preparing {builder.info.full_name}", unit=" clips", mininterval=0.5) as bar,

@@ -42,8 +42,7 @@ def read_annotations(directory: str | pathlib.Path) -> list[Row]:
 
     Raises:
       InputError: the directory or the file is missing, or anything in it is wrong: all problems in one
-      message,
-        one a line, each with its line number (at most 50 of them).
+        message, one a line, each with its line number (at most 50 of them).
     """
     directory = pathlib.Path(directory)
     if not directory.is_dir():
@@ -240,5 +239,6 @@ def _called(value: Any) -> str:
 
 
 def _nearest(word: Any, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(str(word), known, n=1)
+    # Loose enough for abbreviations such as "val".
+    near = difflib.get_close_matches(str(word), known, n=1, cutoff=0.45)
     return f" (did you mean {near[0]!r}?)" if near else ""

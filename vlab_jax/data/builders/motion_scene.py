@@ -142,16 +142,15 @@ def _draw_tracks(
     rng: np.random.Generator, shapes: tuple[Shape, ...], events: tuple[Event, ...]
 ) -> Float[np.ndarray, "shapes boundaries 5"]:
     """Paths that stay inside the frame and apart from each other, drawn until they do."""
-    for _ in range(1000):
+    # Half of the pairs need a few attempts; with three events, one in a thousand needs a thousand.
+    for _ in range(100_000):
         tracks = np.stack([_draw_track(rng, i, shape.kind, events) for i, shape in enumerate(shapes)])
         if len(shapes) == 1 or _stay_apart(tracks):
             return tracks
     raise RuntimeError(f"no room in the frame for {shapes} with {events}: a bug in the ranges of sizes")
 
 
-def _draw_track(
-    rng: np.random.Generator, index: int, kind: str, events: tuple[Event, ...]
-) -> Float[np.ndarray, "boundaries 5"]:
+def _draw_track(rng: np.random.Generator, index: int, kind: str, events: tuple[Event, ...]) -> np.ndarray:
     """One shape's state at the boundaries of the events.
 
     The path is drawn as a figure without direction (its extent, then where it lies), so that it is as likely
@@ -176,22 +175,20 @@ def _draw_track(
     return track
 
 
-def _draw_radii(rng: np.random.Generator, motions: list[str | None]) -> Float[np.ndarray, "boundaries"]:
+def _draw_radii(rng: np.random.Generator, motions: list[str | None]) -> np.ndarray:
     """Radii at the boundaries: constant, but for a size event between a small radius and a large one."""
     small, ratio, constant = rng.uniform(0.09, 0.11), rng.uniform(1.6, 1.9), rng.uniform(0.105, 0.185)
     change = _steps(motions, "grow", "shrink", small * (ratio - 1))
     return small + change - change.min() if change.any() else np.full(len(change), constant)
 
 
-def _steps(
-    motions: list[str | None], plus: str, minus: str, amount: float
-) -> Float[np.ndarray, "boundaries"]:
+def _steps(motions: list[str | None], plus: str, minus: str, amount: float) -> np.ndarray:
     """A quantity from 0 that one motion raises and its inverse lowers, at the boundaries of the events."""
     changes = [amount * ((motion == plus) - (motion == minus)) for motion in motions]
     return np.concatenate([[0.0], np.cumsum(changes)])
 
 
-def _stay_apart(tracks: Float[np.ndarray, "2 boundaries 5"]) -> bool:
+def _stay_apart(tracks: np.ndarray) -> bool:
     """Whether two shapes never touch (also while one is unseen): looked at eight times in each event."""
     passed = np.linspace(0, 1, 8, endpoint=True)[:, None, None, None]
     a, b = np.moveaxis((1 - passed) * tracks[:, :-1] + passed * tracks[:, 1:], 1, 0)

@@ -49,7 +49,7 @@ PHRASES = {
     ),
     "appear": (
         ("appears", "appeared"),
-        ("shows up", "shown up"),
+        ("emerges", "emerged"),
         ("becomes visible", "become visible"),
     ),
     "vanish": (
