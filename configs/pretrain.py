@@ -16,9 +16,9 @@ Any field can be set behind that, as in --config.stage.blend.steps=200. The fiel
 reconstruction: VLAB's paper does not print them.
 """
 
-from configs.sizes import SIZES
 from ml_collections import ConfigDict
 
+from configs.sizes import SIZES
 from vlab_jax.config import stage_config, training_config
 from vlab_jax.errors import InputError
 

@@ -8,7 +8,9 @@ EVA-CLIP (Sun et al., arXiv 2303.15389, table 2) with the configuration that its
 from typing import Any
 
 
-def _clip(image_size: int, patch_size: int, width: int, depth: int, text_width: int, embed_width: int) -> dict[str, Any]:
+def _clip(
+    image_size: int, patch_size: int, width: int, depth: int, text_width: int, embed_width: int
+) -> dict[str, Any]:
     vision = {
         "image_size": image_size,
         "patch_size": patch_size,
@@ -56,7 +58,7 @@ def _tiny() -> dict[str, Any]:
     """A CLIP that two cores train within minutes; not a published size."""
     vision = {
         "image_size": 48,
-        "patch_size": 8,
+        "patch_size": 12,
         "width": 96,
         "depth": 4,
         "heads": 4,

@@ -28,9 +28,7 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "What to run, as in con
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where checkpoints, metrics and the report go; a run resumes from what it finds there."
 )
-CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "To evaluate: a run's workdir, or one of its checkpoints/<step>."
-)
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "To evaluate: a run's workdir, or one of its checkpoints/<step>.")
 
 
 def run(config: ConfigDict, workdir: str | None, checkpoint: str | None) -> None:

@@ -80,9 +80,7 @@ def test_a_clip_comes_back_as_the_line_says(tmp_path):
 
 
 def test_ids_are_by_default_the_video_with_its_interval(tmp_path):
-    write(
-        tmp_path, clip("./a.mp4"), clip(start=1, end=2), clip(start=2), clip(end=2.5), clip(id="x", end=2.5)
-    )
+    write(tmp_path, clip("./a.mp4"), clip(start=1, end=2), clip(start=2), clip(end=2.5), clip(id="x", end=2.5))
     assert [row.id for row in read_annotations(tmp_path)] == [
         "a.mp4",
         "a.mp4:1-2",

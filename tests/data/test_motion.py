@@ -55,9 +55,7 @@ def told(caption: str) -> list[tuple[Shape, str]]:
     """The story that a caption tells, read by rules of its own: words, perfects, 'before', 'it'."""
     spoken = []
     subject = None
-    phrases = {
-        form: (motion, i) for motion, rows in PHRASES.items() for row in rows for i, form in enumerate(row)
-    }
+    phrases = {form: (motion, i) for motion, rows in PHRASES.items() for row in rows for i, form in enumerate(row)}
     noun = rf"(?:{'|'.join(COLOURS)}) (?:{'|'.join(KINDS)})"
     alternatives = "|".join(sorted(map(re.escape, phrases), key=len, reverse=True))
     for match in re.finditer(rf"(?P<noun>{noun})|\b(?P<phrase>{alternatives})\b", caption):

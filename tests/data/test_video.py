@@ -133,8 +133,7 @@ def test_held_last_frame_of_a_gif_counts_by_time():
 def test_random_frames_stay_in_their_segments_and_repeat_for_a_seed(seed, num_frames):
     media = numbered_video("mp4")
     decoded = [
-        video.decode_clip(media, num_frames=num_frames, size=SIDE, rng=np.random.default_rng(seed))
-        for _ in range(2)
+        video.decode_clip(media, num_frames=num_frames, size=SIDE, rng=np.random.default_rng(seed)) for _ in range(2)
     ]
     np.testing.assert_array_equal(*decoded)
     for segment, number in enumerate(read_numbers(decoded[0])):
@@ -206,9 +205,7 @@ def test_photo_stands_upright_in_each_exif_orientation(orientation):
     ]
     pixels = quadrants(64, 64)
     upright = (
-        np.asarray(PIL.Image.fromarray(pixels).transpose(methods[turns[orientation]]))
-        if orientation > 1
-        else pixels
+        np.asarray(PIL.Image.fromarray(pixels).transpose(methods[turns[orientation]])) if orientation > 1 else pixels
     )
     clip = video.decode_clip(encode_image(pixels, "JPEG", orientation), num_frames=1, size=64)
     assert read_corners(clip[0]) == read_corners(upright)
@@ -227,16 +224,12 @@ def test_pixel_aspect_ratio_stretches_the_picture():
     assert video.decode_clip(turned, num_frames=1, size=64)[0, 4:-4].min() > 190
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "size"), [(64, 96, 64), (50, 77, 32), (77, 50, 33), (20, 31, 40)]
-)
+@pytest.mark.parametrize(("height", "width", "size"), [(64, 96, 64), (50, 77, 32), (77, 50, 33), (20, 31, 40)])
 def test_resize_and_crop_equal_clips_preprocessing(height, width, size):
     frame = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     short, long = min(height, width), max(height, width)
     new = (size, int(size * long / short))
-    image = PIL.Image.fromarray(frame).resize(
-        new if width == short else new[::-1], PIL.Image.Resampling.BICUBIC
-    )
+    image = PIL.Image.fromarray(frame).resize(new if width == short else new[::-1], PIL.Image.Resampling.BICUBIC)
     left, top = (round((side - size) / 2.0) for side in image.size)
     expected = np.asarray(image.crop((left, top, left + size, top + size)))
     np.testing.assert_array_equal(video.resize_and_crop(frame, size), expected)
@@ -280,9 +273,7 @@ def test_damaged_frame_of_a_list_shows_the_nearest_earlier():
 
 def real_files(assets: pathlib.Path) -> list[pathlib.Path]:
     folder = assets / "videos"
-    found = [
-        p for sub in ("misc", "msvd", "tgif") for p in sorted((folder / sub).iterdir()) if p.suffix != ".json"
-    ]
+    found = [p for sub in ("misc", "msvd", "tgif") for p in sorted((folder / sub).iterdir()) if p.suffix != ".json"]
     return found + sorted(folder.glob("fight/*/*.mp4"))[::20]
 
 

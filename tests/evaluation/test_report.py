@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlab_jax.errors import InputError
-from vlab_jax.evaluation import report, retrieval
+from vlab_jax.evaluation import contact_sheet, report, retrieval
 from vlab_jax.runtime.meters import MetricWriter
 
 GREEN = (0x1A, 0x96, 0x41)
@@ -175,7 +175,7 @@ def sheet(path, queries, *, size=48, frames=8, k=5, correct=None, **kwargs):
     clips = [[rng.integers(0, 120, (frames, size, size, 3), np.uint8) for _ in range(k)] for _ in queries]
     correct = np.zeros((len(queries), k), bool) if correct is None else correct
     scores = np.linspace(1, 0, len(queries) * k).reshape(len(queries), k)
-    return colours(report.retrieval_contact_sheet(path, queries, clips, correct, scores, **kwargs))
+    return colours(contact_sheet.retrieval_contact_sheet(path, queries, clips, correct, scores, **kwargs))
 
 
 def test_the_right_clip_alone_is_framed_in_green(tmp_path):
@@ -195,7 +195,7 @@ def test_frames_are_drawn_unchanged_and_in_order_at_their_own_size(tmp_path):
     clip[:] = np.linspace(20, 200, 8).astype(np.uint8)[:, None, None, None]
     clip[..., 0] = 7
     path = tmp_path / "sheet.png"
-    report.retrieval_contact_sheet(path, ["a"], [[clip]], np.array([[False]]), np.array([[0.5]]))
+    contact_sheet.retrieval_contact_sheet(path, ["a"], [[clip]], np.array([[False]]), np.array([[0.5]]))
     pixels = colours(path)
     inside = pixels[:, :, 0] == 7
     row = np.flatnonzero(inside.sum(axis=1) == 8 * 48)
@@ -207,7 +207,7 @@ def test_frames_are_drawn_unchanged_and_in_order_at_their_own_size(tmp_path):
 @pytest.mark.parametrize(("frames", "shown"), [(1, 1), (8, 8), (20, 8)])
 def test_a_strip_holds_at_most_eight_frames_first_and_last_among_them(frames, shown):
     clip = np.broadcast_to(np.arange(frames, dtype=np.uint8)[:, None, None, None], (frames, 24, 24, 3))
-    strip = np.asarray(report._strip(clip, 48))
+    strip = np.asarray(contact_sheet._strip(clip, 48))
     values = strip[0, ::49, 0].tolist()
     assert len(values) == shown and strip.shape == (48, 49 * shown - 1, 3)
     assert values[0] == 0 and values[-1] == frames - 1 and values == sorted(values)
@@ -216,9 +216,9 @@ def test_a_strip_holds_at_most_eight_frames_first_and_last_among_them(frames, sh
 @settings(max_examples=60, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=400))
 def test_wrapped_lines_fit_and_lose_no_letter_before_the_ellipsis(text):
-    font = report._font(14)
-    lines = report._wrap(text, font, 270)
-    assert 1 <= len(lines) <= report._MAX_LINES
+    font = contact_sheet._font(14)
+    lines = contact_sheet._wrap(text, font, 270)
+    assert 1 <= len(lines) <= contact_sheet._MAX_LINES
     assert all(font.getlength(line) <= 270 for line in lines)
     letters, drawn = "".join(text.split()), "".join("".join(lines).split())
     assert drawn == letters or letters.startswith(drawn.removesuffix("…"))
@@ -227,11 +227,11 @@ def test_wrapped_lines_fit_and_lose_no_letter_before_the_ellipsis(text):
 def test_text_of_long_captions_stays_out_of_the_clips_and_of_the_next_row(tmp_path):
     long = " ".join(["vanishing"] * 60)
     pixels = sheet(tmp_path / "sheet.png", [long, long], ranks=np.array([1, 17]))
-    text_end = report._MARGIN + report._TEXT_WIDTH
-    gutter = pixels[report._MARGIN + report._LINE + 6 :, text_end + 2 : text_end + report._GAP]
+    text_end = contact_sheet._MARGIN + contact_sheet._TEXT_WIDTH
+    gutter = pixels[contact_sheet._MARGIN + contact_sheet._LINE + 6 :, text_end + 2 : text_end + contact_sheet._GAP]
     # Only the separating line, one pixel high, crosses the gutter.
     assert ((gutter != 255).any(axis=(1, 2))).sum() <= 1
-    written = (pixels[:, report._MARGIN : text_end] < 200).any(axis=(1, 2))
+    written = (pixels[:, contact_sheet._MARGIN : text_end] < 200).any(axis=(1, 2))
     blocks = np.flatnonzero(np.diff(written.astype(int)) == 1).size
     # The heading, then 8 lines and a note per query, each apart from the next.
     assert blocks == 1 + 2 * (8 + 1)
@@ -257,4 +257,4 @@ def test_a_sheet_of_uneven_parts_is_refused(tmp_path, change):
     else:
         queries, clips, flags, scores = [], [], flags[:0], scores[:0]
     with pytest.raises(ValueError, match=r"queries|every query"):
-        report.retrieval_contact_sheet(tmp_path / "sheet.png", queries, clips, flags, scores)
+        contact_sheet.retrieval_contact_sheet(tmp_path / "sheet.png", queries, clips, flags, scores)

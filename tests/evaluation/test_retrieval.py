@@ -22,9 +22,7 @@ def slow_metrics(similarity: np.ndarray, owner: list[int]) -> dict[str, float]:
     videos = range(len(table[0]))
     found = {
         "text_to_video": [slow_rank(row, [v == owner[c] for v in videos]) for c, row in enumerate(table)],
-        "video_to_text": [
-            slow_rank([row[v] for row in table], [o == v for o in owner]) for v in videos if v in owner
-        ],
+        "video_to_text": [slow_rank([row[v] for row in table], [o == v for o in owner]) for v in videos if v in owner],
     }
     metrics = {}
     for direction, ranks in found.items():
@@ -134,9 +132,7 @@ def test_a_nan_or_a_query_without_positive_is_named_even_in_a_later_block():
         retrieval.ranks(np.zeros((rows, 2), np.float32), positives)
 
 
-@pytest.mark.parametrize(
-    ("owner", "message"), [([0, 2], "caption 1 belongs to video 2"), ([-1, 0], "caption 0")]
-)
+@pytest.mark.parametrize(("owner", "message"), [([0, 2], "caption 1 belongs to video 2"), ([-1, 0], "caption 0")])
 def test_a_caption_of_an_unknown_video_is_named(owner, message):
     with pytest.raises(ValueError, match=message):
         retrieval.retrieval_metrics(np.zeros((2, 2)), np.array(owner))

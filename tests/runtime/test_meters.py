@@ -102,9 +102,7 @@ def test_truncating_keeps_the_lines_before_as_they_were(tmp_path):
 def test_a_line_cut_off_by_a_kill_is_dropped_and_nothing_else(tmp_path_factory, cut, kept):
     workdir = tmp_path_factory.mktemp("run")
     path = workdir / "metrics.jsonl"
-    whole = [
-        json.dumps({"step": step, "loss": 0.5, "stage": "adapt", "time": 1.0}) + "\n" for step in range(kept)
-    ]
+    whole = [json.dumps({"step": step, "loss": 0.5, "stage": "adapt", "time": 1.0}) + "\n" for step in range(kept)]
     last = json.dumps({"step": 9, "loss": 0.25, "stage": "adapt", "time": 1.0})
     path.write_text("".join(whole) + last[:cut])
     assert len(read_metrics(path)) == kept

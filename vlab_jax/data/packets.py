@@ -216,9 +216,7 @@ def _demux(container: av.container.InputContainer, stream: av.VideoStream) -> It
             continue
 
 
-def _with_packet_times(
-    stream: av.VideoStream, packets: list[av.Packet], origin: Fraction, ended: bool
-) -> Interval:
+def _with_packet_times(stream: av.VideoStream, packets: list[av.Packet], origin: Fraction, ended: bool) -> Interval:
     """The interval with times from its packets, or without any where these do not tell."""
     stop = 0.0 if ended else math.inf
     # A frame that comes before the first key frame refers to frames that are not there.

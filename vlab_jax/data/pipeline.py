@@ -199,9 +199,7 @@ class Pad:
         return stack([*elements, *[empty] * missing])
 
 
-def evaluation_batches(
-    source: Sequence, frames: FrameOptions, *, batch_size: int, workers: int = 0
-) -> Iterator[Batch]:
+def evaluation_batches(source: Sequence, frames: FrameOptions, *, batch_size: int, workers: int = 0) -> Iterator[Batch]:
     """Every clip of a source once, in order, in batches of one size.
 
     Yields:

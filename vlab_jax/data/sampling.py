@@ -48,9 +48,7 @@ def frames_at(times: Float[np.ndarray, "t"], frame_times: Float[np.ndarray, "n"]
     return np.maximum(np.searchsorted(frame_times, times, side="right") - 1, 0)
 
 
-def even_times(
-    frame_times: Float[np.ndarray, "n"], resolution: float
-) -> tuple[Float[np.ndarray, "n"], float | None]:
+def even_times(frame_times: Float[np.ndarray, "n"], resolution: float) -> tuple[Float[np.ndarray, "n"], float | None]:
     """Frame times with the container's rounding taken out, and the constant time between two frames
     (seconds).
 

@@ -78,7 +78,12 @@ def to_example(clip: Clip) -> dict[str, Any]:
         "end": clip.end,
         "captions": list(clip.captions),
         "questions": [
-            {"question": q.question, "answer": q.answer, "type": q.type, "options": json.dumps(list(q.options))}
+            {
+                "question": q.question,
+                "answer": q.answer,
+                "type": q.type,
+                "options": json.dumps(list(q.options)),
+            }
             for q in clip.questions
         ],
     }

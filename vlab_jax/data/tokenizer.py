@@ -17,7 +17,6 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from vlab_jax.errors import InputError
 
-
 FILE = "tokenizer.json"
 
 

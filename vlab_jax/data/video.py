@@ -132,9 +132,7 @@ def resize_and_crop(
     return np.ascontiguousarray(frame[top : top + size, left : left + size])
 
 
-def upright(
-    frame: UInt8[np.ndarray, "h w 3"], orientation: Int[np.ndarray, "2 2"]
-) -> UInt8[np.ndarray, "h2 w2 3"]:
+def upright(frame: UInt8[np.ndarray, "h w 3"], orientation: Int[np.ndarray, "2 2"]) -> UInt8[np.ndarray, "h2 w2 3"]:
     """The frame turned and mirrored as its display matrix says.
 
     A pixel at (x, y) is shown at (x, y) @ `orientation`, whose entries are -1, 0 and 1: quarter turns and
@@ -218,7 +216,8 @@ def _choose(
 
 def _square(frame: av.VideoFrame, interval: Interval, media: bytes, size: int) -> UInt8[np.ndarray, "s s 3"]:
     orientation = _orientation(frame, media)
-    rgb = upright(frame.to_ndarray(format="rgb24"), orientation)
+    # One thread: by default each frame would start a pool of them, which costs a small frame 50 times its work.
+    rgb = upright(frame.reformat(format="rgb24", threads=1).to_ndarray(), orientation)
     return resize_and_crop(rgb, size, _pixel_aspect(interval.stream, orientation))
 
 

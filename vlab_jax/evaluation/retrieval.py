@@ -74,9 +74,7 @@ def retrieval_metrics(
         raise ValueError("no caption to retrieve with: the similarity matrix has no rows")
     if video_of_caption.min() < 0 or video_of_caption.max() >= videos:
         wrong = int(np.flatnonzero((video_of_caption < 0) | (video_of_caption >= videos))[0])
-        raise ValueError(
-            f"caption {wrong} belongs to video {video_of_caption[wrong]}, but there are {videos} videos"
-        )
+        raise ValueError(f"caption {wrong} belongs to video {video_of_caption[wrong]}, but there are {videos} videos")
     positives = video_of_caption[:, None] == np.arange(videos)
     described = positives.any(axis=0)
     by_direction = {
@@ -116,9 +114,7 @@ def multiple_choice_hits(
 def _hit(question: int, scores: Sequence[SupportsFloat] | np.ndarray, answer: SupportsIndex) -> bool:
     options, answer = np.asarray(scores, dtype=np.float64), operator.index(answer)
     if options.ndim != 1 or options.size < 2:
-        raise ValueError(
-            f"question {question} needs a list of at least two scores, not shape {options.shape}"
-        )
+        raise ValueError(f"question {question} needs a list of at least two scores, not shape {options.shape}")
     if np.isnan(options).any():
         raise ValueError(f"question {question} has a NaN among its scores")
     if not 0 <= answer < options.size:
@@ -165,9 +161,7 @@ def table(
         rows; a metric that a row lacks is `-`.
     """
     present = dict.fromkeys(key for metrics in results.values() for key in metrics)
-    known = {
-        f"{d}/{c}": (heading, group) for d, group in DIRECTIONS.items() for c, heading in COLUMNS.items()
-    }
+    known = {f"{d}/{c}": (heading, group) for d, group in DIRECTIONS.items() for c, heading in COLUMNS.items()}
     columns = {key: label for key, label in known.items() if key in present}
     columns |= {key: (key.replace("_", " "), "") for key in present if key not in known}
     headings = [""] + [heading for heading, _ in columns.values()]
@@ -209,9 +203,7 @@ def _widths(groups: Sequence[str], cells: Sequence[Sequence[str]]) -> list[int]:
 
 def _text_line(row: Sequence[str], widths: Sequence[int]) -> str:
     # Two spaces between columns; names to the left, figures to the right.
-    return "  ".join(
-        [row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
-    )
+    return "  ".join([row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)])
 
 
 def _group_line(groups: Sequence[str], widths: Sequence[int]) -> str:

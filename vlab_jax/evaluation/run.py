@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from vlab_jax.data import pipeline, schema
 from vlab_jax.data.tokenizer import Tokenizer
 from vlab_jax.errors import InputError
-from vlab_jax.evaluation import report, retrieval
+from vlab_jax.evaluation import contact_sheet, retrieval
 from vlab_jax.models.vlab import VLAB
 from vlab_jax.runtime import sharding
 
@@ -43,7 +43,10 @@ class Encoder:
         return -(-self.batch_size // divisor) * divisor
 
     def embed_clips(
-        self, source: Sequence, max_failed_share: float = 0.01, update: Callable[[int], None] = lambda done: None
+        self,
+        source: Sequence,
+        max_failed_share: float = 0.01,
+        update: Callable[[int], None] = lambda done: None,
     ) -> tuple[Float[np.ndarray, "V E"], Int[np.ndarray, " V"]]:
         """Embeddings of the clips that can be decoded, and their indices in the source.
 
@@ -150,14 +153,14 @@ def evaluate_retrieval(
 def draw_contact_sheet(
     path: Any, outcome: Retrieval, source: Sequence, frames: pipeline.FrameOptions, queries: int
 ) -> None:
-    """Draws evenly chosen queries of an evaluation, each with its five best clips; see `report`."""
+    """Draws evenly chosen queries of an evaluation, each with its five best clips."""
     captions, clips = outcome.similarity.shape
     chosen = np.linspace(0, captions - 1, min(queries, captions)).round().astype(int)
     best = np.argsort(-outcome.similarity[chosen], axis=1, kind="stable")[:, : min(5, clips)]  # [Q, 5]
     scores = np.take_along_axis(outcome.similarity[chosen], best, axis=1)
     own = outcome.clip_of_caption[chosen]
     positives = own[:, None] == np.arange(clips)
-    report.retrieval_contact_sheet(
+    contact_sheet.retrieval_contact_sheet(
         path,
         [outcome.captions[i] for i in chosen],
         [[_decode(source, outcome.indices[column], frames) for column in row] for row in best],

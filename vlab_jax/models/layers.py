@@ -111,9 +111,7 @@ class SelfAttention(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "B L D"], mask: Bool[Array, "#B 1 #L L"] | None = None
-    ) -> Float[Array, "B L D"]:
+    def __call__(self, x: Float[Array, "B L D"], mask: Bool[Array, "#B 1 #L L"] | None = None) -> Float[Array, "B L D"]:
         width = x.shape[-1]
         biased = (0, 1, 2) if self.key_bias else (0, 2)
         project = HeadProjection(
@@ -171,9 +169,7 @@ class Block(nn.Module):
         return x, x if self.collect else None
 
     def _insert(self, place, x, contexts, layer):
-        for (where, function), context, (active, parameters) in zip(
-            self.inserted, contexts, layer, strict=True
-        ):
+        for (where, function), context, (active, parameters) in zip(self.inserted, contexts, layer, strict=True):
             if where != place:
                 continue
             if active is None:

@@ -70,9 +70,7 @@ class CrossAttention(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "B L W"], visual: Mapping[str, Float[Array, "B _ W"]]
-    ) -> Float[Array, "B L W"]:
+    def __call__(self, x: Float[Array, "B L W"], visual: Mapping[str, Float[Array, "B _ W"]]) -> Float[Array, "B L W"]:
         present = [stream for stream in BLENDINGS[self.blending] if stream in visual]
         if self.blending == "stacked":
             for stream in present:
@@ -161,9 +159,7 @@ class MultimodalDecoder(nn.Module):
         """A stream's tokens as the cross-attention takes them: norm, projection, frame position, stream type."""
         clips, frames, count, width = tokens.shape
         y = LayerNorm(self.epsilon, self.dtype, name=f"{stream}_norm")(tokens)
-        y = nn.Dense(
-            self.width, kernel_init=normal(width**-0.5), dtype=self.dtype, name=f"{stream}_projection"
-        )(y)
+        y = nn.Dense(self.width, kernel_init=normal(width**-0.5), dtype=self.dtype, name=f"{stream}_projection")(y)
         positions = self.param(f"{stream}_frame_position", normal(0.02), (self.frames, self.width))
         kind = self.param(f"{stream}_type", normal(0.02), (self.width,))
         y = y + (interpolate_positions(positions, frames)[:, None] + kind).astype(self.dtype)
@@ -172,11 +168,9 @@ class MultimodalDecoder(nn.Module):
     def _cross_attention(self, visual: dict[str, jax.Array]) -> Insertion:
         every = self.cross_attention_every
         blocks = tuple(range(every - 1, self.depth, every))
-        module = CrossAttention(
-            self.blending, self.heads, self.depth, self.epsilon, self.dtype, parent=None
-        )
+        module = CrossAttention(self.blending, self.heads, self.depth, self.epsilon, self.dtype, parent=None)
         one = jnp.zeros((1, 1, self.width), self.dtype)
-        example = {stream: one for stream in BLENDINGS[self.blending]}  # every stream, present or not
+        example = dict.fromkeys(BLENDINGS[self.blending], one)  # every stream, present or not
         parameters = self.param("cross_attention", stacked_init(module, len(blocks), one, example))
         return Insertion("mlp", apply_function(module), parameters, blocks, visual)
 

@@ -78,7 +78,10 @@ class VideoAdapter(nn.Module):
         y = x + interpolate_positions(positions, frames)[:, None].astype(x.dtype)
         y = y.transpose(0, 2, 1, 3).reshape(clips * count, frames, width)
         project = nn.DenseGeneral(
-            (3, self.heads, width // self.heads), kernel_init=normal(width**-0.5), dtype=self.dtype, name="qkv"
+            (3, self.heads, width // self.heads),
+            kernel_init=normal(width**-0.5),
+            dtype=self.dtype,
+            name="qkv",
         )
         query, key, value = jnp.moveaxis(project(y), 2, 0)
         y = attend(query, key, value).reshape(clips, count, frames, width)

@@ -31,7 +31,7 @@ STREAMS = ("video", "image")
 
 
 class Visual(NamedTuple):
-    """What is seen of a batch of clips: each stream's tokens `[B, T, M, D]`, and the embedding `[B, E]`, unit length."""
+    """What is seen of clips: each stream's tokens `[B, T, M, D]`, and embeddings `[B, E]` of unit length."""
 
     streams: dict[str, jax.Array]
     embedding: jax.Array
@@ -147,9 +147,7 @@ class VLAB(nn.Module):
             mean = sum(weights[stream] * means[stream] for stream in STREAMS)
         return Visual(tokens, unit_length(mean))
 
-    def encode_frames(
-        self, video: UInt8[Array, "B T S S 3"]
-    ) -> tuple[Float[Array, "B T M D"], Float[Array, "B T E"]]:
+    def encode_frames(self, video: UInt8[Array, "B T S S 3"]) -> tuple[Float[Array, "B T M D"], Float[Array, "B T E"]]:
         """The video stream: tokens and projected pooled tokens, frame by frame, before pooling over time."""
         clips, frames = video.shape[:2]
 

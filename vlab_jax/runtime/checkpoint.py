@@ -59,7 +59,9 @@ class Checkpoints:
           InputError: the checkpoint's structure or shapes are not those of `like`.
         """
         target = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like, shardings
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            like,
+            shardings,
         )
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
@@ -73,7 +75,9 @@ class Checkpoints:
         saved = self._manager.item_metadata(step)[STATE]
         key = "average" if saved.get("average") else "parameters"
         target = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like, shardings
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            like,
+            shardings,
         )
         partial = ocp.args.PyTreeRestore(
             {key: target},

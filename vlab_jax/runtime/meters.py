@@ -50,9 +50,7 @@ def _parse(line: bytes, number: int, path: str | os.PathLike[str]) -> dict[str, 
     except ValueError:
         record = None
     if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-        raise InputError(
-            f"{os.fspath(path)}, line {number}: not a record of metrics; remove it, or move the file away"
-        )
+        raise InputError(f"{os.fspath(path)}, line {number}: not a record of metrics; remove it, or move the file away")
     return record
 
 
@@ -102,7 +100,7 @@ class MetricWriter:
             )
         for name, value in values.items():
             if value is not None:
-                self._events.add_scalar(name, value, global_step=step, walltime=now)
+                self._events.add_scalar(name.replace("@", "_"), value, global_step=step, walltime=now)
 
     def truncate(self, step: int) -> None:
         """Forgets everything after a global `step`: a run resumed from there would record it twice.
@@ -205,9 +203,7 @@ class Progress:
                 bar_format=_BAR,
             )
 
-    def update(
-        self, step: int, *, loss: SupportsFloat | None = None, clips_per_second: float | None = None
-    ) -> None:
+    def update(self, step: int, *, loss: SupportsFloat | None = None, clips_per_second: float | None = None) -> None:
         """Says that `step` steps of the stage are done; a figure that is not given keeps its last value."""
         advance, self._step = step - self._step, step
         if loss is not None:

@@ -108,7 +108,12 @@ class Run:
         self.writer.truncate(progress.total)
         self.results = read_results(self.workdir)
         name = self.config.stages[progress.stage]
-        logging.info("resuming from %s: stage %s, step %d", self.checkpoints.directory / str(latest), name, progress.step)
+        logging.info(
+            "resuming from %s: stage %s, step %d",
+            self.checkpoints.directory / str(latest),
+            name,
+            progress.step,
+        )
         return progress, None
 
     def stage(self, number: int, parameters: Any, progress: Progress) -> tuple[Any, Progress]:

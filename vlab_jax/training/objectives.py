@@ -53,9 +53,7 @@ def captioning(
     return _mean_cross_entropy(logits[:, :-1], tokens[:, 1:], present, smoothing)
 
 
-def masked_lm(
-    logits: Float[Array, "B L V"], tokens: Int[Array, "B L"], masked: Bool[Array, "B L"]
-) -> Float[Array, ""]:
+def masked_lm(logits: Float[Array, "B L V"], tokens: Int[Array, "B L"], masked: Bool[Array, "B L"]) -> Float[Array, ""]:
     """Cross-entropy of the masked tokens."""
     return _mean_cross_entropy(logits, tokens, masked, 0.0)
 

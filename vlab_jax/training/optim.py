@@ -81,9 +81,7 @@ def describe_groups(parameters: Any, groups: Sequence[Group]) -> str:
 
 def trainable(parameters: Any, groups: Sequence[Group]) -> Any:
     """A tree of bools like `parameters`: whether each one learns."""
-    return jax.tree.map(
-        lambda number: groups[number].learning_rate is not None, assign_groups(parameters, groups)
-    )
+    return jax.tree.map(lambda number: groups[number].learning_rate is not None, assign_groups(parameters, groups))
 
 
 def course(steps: int, warmup_steps: int, end_share: float = 0.0) -> optax.Schedule:
@@ -111,13 +109,16 @@ def make_optimizer(
     """
 
     def decayed(tree: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: DECAYED.search(path_name(path)) is not None, tree
-        )
+        return jax.tree_util.tree_map_with_path(lambda path, _: DECAYED.search(path_name(path)) is not None, tree)
 
     def adam(rate: float) -> optax.GradientTransformation:
         return optax.adamw(
-            lambda step: rate * schedule(step), b1=b1, b2=b2, eps=1e-6, weight_decay=weight_decay, mask=decayed
+            lambda step: rate * schedule(step),
+            b1=b1,
+            b2=b2,
+            eps=1e-6,
+            weight_decay=weight_decay,
+            mask=decayed,
         )
 
     rules = {

@@ -32,7 +32,11 @@ class StepRecord:
         last_checkpoint: Any,
     ) -> None:
         self._stage, self._offset, self._writer, self._progress = stage, offset, writer, progress
-        self._log_every, self._learning_rate, self._last_checkpoint = log_every, learning_rate, last_checkpoint
+        self._log_every, self._learning_rate, self._last_checkpoint = (
+            log_every,
+            learning_rate,
+            last_checkpoint,
+        )
         self._throughput = Throughput()
         self._window: dict[str, list[float]] = collections.defaultdict(list)
         self._pending: tuple[int, Mapping[str, Any], float, float, int] | None = None
@@ -61,9 +65,7 @@ class StepRecord:
             self._stop(step, values["loss"])
         for name, value in values.items():
             self._window[name].append(value)
-        self._progress.update(
-            step, loss=values["loss"], clips_per_second=self._throughput.clips_per_second
-        )
+        self._progress.update(step, loss=values["loss"], clips_per_second=self._throughput.clips_per_second)
         if step % self._log_every == 0:
             self._write(step)
 

@@ -53,9 +53,7 @@ class Objective:
         metrics = {}
         if self.weights.get("contrastive"):
             texts = apply("encode_text", tokens, lengths)
-            loss, accuracy = objectives.contrastive(
-                visual.embedding, texts, parameters["logit_scale"], batch["clip"]
-            )
+            loss, accuracy = objectives.contrastive(visual.embedding, texts, parameters["logit_scale"], batch["clip"])
             metrics |= {"contrastive_loss": loss, "batch_accuracy": accuracy}
         if self.weights.get("captioning"):
             logits = apply("decode", tokens, visual.streams, causal=True)
@@ -68,9 +66,7 @@ class Objective:
         return loss, {"loss": loss, **metrics}
 
 
-def init_state(
-    parameters: Any, optimizer: optax.GradientTransformation, averaged: bool
-) -> TrainState:
+def init_state(parameters: Any, optimizer: optax.GradientTransformation, averaged: bool) -> TrainState:
     """A state at step 0 of a stage."""
     average = jax.tree.map(jnp.copy, parameters) if averaged else None
     return TrainState(jnp.zeros((), jnp.int32), parameters, optimizer.init(parameters), average)

@@ -67,9 +67,7 @@ def _builder(spec: str, data_dir: str) -> tfds.core.DatasetBuilder:
     """The builder that `spec` names, not yet built."""
     name, mark, rest = re.fullmatch(r"([^:/]*)([:/]?)(.*)", spec, re.DOTALL).groups()
     if name not in BUILDERS:
-        raise InputError(
-            f"there is no data set {name!r}{_nearest(name, BUILDERS)}; known: {', '.join(_known())}"
-        )
+        raise InputError(f"there is no data set {name!r}{_nearest(name, BUILDERS)}; known: {', '.join(_known())}")
     builder_class = BUILDERS[name]
     common = {"data_dir": data_dir, "file_format": "array_record"}
     if hasattr(builder_class, "config_of"):
@@ -79,16 +77,12 @@ def _builder(spec: str, data_dir: str) -> tfds.core.DatasetBuilder:
     configs = list(builder_class.builder_configs)
     if mark == ":" or (mark and rest not in configs):
         near = _nearest(rest, configs)
-        raise InputError(
-            f"data set {spec!r}: {name} has no configuration {rest!r}{near}; it has: {', '.join(configs)}"
-        )
+        raise InputError(f"data set {spec!r}: {name} has no configuration {rest!r}{near}; it has: {', '.join(configs)}")
     return builder_class(config=rest or None, **common)
 
 
 def _known() -> list[str]:
-    return [
-        f"{name}:path/to/directory" if hasattr(each, "config_of") else name for name, each in BUILDERS.items()
-    ]
+    return [f"{name}:path/to/directory" if hasattr(each, "config_of") else name for name, each in BUILDERS.items()]
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

@@ -97,9 +97,7 @@ def assign_splits(rows: Sequence[Row]) -> dict[str, list[Row]]:
     else:
         by_video = _hashed_splits({row.video for row in rows})
         split_of = {row: by_video[row.video] for row in rows}
-    found = {
-        split: [row for row in rows if split_of[row] == split] for split in ("train", "validation", "test")
-    }
+    found = {split: [row for row in rows if split_of[row] == split] for split in ("train", "validation", "test")}
     return {split: some for split, some in found.items() if some}
 
 

@@ -46,14 +46,10 @@ def read_annotations(directory: str | pathlib.Path) -> list[Row]:
     """
     directory = pathlib.Path(directory)
     if not directory.is_dir():
-        raise InputError(
-            f"folder: there is no directory {str(directory)!r}; give the one that holds {ANNOTATIONS}"
-        )
+        raise InputError(f"folder: there is no directory {str(directory)!r}; give the one that holds {ANNOTATIONS}")
     path = directory / ANNOTATIONS
     if not path.is_file():
-        raise InputError(
-            f"folder: {str(path)!r} is missing; it has one line for each clip, such as {_EXAMPLE}"
-        )
+        raise InputError(f"folder: {str(path)!r} is missing; it has one line for each clip, such as {_EXAMPLE}")
     rows: list[Row] = []
     problems: list[str] = []
     lines_of_ids: dict[str, int] = {}
@@ -69,9 +65,7 @@ def read_annotations(directory: str | pathlib.Path) -> list[Row]:
     if not problems and not rows:
         problems = [f"{ANNOTATIONS} has no line; a line for a clip is such as {_EXAMPLE}"]
     elif not problems and all(row.split in SPLITS[1:] for row in rows):
-        problems = [
-            f"{ANNOTATIONS}: no line is in the split 'train'; put some there, or name no split at all"
-        ]
+        problems = [f"{ANNOTATIONS}: no line is in the split 'train'; put some there, or name no split at all"]
     if problems:
         raise InputError(_report(problems, directory))
     return rows
@@ -200,9 +194,7 @@ def _duplicates(fields: dict[str, Any], number: int, lines_of_ids: dict[str, int
 
 def _id(fields: dict[str, Any]) -> str:
     """The clip's id: its own, or its video with the interval if it has one."""
-    interval = (
-        f":{fields.get('start', 0)}-{fields.get('end', 'end')}" if {"start", "end"} & set(fields) else ""
-    )
+    interval = f":{fields.get('start', 0)}-{fields.get('end', 'end')}" if {"start", "end"} & set(fields) else ""
     return fields.get("id", posixpath.normpath(fields["video"]) + interval)
 
 

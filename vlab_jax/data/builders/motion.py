@@ -83,9 +83,7 @@ class Motion(tfds.core.GeneratorBasedBuilder):
     url_infos = None
     BUILDER_CONFIGS: ClassVar[list[MotionConfig]] = [
         MotionConfig(name="video", description="Clips of 24 frames, with twins in validation and test."),
-        MotionConfig(
-            name="still", description="Single frames.", still=True, train=6000, validation=200, test=400
-        ),
+        MotionConfig(name="still", description="Single frames.", still=True, train=6000, validation=200, test=400),
         MotionConfig(name="tiny", description="`video` in small, for tests.", **_SMALL),
         MotionConfig(name="tiny_still", description="`still` in small, for tests.", still=True, **_SMALL),
     ]

@@ -24,9 +24,7 @@ PALETTE = {
 }
 # Every frame an IDR frame with a constant quantiser and nothing carried from one to the next: then the
 # frames of a reversed clip are, decoded, bit for bit the frames of the clip in reverse.
-_X264 = (
-    "keyint=1:bframes=0:scenecut=0:qp=18:mbtree=0:rc-lookahead=0:sync-lookahead=0:sliced-threads=0:threads=1"
-)
+_X264 = "keyint=1:bframes=0:scenecut=0:qp=18:mbtree=0:rc-lookahead=0:sync-lookahead=0:sliced-threads=0:threads=1"
 
 
 def render(
@@ -52,9 +50,7 @@ def _paint(image: Float32[np.ndarray, "t h w 3"], shape: Shape, state: Float[np.
     x, y, radius, angle, opacity = (state[:, column, None].astype(np.float32) for column in range(5))
     side = min(resolution, int(np.ceil(2 * REACH * radius.max() * resolution)) + 3)
     columns, rows = (_window(centre, side, resolution) for centre in (x, y))
-    across, down = (
-        (cells + 0.5) / resolution for cells in (columns.astype(np.float32), rows.astype(np.float32))
-    )
+    across, down = ((cells + 0.5) / resolution for cells in (columns.astype(np.float32), rows.astype(np.float32)))
     across, down = ((across - x) / radius)[:, None, :], ((down - y) / radius)[:, :, None]
     cos, sin, radius, opacity = (value[:, None] for value in (np.cos(angle), np.sin(angle), radius, opacity))
     distance = _DISTANCE[shape.kind](cos * across + sin * down, cos * down - sin * across)

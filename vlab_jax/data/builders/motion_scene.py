@@ -133,9 +133,7 @@ def _draw_events(rng: np.random.Generator, shapes: tuple[Shape, ...], count: int
 def _consistent(motions: list[str]) -> bool:
     """Whether one shape can do all this: nothing twice or undone, first of all appear, last of all vanish."""
     families = [FAMILY[motion] for motion in motions]
-    return (
-        len(set(families)) == len(families) and "appear" not in motions[1:] and "vanish" not in motions[:-1]
-    )
+    return len(set(families)) == len(families) and "appear" not in motions[1:] and "vanish" not in motions[:-1]
 
 
 def _draw_tracks(

@@ -40,11 +40,7 @@ def still_captions(scene: Scene, frame: int, rng: np.random.Generator, count: in
         "relation": relation(centres[0], centres[-1]),
     }
     templates = _ONE_SHAPE if len(names) == 1 else _TWO_SHAPES
-    true = [
-        t
-        for t in templates
-        if all(word is not None or f"{{{name}}}" not in t for name, word in words.items())
-    ]
+    true = [t for t in templates if all(word is not None or f"{{{name}}}" not in t for name, word in words.items())]
     return tuple(true[i].format(**words) for i in rng.permutation(len(true))[:count])
 
 

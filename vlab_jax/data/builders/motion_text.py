@@ -218,9 +218,7 @@ def _clause(scene: Scene, event: int) -> str:
     return f"the {noun(shape)} {PHRASES[motion][0][0]}"
 
 
-def twin_questions(
-    own: str, twin: str, rng: np.random.Generator
-) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
+def twin_questions(own: str, twin: str, rng: np.random.Generator) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
     """One question for a clip and one for its twin: the same two options, in the same random order."""
     options = (own, twin)[:: -1 if rng.integers(2) else 1]
     return tuple((Question("which caption is true?", answer, "twin", options),) for answer in (own, twin))

@@ -1,0 +1,62 @@
+"""VLAB models that compile within seconds, random parameters for them, and random batches."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vlab_jax.models.vlab import VLAB, parameter_shapes
+
+WIDTH, FRAMES, SIZE, PATCHES, LENGTH, VOCABULARY, EMBED = 16, 4, 16, 4, 8, 40, 8
+
+TOWER = {"width": WIDTH, "depth": 2, "heads": 2, "mlp_width": 32, "embed_width": EMBED}
+VISION = {"image_size": SIZE, "patch_size": 8, **TOWER}
+TEXT = {"vocab_size": VOCABULARY, "context_length": LENGTH, **TOWER}
+ADAPTER = {
+    "blocks": (0, 1),
+    "before_mlp": False,
+    "width": 8,
+    "mixer": "conv",
+    "kernel": (3, 1, 1),
+    "heads": 2,
+}
+DECODER = {"blending": "concat", "cross_attention_every": 1}
+
+
+def tiny_vlab(**changes: Any) -> VLAB:
+    """A VLAB of two blocks. A mapping among `changes` updates a part's fields, anything else replaces a field."""
+    fields = {"vision": VISION, "text": TEXT, "adapter": ADAPTER, "decoder": DECODER, "frames": FRAMES}
+    for key, value in changes.items():
+        fields[key] = {**fields[key], **value} if isinstance(value, Mapping) else value
+    return VLAB.from_fields(fields)
+
+
+def random_like(shapes: Any, seed: int = 0, scale: float = 0.3) -> Any:
+    """Normal random arrays of a tree's shapes: no parameter is zero, so that each has an influence."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, scale, leaf.shape), leaf.dtype), shapes)
+
+
+def random_parameters(model: VLAB, seed: int = 0) -> Any:
+    """Random parameters of a model; the temperature is a usual one."""
+    parameters = random_like(parameter_shapes(model, model.frames), seed)
+    return {**parameters, "logit_scale": jnp.asarray(2.0)}
+
+
+def random_video(clips: int, frames: int = FRAMES, seed: int = 0) -> jax.Array:
+    """uint8 noise `[clips, frames, SIZE, SIZE, 3]`."""
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.integers(0, 256, (clips, frames, SIZE, SIZE, 3), np.uint8))
+
+
+def random_batch(clips: int, frames: int = FRAMES, seed: int = 0) -> dict[str, jax.Array]:
+    """A training batch: noise, texts of different lengths, each clip by itself."""
+    rng = np.random.default_rng(seed)
+    return {
+        "video": random_video(clips, frames, seed),
+        "tokens": jnp.asarray(rng.integers(1, VOCABULARY, (clips, LENGTH)), jnp.int32),
+        "lengths": jnp.asarray(rng.integers(4, LENGTH + 1, clips), jnp.int32),
+        "clip": jnp.arange(clips, dtype=jnp.int32),
+    }
