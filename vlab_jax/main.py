@@ -3,32 +3,44 @@
     python -m vlab_jax.main --config=configs/pretrain.py --workdir=workdir
     python -m vlab_jax.main --config=configs/evaluate.py --checkpoint=workdir
 
-The first trains the demo; started again with the same workdir, it goes on where it stopped. A config's docstring says
-what it does, what it costs and which arguments it takes (`--config=configs/pretrain.py:l14`); any of its fields can be
-set on the command line (`--config.stage.blend.steps=200`).
+The first trains the demo; started again with the same workdir, it goes on where it stopped. The second evaluates what
+the first has trained. A config's docstring says what it does, what it costs and which arguments it takes, behind a
+colon; any of its fields (`vlab_jax/config.py` lists them) can be set behind that:
+
+    python -m vlab_jax.main --config=configs/pretrain.py:data=folder:/my/videos --workdir=mine
+    python -m vlab_jax.main --config=configs/pretrain.py --workdir=short --config.stage.blend.steps=200
 
 Exit status: 0 done; 1 a fault of the program; 2 something to mend in the command, the config or the data; 3 the run
 cannot go on.
 """
 
 import logging
+import os
 import pathlib
-import re
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from vlab_jax import config as configuration
+from vlab_jax import config_check, config_file
 from vlab_jax.errors import InputError, RunStopped
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "What to run, as in configs/pretrain.py:l14.")
-WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where checkpoints, metrics and the report go; a run resumes from what it finds there."
+CONFIG = config_flags.DEFINE_config_file(
+    config_file.FLAG, None, "What to run: a file, and after a colon its argument, as in configs/pretrain.py:l14."
 )
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "To evaluate: a run's workdir, or one of its checkpoints/<step>.")
+WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "To train: where checkpoints, metrics and the report go; a run resumes from what it finds there. "
+    "To evaluate: where a report goes, if one is wanted.",
+)
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "To evaluate: a run's workdir (its newest checkpoint), or one of its checkpoints/<step>."
+)
+HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort", "-?")
 
 
 def run(config: ConfigDict, workdir: str | None, checkpoint: str | None) -> None:
@@ -38,30 +50,35 @@ def run(config: ConfigDict, workdir: str | None, checkpoint: str | None) -> None
       InputError: something to mend in the command, the config or the data.
       RunStopped: the run cannot go on.
     """
-    configuration.check(config)
+    config_check.check(config)
     if config.task == "evaluate":
-        from vlab_jax.evaluation.checkpoint import evaluate
-
         if not checkpoint:
             raise InputError("to evaluate, say of which run: --checkpoint=<workdir or checkpoints/<step>>")
+        from vlab_jax.evaluation.checkpoint import evaluate
+
         evaluate(config, pathlib.Path(checkpoint), pathlib.Path(workdir) if workdir else None)
         return
-    from vlab_jax.training.loop import train
-
     if not workdir:
         raise InputError("to train, say where checkpoints and the report go: --workdir=<directory>")
+    folder = _made(workdir)
+    from vlab_jax.training.loop import train  # here, because it takes seconds: a mistake is named at once
+
+    train(config, folder)
+
+
+def _made(workdir: str) -> pathlib.Path:
     folder = pathlib.Path(workdir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--workdir={workdir} cannot be created: {error.strerror}") from error
-    train(config, folder)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"--workdir={workdir} cannot be written to; name a directory of your own")
+    return folder
 
 
 def _main(_: Sequence[str]) -> None:
     _log_plainly()
-    if CONFIG.value is None:
-        _exit("say what to run, as in --config=configs/pretrain.py (see --help)", 2)
     try:
         run(CONFIG.value, WORKDIR.value, CHECKPOINT.value)
     except InputError as error:
@@ -89,21 +106,36 @@ def _log_plainly() -> None:
 
 def _parse(arguments: Sequence[str]) -> list[str]:
     """Parses the command line; what is wrong with it is one line."""
+    _, *given = arguments
+    if any(argument in HELP for argument in given):
+        print(_help())
+        sys.exit(0)
+    if not given:
+        print(_help())
+    value = config_file.value_of(given)
+    logging.disable(logging.WARNING)  # what the libraries have to say of a config file is said below
     try:
-        return flags.FLAGS(list(arguments))
-    except (flags.Error, InputError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        _exit(_explain(error), 2)
+        with config_file.importable(value or ""):
+            rest = flags.FLAGS(list(arguments))
+        if value is not None and not isinstance(CONFIG.value, ConfigDict):
+            config_file.load(value)  # says why there is none
+    except Exception as error:  # a config file can raise anything
+        _exit(config_file.explain(given, error), 2)
+    finally:
+        logging.disable(logging.NOTSET)
+    if rest[1:]:
+        _exit(f"unexpected argument {rest[1]!r}; a config is named as in --config=configs/pretrain.py", 2)
+    if value is None:
+        _exit("say what to run, as in --config=configs/pretrain.py (see --help)", 2)
+    return rest
 
 
-def _explain(error: Exception) -> str:
-    """One line for what absl and ml_collections say about a flag."""
-    text = " ".join(str(error).split())
-    unknown = re.search(r"Unknown command line flag 'config\.([\w.]+)'", text)
-    return _nearest_field(unknown.group(1)) if unknown else text
-
-
-def _nearest_field(name: str) -> str:
-    return f"unknown config field {name!r}"
+def _help() -> str:
+    lines = [__doc__]
+    for flag in (CONFIG, WORKDIR, CHECKPOINT):
+        text = textwrap.fill(flags.FLAGS[flag.name].help, 118, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        lines.append(f"  --{flag.name}\n{text}")
+    return "\n".join(lines)
 
 
 def main() -> None:

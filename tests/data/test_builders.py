@@ -80,6 +80,17 @@ def test_the_directory_may_be_relative(data_dir, tmp_path, monkeypatch):
     assert from_example(pickle.loads(pickle.dumps(source))[3]).captions
 
 
+def test_no_directory_means_the_default_of_tfds(data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", data_dir)
+    assert len(open_split("motion/tiny", "test", "")) == 16
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "tensorflow_datasets").symlink_to(data_dir)
+    assert pathlib.Path(prepare("motion/tiny", "").data_dir).is_relative_to(pathlib.Path(data_dir).resolve())
+    assert [path.name for path in tmp_path.iterdir()] == ["tensorflow_datasets"]
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [

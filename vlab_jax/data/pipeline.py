@@ -10,16 +10,21 @@ import dataclasses
 import functools
 import hashlib
 import logging
+import math
 import os
+import re
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from vlab_jax.data import schema, video
 from vlab_jax.data.tokenizer import Tokenizer
-from vlab_jax.errors import InputError
+from vlab_jax.errors import InputError, RunStopped
 
 Batch = dict[str, Any]
 ATTEMPTS = 10  # clips tried in place of one that cannot be decoded
@@ -86,7 +91,7 @@ def parse_mixture(entries: Sequence[str]) -> list[tuple[str, float]]:
     """Data sets with their weights: `('motion@0.7', 'folder:/a/directory')`; the weight is 1 where none is given.
 
     Raises:
-      InputError: there is no entry, or a weight is not positive.
+      InputError: there is no entry, or a weight is not positive and finite.
     """
     if not entries:
         raise InputError("no data set to train on; name one, as in data.train=('motion',)")
@@ -97,8 +102,8 @@ def parse_mixture(entries: Sequence[str]) -> list[tuple[str, float]]:
             pair = (spec, float(weight)) if at else (entry, 1.0)
         except ValueError:
             pair = (entry, 1.0)  # an '@' within a path
-        if not pair[1] > 0:
-            raise InputError(f"the weight of data set {entry!r} must be positive")
+        if not 0 < pair[1] < math.inf:
+            raise InputError(f"the weight of data set {entry!r} must be positive and finite")
         mixture.append(pair)
     return mixture
 
@@ -133,8 +138,8 @@ def training_batches(
     process: int = 0,
     processes: int = 1,
     workers: int = 0,
-) -> Iterator[Batch]:
-    """An endless iterator over training batches, from number `first` on.
+) -> "Batches":
+    """An endless iterator over training batches, from number `first` on; to be closed when done with.
 
     Args:
       sources: data sources of the schema, each with its weight in the mixture.
@@ -161,8 +166,9 @@ def training_batches(
     ]
     mixed = grain.MapDataset.mix(streams, weights=list(weights)) if len(streams) > 1 else streams[0]
     read = ReadForTraining(tuple(sources), frames, tokenizer)
-    batches = mixed.random_map(read, seed=seed).batch(batch_size // processes, batch_fn=stack)
-    return iter(_in_background(batches[first * processes + process :: processes], workers))
+    # Without drop_remainder, Grain computes the number of batches in floats, and batches of 1 overflow.
+    batches = mixed.random_map(read, seed=seed).batch(batch_size // processes, drop_remainder=True, batch_fn=stack)
+    return Batches(batches[first * processes + process :: processes], workers)
 
 
 def _numbered(number: int, index: int) -> tuple[int, int]:
@@ -209,16 +215,69 @@ def evaluation_batches(source: Sequence, frames: FrameOptions, *, batch_size: in
     batches = indices.map(ReadForEvaluation(source, frames)).batch(
         batch_size, drop_remainder=False, batch_fn=Pad(batch_size)
     )
-    return iter(_in_background(batches, workers))
+    return Batches(batches, workers)
+
+
+class Batches(Iterator[Batch]):
+    """Batches made ahead of time, by threads of this process or by worker processes.
+
+    Closing it, or leaving its `with` block, ends the worker processes. Without that they end when it is no longer
+    referred to, which an exception on its way up can put off.
+
+    Raises, from `next`:
+      InputError: as the transformations raise it, in a worker process too.
+      RunStopped: the system has ended a worker process.
+    """
+
+    def __init__(self, batches: grain.MapDataset, workers: int) -> None:
+        self._iterator = iter(_in_background(batches, workers))
+
+    def __next__(self) -> Batch:
+        try:
+            return next(self._iterator)
+        except InputError as error:
+            raise InputError(str(error)) from None  # without Grain's note on tracebacks
+        except RuntimeError as error:
+            if "Worker process was terminated" not in str(error):
+                raise
+            code = re.search(r"exit code (-?\d+)", str(error))
+            raise RunStopped(
+                f"a worker process that decodes was ended with exit code {code.group(1) if code else 'unknown'}, "
+                "by the system if it ran out of memory; run again, with fewer, as in --config.data.workers=1"
+            ) from error
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends threads and worker processes; a second time, does nothing."""
+        self._iterator.close()
 
 
 def _in_background(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
     """Two batches ahead: by threads of this process, or by worker processes with one reading thread each."""
     if workers == 0:
         return batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain asks for its own flags; a program without a command line has none
     quiet = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-    return batches.to_iter_dataset(quiet).mp_prefetch(options)
+    return batches.to_iter_dataset(quiet).mp_prefetch(options, _end_with_parent)
+
+
+def _end_with_parent(*_: int) -> None:
+    """Lets a worker process end when its parent is gone: after a SIGKILL nobody else tells it to."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @dataclasses.dataclass
@@ -247,7 +306,7 @@ class FailureCount:
             if failure not in self.named:
                 self.named.add(failure)
                 logging.warning("skipped a clip that cannot be decoded: %s", failure)
-        if self.failed > self.limit * max(self.seen, 1000):
+        if failures and self.failed > self.limit * max(self.seen, 1000):
             raise InputError(
                 f"{self.failed} of {self.seen} clips could not be decoded, more than data.max_failed_share="
                 f"{self.limit:g}; the last: {failures[-1]}"

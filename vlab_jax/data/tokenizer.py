@@ -8,7 +8,9 @@ Dimensions: `B` texts, `L` context length.
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -18,6 +20,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from vlab_jax.errors import InputError
 
 FILE = "tokenizer.json"
+CLIP_FILES = ("vocab.json", "merges.txt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +31,13 @@ class Tokenizer:
     start: int
     end: int
     context_length: int
+
+    def __post_init__(self) -> None:
+        self.backend.encode_special_tokens = True  # special tokens spelled out in a text are text
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()  # the backend's pickle forgets it
 
     @property
     def vocab_size(self) -> int:
@@ -44,7 +54,7 @@ class Tokenizer:
             lengths[row] = len(ids)
         return tokens, lengths
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Iterable[int | np.integer]) -> str:
         """The text of token ids, up to the first end of text; start of text is left out."""
         ids = []
         for token in tokens:
@@ -92,7 +102,11 @@ def load(kind: str, name_or_path: str, workdir: pathlib.Path, context_length: in
         return load_clip(name_or_path, context_length)
     if not (workdir / FILE).is_file():
         raise InputError(f"{workdir / FILE} is missing; without the run's tokenizer its checkpoint cannot be used")
-    return _with_own_ends(tokenizers.Tokenizer.from_file(str(workdir / FILE)), context_length)
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(workdir / FILE))
+    except Exception as error:  # the only type that the library raises
+        raise InputError(f"{workdir / FILE} cannot be read: {_first_line(error)}") from error
+    return _with_own_ends(backend, context_length)
 
 
 def _with_own_ends(backend: tokenizers.Tokenizer, context_length: int) -> Tokenizer:
@@ -108,11 +122,41 @@ def load_clip(name_or_path: str, context_length: int) -> Tokenizer:
     """
     from transformers import CLIPTokenizer  # here, because importing transformers takes seconds
 
+    folder = _clip_folder(name_or_path)
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"no CLIP tokenizer at {name_or_path!r}: {reason}") from error
-    backend = tokenizer.backend_tokenizer
-    backend.encode_special_tokens = True
-    return Tokenizer(backend, tokenizer.bos_token_id, tokenizer.eos_token_id, context_length)
+        tokenizer = CLIPTokenizer.from_pretrained(folder)
+    except Exception as error:  # a file that is broken fails in as many ways as it can be broken
+        raise InputError(f"the CLIP tokenizer in {str(folder)!r} cannot be read: {_first_line(error)}") from error
+    return Tokenizer(tokenizer.backend_tokenizer, tokenizer.bos_token_id, tokenizer.eos_token_id, context_length)
+
+
+def _clip_folder(name_or_path: str) -> pathlib.Path:
+    """The directory that holds CLIP's tokenizer; that of a model name is fetched first, if it is not cached."""
+    folder = pathlib.Path(name_or_path).expanduser()
+    if name_or_path and folder.is_dir():
+        missing = [file for file in CLIP_FILES if not (folder / file).is_file()]
+        if missing:
+            raise InputError(
+                f"the CLIP tokenizer directory {name_or_path!r} lacks {' and '.join(missing)}; put them there"
+            )
+        return folder
+    advice = (
+        "tokenizer.path must be a directory with vocab.json and merges.txt, or a model name as in "
+        "'openai/clip-vit-base-patch32'"
+    )
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name_or_path):
+        raise InputError(f"there is no CLIP tokenizer at {name_or_path!r}; {advice}")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        fetched = [pathlib.Path(hf_hub_download(name_or_path, file)) for file in CLIP_FILES]
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise InputError(
+            f"there is no directory {name_or_path!r}, and no model of that name can be fetched; {advice}"
+        ) from error
+    return fetched[0].parent
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -4,6 +4,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
+import matplotlib
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont

@@ -57,16 +57,16 @@ class Encoder:
         """
         count = pipeline.FailureCount(max_failed_share)
         embeddings, indices, done = [], [], 0
-        batches = pipeline.evaluation_batches(source, self.frames, batch_size=self.batch, workers=self.workers)
-        for batch in batches:
-            real = batch["index"] >= 0
-            count.update(int(batch["valid"].sum()), batch["failures"])
-            video = sharding.to_global({"video": batch["video"]}, self.mesh)["video"]
-            embedded = _embed_clips(self.model, self.streams, self.image_frames, self.parameters, video)
-            embeddings.append(np.asarray(embedded)[batch["valid"]])
-            indices.append(batch["index"][batch["valid"]])
-            done += int(real.sum())
-            update(done)
+        with pipeline.evaluation_batches(source, self.frames, batch_size=self.batch, workers=self.workers) as batches:
+            for batch in batches:
+                real = batch["index"] >= 0
+                count.update(int(batch["valid"].sum()), batch["failures"])
+                video = sharding.to_global({"video": batch["video"]}, self.mesh)["video"]
+                embedded = _embed_clips(self.model, self.streams, self.image_frames, self.parameters, video)
+                embeddings.append(np.asarray(embedded)[batch["valid"]])
+                indices.append(batch["index"][batch["valid"]])
+                done += int(real.sum())
+                update(done)
         return np.concatenate(embeddings), np.concatenate(indices)
 
     def embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "C E"]:
@@ -163,7 +163,7 @@ def draw_contact_sheet(
     contact_sheet.retrieval_contact_sheet(
         path,
         [outcome.captions[i] for i in chosen],
-        [[_decode(source, outcome.indices[column], frames) for column in row] for row in best],
+        [[_decode(source, int(outcome.indices[column]), frames) for column in row] for row in best],
         best == own[:, None],
         scores,
         ranks=retrieval.ranks(outcome.similarity[chosen], positives),
@@ -171,4 +171,4 @@ def draw_contact_sheet(
 
 
 def _decode(source: Sequence, index: int, frames: pipeline.FrameOptions) -> np.ndarray:
-    return frames.decode(schema.from_example(source[int(index)]), None)
+    return frames.decode(schema.from_example(source[index]), None)

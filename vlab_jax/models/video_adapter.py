@@ -9,9 +9,9 @@ Dimensions: `B` clips, `T` frames, `N` patches (`M = N + 1` tokens), `D` width, 
 """
 
 import itertools
+import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -60,7 +60,9 @@ class VideoAdapter(nn.Module):
         """Depthwise convolution as a sum of shifted copies: as fast as a fused kernel where the kernel is small."""
         clips, frames, count, width = x.shape
         side = round(count**0.5)
-        kernel = self.param("conv_kernel", _identity_in_the_middle, (*self.kernel, width)).astype(x.dtype)
+        # Taps of equal size make each channel another filter over time from the start.
+        taps = normal(math.prod(self.kernel) ** -0.5)
+        kernel = self.param("conv_kernel", taps, (*self.kernel, width)).astype(x.dtype)
         bias = self.param("conv_bias", nn.initializers.zeros, (width,)).astype(x.dtype)
         grid = x.reshape(clips, frames, side, side, width)
         reach = [size // 2 for size in self.kernel]
@@ -86,9 +88,3 @@ class VideoAdapter(nn.Module):
         query, key, value = jnp.moveaxis(project(y), 2, 0)
         y = attend(query, key, value).reshape(clips, count, frames, width)
         return y.transpose(0, 2, 1, 3)
-
-
-def _identity_in_the_middle(rng: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """Small random taps, plus one at the kernel's centre: mixing starts near the identity."""
-    noise = 0.1 * jax.random.normal(rng, shape, dtype)
-    return noise.at[tuple(size // 2 for size in shape[:3])].add(1.0)

@@ -37,10 +37,12 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     """A mesh over all devices; -1 for one axis means as many as are left.
 
     Raises:
-      InputError: the product of the axes is not the number of devices.
+      InputError: an axis is neither -1 nor positive, or the product of the axes is not the number of devices.
     """
     sizes = [data, fsdp, tensor]
     count = jax.device_count()
+    if any(size < 1 and size != -1 for size in sizes):
+        raise InputError(f"mesh axes {dict(zip(AXES, sizes, strict=True))}: each must be -1 or at least 1")
     if sizes.count(-1) > 1:
         raise InputError(f"mesh axes {dict(zip(AXES, sizes, strict=True))}: only one of them can be -1")
     if -1 in sizes:

@@ -94,8 +94,11 @@ class Run:
         self.workers = pipeline.default_workers(config.data.workers)
         self.results: dict[str, dict[str, float]] = {}
         check_workdir(checkpoints, self.saved_config)
-        self.tokenizer = make_tokenizer(config, workdir, fresh=checkpoints.latest() is None)
         self.model = VLAB.from_fields(configuration.model_fields(self.saved_config))
+        stages.check(self.model, config, mesh)
+        for split in ("validation", "test"):
+            self._open(config.data.evaluate, split)  # missing, it would be missed only after training
+        self.tokenizer = make_tokenizer(config, workdir, fresh=checkpoints.latest() is None)
 
     def begin(self) -> tuple[Progress, Any]:
         """Fresh parameters, or (None) those that the stage in progress will restore."""
@@ -140,8 +143,10 @@ class Run:
     ) -> tuple[TrainState, Progress]:
         stage = self.config.stage[name]
         failures = pipeline.FailureCount(self.config.data.max_failed_share, progress.seen, progress.failed)
-        batches = self._batches(name, first=progress.step)
-        with meters.Progress(name, stage.steps, initial_step=progress.step) as bar:
+        with (
+            self._batches(name, first=progress.step) as batches,
+            meters.Progress(name, stage.steps, initial_step=progress.step) as bar,
+        ):
             record = StepRecord(
                 name, offset, self.writer, bar, self.config.log_every, setup.schedule, self._last_checkpoint
             )
@@ -175,16 +180,10 @@ class Run:
             return "there is no checkpoint yet"
         return f"the last good checkpoint is {self.checkpoints.directory / str(latest)}"
 
-    def _batches(self, name: str, first: int):
+    def _batches(self, name: str, first: int) -> pipeline.Batches:
         stage = self.config.stage[name]
-        divisor = sharding.batch_divisor(self.mesh)
-        if stage.batch_size % divisor:
-            raise InputError(
-                f"config.stage.{name}.batch_size={stage.batch_size} does not divide over the {divisor} devices that "
-                "share the batch"
-            )
         mixture = pipeline.parse_mixture(stage.train or self.config.data.train)
-        sources = [builders.open_split(spec, "train", self.config.data.directory) for spec, _ in mixture]
+        sources = [self._open(spec, "train") for spec, _ in mixture]
         return pipeline.training_batches(
             sources,
             [weight for _, weight in mixture],
@@ -198,6 +197,9 @@ class Run:
             workers=self.workers,
         )
 
+    def _open(self, spec: str, split: str) -> Any:
+        return builders.open_split(spec, split, self.config.data.directory)
+
     def _frames(self, count: int) -> pipeline.FrameOptions:
         return pipeline.FrameOptions(count, self.config.model.vision.image_size, self.config.data.short)
 
@@ -208,7 +210,7 @@ class Run:
         row = f"{name} ({split})"
         if keep and row in self.results and split != "test":
             return None
-        source = builders.open_split(self.config.data.evaluate, split, self.config.data.directory)
+        source = self._open(self.config.data.evaluate, split)
         encoder = self._encoder(parameters, self.config.stage[name])
         with meters.Progress(f"evaluate {row}", len(source)) as bar:
             outcome = evaluation.evaluate_retrieval(
@@ -247,7 +249,7 @@ class Run:
         outcome = self._evaluate(last, parameters, "test", total)
         folder = self.workdir / "report"
         folder.mkdir(parents=True, exist_ok=True)
-        source = builders.open_split(self.config.data.evaluate, "test", self.config.data.directory)
+        source = self._open(self.config.data.evaluate, "test")
         sheet = folder / "retrieval.png"
         frames = self._frames(self.config.frames)
         evaluation.draw_contact_sheet(sheet, outcome, source, frames, self.config.report.queries)

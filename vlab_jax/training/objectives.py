@@ -3,6 +3,8 @@
 Dimensions: `B` clips with a caption each, `E` embedding width, `L` text tokens, `V` vocabulary.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -27,7 +29,7 @@ def contrastive(
     Returns:
       The loss, and the share of clips whose own caption scores highest.
     """
-    scale = jnp.minimum(jnp.exp(logit_scale), MAX_LOGIT_SCALE)
+    scale = jnp.exp(clamp_temperature(logit_scale))
     logits = scale * clips @ texts.T  # [B, B]
     own = jnp.arange(clips.shape[0])
     same = (identity[:, None] == identity[None]) & (own[:, None] != own[None])
@@ -35,6 +37,15 @@ def contrastive(
     by_clip = optax.softmax_cross_entropy_with_integer_labels(logits, own)
     by_text = optax.softmax_cross_entropy_with_integer_labels(logits.T, own)
     return 0.5 * (by_clip + by_text).mean(), (logits.argmax(axis=1) == own).mean()
+
+
+def clamp_temperature(logit_scale: Float[Array, ""]) -> Float[Array, ""]:
+    """The logarithm of the inverse temperature, at most that of `MAX_LOGIT_SCALE`.
+
+    CLIP clamps the parameter itself after each step, and so does the train step here: clamped in the loss alone, a
+    temperature past the limit would have no gradient to come back by. Published weights stand at the limit exactly.
+    """
+    return jnp.minimum(logit_scale, math.log(MAX_LOGIT_SCALE))
 
 
 def captioning(

@@ -27,7 +27,7 @@ class Group(NamedTuple):
     learning_rate: float | None
 
 
-def parse_groups(pairs: Sequence[tuple[str, float | str]]) -> tuple[Group, ...]:
+def parse_groups(pairs: Sequence[Any]) -> tuple[Group, ...]:
     """Groups from a config's pairs of a pattern and a learning rate or 'frozen'.
 
     Raises:

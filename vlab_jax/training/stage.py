@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vlab_jax.data import sampling
+from vlab_jax.errors import InputError
 from vlab_jax.models.vlab import VLAB, example_inputs, parameter_shapes
 from vlab_jax.runtime import sharding
 from vlab_jax.training import optim
@@ -32,6 +33,27 @@ class Stage:
     shardings: TrainState
     initial: Any
     step: Any
+
+
+def check(model: VLAB, config: ConfigDict, mesh: Mesh) -> None:
+    """Looks at all stages of a config, so that a later one does not fail after hours of the first.
+
+    Raises:
+      InputError: the parameter groups of a stage do not fit the model, or its batch does not fit the mesh.
+    """
+    shapes = parameter_shapes(model, config.frames)
+    divisor = sharding.batch_divisor(mesh)
+    for name in config.stages:
+        stage = config.stage[name]
+        try:
+            optim.assign_groups(shapes, optim.parse_groups(stage.groups))
+        except InputError as error:
+            raise InputError(f"config.stage.{name}.groups: {error}") from error
+        if stage.batch_size % divisor:
+            raise InputError(
+                f"config.stage.{name}.batch_size={stage.batch_size} does not divide over the {divisor} devices that "
+                "share the batch"
+            )
 
 
 def prepare(model: VLAB, stage: ConfigDict, config: ConfigDict, mesh: Mesh) -> Stage:

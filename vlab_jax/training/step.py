@@ -18,7 +18,7 @@ Metrics = dict[str, jax.Array]
 class TrainState(struct.PyTreeNode):
     """What a step changes. `average` is the exponential moving average of the parameters, or None."""
 
-    step: jax.Array
+    step: Any
     parameters: Any
     optimizer: Any
     average: Any = None
@@ -112,6 +112,9 @@ def make_train_step(
         )
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
+        if learns["logit_scale"]:
+            clamped = objectives.clamp_temperature(parameters["logit_scale"])
+            parameters = {**parameters, "logit_scale": clamped}
         average = state.average
         if average is not None:
             average = optax.incremental_update(parameters, average, 1 - average_decay)

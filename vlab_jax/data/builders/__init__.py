@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.constants import get_default_data_dir
 from tqdm import tqdm
 
 from vlab_jax.data.builders.folder import Folder
@@ -32,12 +33,13 @@ def prepare(spec: str, data_dir: str) -> tfds.core.DatasetBuilder:
 
     Args:
       spec: `name`, `name/configuration` or `folder:directory`.
-      data_dir: where prepared data sets live; made if missing.
+      data_dir: where prepared data sets live, made if missing; empty: TFDS's default (`TFDS_DATA_DIR`, or
+        `~/tensorflow_datasets`).
 
     Raises:
       InputError: no such data set or configuration, or its source has errors.
     """
-    data_dir = str(pathlib.Path(data_dir).expanduser().resolve())
+    data_dir = str(pathlib.Path(data_dir or get_default_data_dir()).expanduser().resolve())
     builder = _builder(spec, data_dir)
     files = pathlib.Path(builder.data_dir)
     if files.exists():

@@ -61,7 +61,7 @@ class MotionConfig(tfds.core.BuilderConfig):
     test: int = 400
     still: bool = False
     resolution: int = 48
-    event_weights: tuple[float, ...] = (0.25, 0.75)
+    event_weights: tuple[float, ...] = (0.5, 0.5)
     seed: int = 0
 
     @property

@@ -17,8 +17,6 @@ PALETTE = {
     "green": (25, 150, 55),
     "blue": (35, 70, 215),
     "yellow": (245, 225, 45),
-    "orange": (245, 130, 20),
-    "purple": (130, 40, 170),
     "black": (10, 10, 10),
     "white": (250, 250, 250),
 }
@@ -77,12 +75,9 @@ def _box(
 # centre.
 _DISTANCE = {
     "circle": lambda u, v: np.hypot(u, v) - 0.95,
-    "ring": lambda u, v: np.abs(np.hypot(u, v) - 0.8) - 0.26,
     "square": lambda u, v: _box(u, v, 0.83, 0.83),
-    "cross": lambda u, v: np.minimum(_box(u, v, 1.1, 0.34), _box(u, v, 0.34, 1.1)),
     "triangle": lambda u, v: np.maximum(v - 0.6, 0.8660254 * np.abs(u) - 0.5 * v - 0.6),
     "bar": lambda u, v: _box(u, v, 1.13, 0.38),
-    "crescent": lambda u, v: np.maximum(np.hypot(u, v) - 1.1, 0.85 - np.hypot(u - 0.55, v)),
 }
 
 

@@ -1,0 +1,223 @@
+"""The mesh, what lies where on it, and that a mesh of eight devices trains like one."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from tiny_models import FRAMES, QUICK, random_batch, random_parameters, tiny_vlab
+
+from configs.pretrain import get_config
+from vlab_jax.config import model_fields, plain, stage_config, training_config
+from vlab_jax.errors import InputError
+from vlab_jax.models.vlab import VLAB, parameter_shapes
+from vlab_jax.runtime import sharding
+from vlab_jax.training import stage as stages
+
+CLIPS, STEPS = 8, 3
+MESHES = {
+    "data=8": {"data": 8},
+    "fsdp=8": {"data": 1, "fsdp": 8},
+    "data=2,fsdp=4": {"data": 2, "fsdp": 4},
+    "data=2,fsdp=2,tensor=2": {"data": 2, "fsdp": 2, "tensor": 2},
+}
+
+
+def one_device() -> Mesh:
+    """A mesh of the first device alone."""
+    axis_types = (AxisType.Auto,) * len(sharding.AXES)
+    return jax.make_mesh((1, 1, 1), sharding.AXES, axis_types=axis_types, devices=jax.devices()[:1])
+
+
+def test_there_are_eight_devices_to_test_on():
+    assert jax.device_count() == 8
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, {"data": 8, "fsdp": 1, "tensor": 1}),
+        ({"fsdp": 4}, {"data": 2, "fsdp": 4, "tensor": 1}),
+        ({"data": 1, "fsdp": -1, "tensor": 2}, {"data": 1, "fsdp": 4, "tensor": 2}),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}),
+    ],
+)
+def test_the_mesh_has_the_axes_asked_for_and_fills_the_one_left_open(asked, expected):
+    mesh = sharding.make_mesh(**asked)
+    assert dict(mesh.shape) == expected
+    assert set(mesh.axis_types) == {AxisType.Auto}
+    assert sharding.batch_divisor(mesh) == expected["data"] * expected["fsdp"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"data": 3}, "data=3 x fsdp=1 x tensor=1 does not fit 8 devices"),
+        ({"data": -1, "fsdp": 3}, "does not fit 8 devices"),
+        ({"data": -1, "tensor": 16}, "does not fit 8 devices"),
+        ({"data": -1, "fsdp": -1}, "only one of them can be -1"),
+        ({"data": -1, "fsdp": 0}, "at least 1"),
+        ({"data": -2, "fsdp": -4}, "at least 1"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_explained_in_one_line(asked, said):
+    with pytest.raises(InputError, match=said) as error:
+        sharding.make_mesh(**asked)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "expected"),
+    [
+        # Over [data=2, fsdp=2, tensor=2]: heads and MLP width over `tensor`, the other side over `fsdp`.
+        ("vision/transformer/blocks/attention/query_key_value/kernel", (2, 16, 3, 2, 8), (1, "fsdp", 3, "tensor", 4)),
+        ("vision/transformer/blocks/attention/query_key_value/bias", (2, 3, 2, 8), (1, 2, "tensor", 3)),
+        ("decoder/cross_attention/attend_video/output/kernel", (2, 2, 8, 16), (1, "tensor", 2, "fsdp")),
+        ("text/transformer/blocks/mlp/output/kernel", (2, 32, 16), (1, "tensor", "fsdp")),
+        (
+            "optimizer/1/inner_states/0/inner_state/0/mu/text/transformer/blocks/mlp/output/kernel",
+            (2, 32, 16),
+            (1, "tensor", "fsdp"),
+        ),
+        ("text/token_embedding", (40, 16), ("tensor", "fsdp")),
+        ("vision/patch_embedding/kernel", (192, 16), ("fsdp", 1)),
+        ("video_adapter/before_attention/down/kernel", (2, 16, 8), (1, "fsdp", 2)),
+        ("video_adapter/before_attention/up/kernel", (2, 8, 16), (1, 2, "fsdp")),
+        ("vision/transformer/blocks/ln_1/norm/scale", (2, 16), (1, 2)),
+        ("logit_scale", (), ()),
+        # A dimension that its axis does not divide stays whole; so do three heads over two devices.
+        ("text/token_embedding", (41, 16), (1, "fsdp")),
+        ("vision/transformer/blocks/attention/query_key_value/kernel", (2, 15, 3, 3, 5), (1, 2, 3, 4, 5)),
+    ],
+)
+def test_the_rules_split_what_they_should(path, shape, expected):
+    mesh = sharding.make_mesh(**MESHES["data=2,fsdp=2,tensor=2"])
+    wanted = PartitionSpec(*(axis if isinstance(axis, str) else None for axis in expected))
+    got = NamedSharding(mesh, sharding.partition(path, shape, mesh))
+    assert got.is_equivalent_to(NamedSharding(mesh, wanted), len(shape))
+
+
+def test_a_batch_is_split_over_the_data_and_fsdp_axes_and_keeps_its_order():
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    rows = np.arange(8).reshape(8, 1)
+    placed = sharding.to_global({"rows": rows}, mesh)["rows"]
+    assert placed.shape == (8, 1)
+    assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 1)}
+    assert np.array_equal(placed, rows)
+
+
+def test_published_sizes_divide_over_eight_devices():
+    """Each device holds an eighth of the big kernels, so about an eighth of the whole model."""
+    config = get_config("l14")
+    shapes = parameter_shapes(VLAB.from_fields(model_fields(plain(config.to_dict()))), config.frames)
+    mesh = sharding.make_mesh(data=1, fsdp=8)
+    placed = sharding.shardings(shapes, mesh)
+    whole, held = 0, 0
+    for leaf, place in zip(jax.tree.leaves(shapes), jax.tree.leaves(placed), strict=True):
+        whole += leaf.size
+        held += int(np.prod(place.shard_shape(leaf.shape)))
+    assert held < 1.03 * whole / 8
+
+
+MODEL = tiny_vlab(decoder={"blending": "none"})
+
+
+def tiny_stage(mesh: Mesh):
+    """Everything learns, on the video stream, with two objectives and a moving average of the parameters."""
+    config = training_config()
+    config.frames, config.image_frames = FRAMES, 2
+    fields = stage_config(
+        steps=10,
+        batch_size=CLIPS,
+        streams=("video",),
+        groups=((".*", 1e-2),),
+        warmup_steps=0,
+        objectives={"contrastive": 1.0, "captioning": 1.0, "masked_lm": 0.0},
+        average_decay=0.9,
+    )
+    return stages.prepare(MODEL, fields, config, mesh)
+
+
+def train(mesh: Mesh):
+    """Three steps on one batch: the prepared stage, the state after them, and each step's loss."""
+    stage = tiny_stage(mesh)
+    parameters = jax.device_put(random_parameters(MODEL), stage.shardings.parameters)
+    state = stage.initial(parameters)
+    batch = sharding.to_global({name: np.asarray(value) for name, value in random_batch(CLIPS).items()}, mesh)
+    program = stage.step.lower(state, batch).compile(compiler_options=QUICK)
+    losses = []
+    for _ in range(STEPS):
+        state, metrics = program(state, batch)
+        losses.append(float(metrics["loss"]))
+    return stage, state, losses
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The same steps on one device."""
+    return train(one_device())
+
+
+@pytest.fixture(scope="module", params=["data=8", "fsdp=8", "data=2,fsdp=2,tensor=2"])
+def spread(request):
+    """The mesh's name, the mesh, the prepared stage, the state after training on it, and the losses."""
+    mesh = sharding.make_mesh(**MESHES[request.param])
+    return request.param, mesh, *train(mesh)
+
+
+def test_eight_devices_train_like_one(alone, spread):
+    _, state, expected = alone
+    *_, other, losses = spread
+    assert expected[2] < expected[1] < expected[0]
+    np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-5)
+    differences = jax.tree.map(
+        lambda one, two: float(np.abs(np.asarray(one) - np.asarray(two)).max()), other.parameters, state.parameters
+    )
+    assert max(jax.tree.leaves(differences)) < 1e-3
+
+
+def test_the_state_that_a_step_returns_lies_where_the_rules_say(spread):
+    _, mesh, stage, state, _ = spread
+    for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(stage.shardings), strict=True):
+        assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
+    expected = {"fsdp": mesh.shape["fsdp"], "tensor": mesh.shape["tensor"]}
+    blocks = state.parameters["vision"]["transformer"]["blocks"]
+    kernel = blocks["mlp"]["input"]["kernel"]  # [depth, D, M]
+    held = kernel.sharding.shard_shape(kernel.shape)
+    assert held == (2, 16 // expected["fsdp"], 32 // expected["tensor"])
+    assert len(kernel.sharding.device_set) == 8
+    assert blocks["ln_1"]["norm"]["scale"].is_fully_replicated
+    if expected["fsdp"] == expected["tensor"] == 1:
+        assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state))
+
+
+def test_the_optimisers_state_and_the_moving_average_follow_the_parameters(spread):
+    _, _, _, state, _ = spread
+    parameters = {
+        sharding.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state.parameters)
+    }
+    followers = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path((state.optimizer, state.average)):
+        name = sharding.path_name(path)
+        owner = [parameter for parameter in parameters if name.endswith("/" + parameter)]
+        if owner and leaf.ndim:
+            parameter = parameters[max(owner, key=len)]
+            assert leaf.sharding.is_equivalent_to(parameter.sharding, leaf.ndim), name
+            followers += 1
+    assert followers == 3 * sum(parameter.ndim > 0 for parameter in parameters.values())
+
+
+@pytest.mark.parametrize("name", list(MESHES))
+def test_the_whole_state_is_split_as_its_mesh_says(name):
+    """A device holds an eighth of the big kernels over fsdp=8 and all of them over data=8."""
+    share = {"data=8": 1, "fsdp=8": 8, "data=2,fsdp=4": 4, "data=2,fsdp=2,tensor=2": 4}[name]
+    mesh = sharding.make_mesh(**MESHES[name])
+    stage = tiny_stage(mesh)
+    big = [
+        (leaf, place)
+        for leaf, place in zip(jax.tree.leaves(stage.shapes), jax.tree.leaves(stage.shardings), strict=True)
+        if leaf.size >= 1000
+    ]
+    assert len(big) > 20
+    for leaf, place in big:
+        held = int(np.prod(place.shard_shape(leaf.shape)))
+        assert leaf.size // share <= held <= leaf.size * 2 // share if share > 1 else held == leaf.size

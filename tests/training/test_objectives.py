@@ -1,0 +1,209 @@
+"""The objectives against plain computations in numpy, and what must not weigh in them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import largest_difference, quick_jit
+
+from vlab_jax.training import objectives
+from vlab_jax.training.objectives import MAX_LOGIT_SCALE, clamp_temperature
+
+contrastive = quick_jit(objectives.contrastive)
+captioning = quick_jit(objectives.captioning, static_argnums=3)
+masked_lm = quick_jit(objectives.masked_lm)
+choose_masked = quick_jit(objectives.choose_masked, static_argnums=3)
+CLIPS, WIDTH, LENGTH, VOCABULARY = 6, 5, 7, 11
+
+
+def embeddings(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Clips and texts of unit length, float64."""
+    rng = np.random.default_rng(seed)
+    pair = rng.normal(size=(2, CLIPS, WIDTH))
+    return tuple(pair / np.linalg.norm(pair, axis=-1, keepdims=True))
+
+
+def run_contrastive(clips, texts, logit_scale, identity):
+    """Loss and accuracy as numbers."""
+    loss, accuracy = contrastive(
+        jnp.asarray(clips, jnp.float32),
+        jnp.asarray(texts, jnp.float32),
+        jnp.asarray(logit_scale, jnp.float32),
+        jnp.asarray(identity, jnp.int32),
+    )
+    return float(loss), float(accuracy)
+
+
+def plain_contrastive(clips, texts, scale, identity) -> float:
+    """Symmetric InfoNCE, one row after the other."""
+    scores = scale * clips @ texts.T
+    total = 0.0
+    for i in range(len(clips)):
+        rivals = [j for j in range(len(clips)) if j == i or identity[j] != identity[i]]
+        total += np.log(np.exp(scores[i, rivals]).sum()) - scores[i, i]
+        total += np.log(np.exp(scores[rivals, i]).sum()) - scores[i, i]
+    return total / (2 * len(clips))
+
+
+@given(
+    st.integers(0, 2**31),
+    st.floats(0.0, 4.0),
+    st.lists(st.integers(0, 5), min_size=CLIPS, max_size=CLIPS),
+)
+@settings(max_examples=30, deadline=None)
+def test_contrastive_is_symmetric_infonce_without_the_clips_other_captions(seed, logit_scale, identity):
+    clips, texts = embeddings(seed)
+    loss, _ = run_contrastive(clips, texts, logit_scale, identity)
+    assert loss == pytest.approx(plain_contrastive(clips, texts, np.exp(logit_scale), identity), abs=1e-4, rel=1e-4)
+
+
+def test_another_caption_of_the_same_clip_is_no_negative():
+    clips = texts = np.eye(CLIPS)[[0, 0, 2, 3, 4, 5]]  # one clip twice, with the same caption
+    apart, _ = run_contrastive(clips, texts, 3.0, [0, 1, 2, 3, 4, 5])
+    together, _ = run_contrastive(clips, texts, 3.0, [0, 0, 2, 3, 4, 5])
+    assert apart == pytest.approx(together + np.log(2) / 3, abs=1e-3)  # two rows of six had an equal rival
+    one_clip, accuracy = run_contrastive(*embeddings(0), 3.0, [7] * CLIPS)
+    assert one_clip == pytest.approx(0.0, abs=1e-6)
+    assert accuracy == 1.0
+
+
+def test_the_gradient_is_finite_where_rows_share_a_clip():
+    clips, texts = (jnp.asarray(part, jnp.float32) for part in embeddings(0))
+    identity = jnp.array([0, 0, 1, 1, 1, 2], jnp.int32)
+    loss = jax.grad(lambda *inputs: objectives.contrastive(*inputs, identity)[0], argnums=(0, 1, 2))
+    gradients = quick_jit(loss)(clips, texts, jnp.asarray(2.0))
+    for gradient in gradients:
+        assert np.isfinite(gradient).all()
+        assert np.abs(gradient).max() > 0
+
+
+def test_batch_accuracy_is_the_share_of_clips_that_find_their_caption():
+    clips = texts = np.eye(CLIPS, WIDTH + 1)
+    assert run_contrastive(clips, texts, 0.0, range(CLIPS))[1] == 1.0
+    swapped = texts[[1, 0, 2, 3, 4, 5]]
+    assert run_contrastive(clips, swapped, 0.0, range(CLIPS))[1] == pytest.approx(4 / 6)
+
+
+def test_the_temperature_is_clamped_at_100():
+    clips, texts = embeddings(1)
+    at_limit, _ = run_contrastive(clips, texts, np.log(MAX_LOGIT_SCALE), range(CLIPS))
+    assert MAX_LOGIT_SCALE == 100.0
+    assert run_contrastive(clips, texts, 9.0, range(CLIPS))[0] == pytest.approx(at_limit, rel=1e-5)
+    assert run_contrastive(clips, texts, 4.0, range(CLIPS))[0] != pytest.approx(at_limit, rel=1e-2)
+    assert float(clamp_temperature(jnp.asarray(1.5))) == 1.5
+
+
+def test_a_temperature_at_the_limit_still_learns():
+    """Published CLIP weights stand there: a gradient of zero would freeze them."""
+    clips, texts = (jnp.asarray(part, jnp.float32) for part in embeddings(1))
+    limit = clamp_temperature(jnp.asarray(9.0))
+    gradient = jax.grad(lambda logit_scale: objectives.contrastive(clips, texts, logit_scale, jnp.arange(CLIPS))[0])(
+        limit
+    )
+    assert gradient > 1.0  # random pairs: a lower scale is better
+    assert np.exp(limit) == pytest.approx(100.0, rel=1e-6)
+
+
+def texts_and_logits(seed: int = 0):
+    """Logits, tokens and lengths of three texts, one of them without padding."""
+    rng = np.random.default_rng(seed)
+    logits = jnp.asarray(2 * rng.normal(size=(3, LENGTH, VOCABULARY)), jnp.float32)
+    tokens = jnp.asarray(rng.integers(0, VOCABULARY, (3, LENGTH)), jnp.int32)
+    return logits, tokens, jnp.array([LENGTH, 4, 2], jnp.int32)
+
+
+def log_probabilities(logits) -> np.ndarray:
+    """The logarithm of the softmax, float64."""
+    logits = np.asarray(logits, np.float64)
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_captioning_is_the_mean_cross_entropy_of_the_next_tokens(smoothing):
+    logits, tokens, lengths = texts_and_logits()
+    log = log_probabilities(logits)
+    terms = []
+    for text, length in enumerate(lengths.tolist()):
+        for position in range(length - 1):
+            target = np.full(VOCABULARY, smoothing / VOCABULARY)
+            target[int(tokens[text, position + 1])] += 1 - smoothing
+            terms.append(-(target * log[text, position]).sum())
+    assert len(terms) == 6 + 3 + 1
+    assert float(captioning(logits, tokens, lengths, smoothing)) == pytest.approx(np.mean(terms), rel=1e-5)
+
+
+def test_label_smoothing_is_optaxs():
+    logits, tokens, _ = texts_and_logits()
+    smoothed = optax.smooth_labels(jax.nn.one_hot(tokens[:, 1:], VOCABULARY), 0.2)
+    expected = optax.softmax_cross_entropy(logits[:, :-1], smoothed).mean()
+    full = jnp.full(3, LENGTH, jnp.int32)
+    assert float(captioning(logits, tokens, full, 0.2)) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_padded_positions_weigh_nothing():
+    logits, tokens, lengths = texts_and_logits()
+    other_logits, other_tokens, _ = texts_and_logits(1)
+    position = jnp.arange(LENGTH)
+    padding = position >= lengths[:, None]
+    no_target = position >= lengths[:, None] - 1  # the last token predicts nothing that counts
+    changed = jnp.where(no_target[..., None], other_logits, logits)
+    loss = captioning(logits, tokens, lengths, 0.1)
+    assert float(captioning(changed, jnp.where(padding, other_tokens, tokens), lengths, 0.1)) == float(loss)
+    gradient = np.abs(quick_jit(jax.grad(objectives.captioning), static_argnums=3)(logits, tokens, lengths, 0.1)).max(
+        axis=-1
+    )
+    assert np.array_equal(gradient == 0, no_target)
+
+
+def test_texts_without_a_next_token_give_a_loss_of_zero():
+    logits, tokens, _ = texts_and_logits()
+    assert float(captioning(logits, tokens, jnp.ones(3, jnp.int32), 0.1)) == 0.0
+
+
+def test_masked_lm_is_the_mean_cross_entropy_of_the_masked_tokens():
+    logits, tokens, _ = texts_and_logits()
+    masked = np.zeros((3, LENGTH), bool)
+    masked[0, 2] = masked[1, 1] = masked[1, 3] = True
+    log = log_probabilities(logits)
+    expected = -np.mean([log[text, place, int(tokens[text, place])] for text, place in np.argwhere(masked)])
+    assert float(masked_lm(logits, tokens, jnp.asarray(masked))) == pytest.approx(expected, rel=1e-5)
+    assert float(masked_lm(logits, tokens, jnp.zeros_like(masked))) == 0.0
+
+
+def test_losses_are_float32_for_bfloat16_logits():
+    logits, tokens, lengths = texts_and_logits()
+    rounded = logits.astype(jnp.bfloat16)
+    loss = captioning(rounded, tokens, lengths, 0.1)
+    assert loss.dtype == jnp.float32
+    assert largest_difference(loss, captioning(rounded.astype(jnp.float32), tokens, lengths, 0.1)) < 1e-6
+
+
+@given(st.integers(0, 2**31), st.lists(st.integers(1, LENGTH), min_size=4, max_size=4), st.floats(0.0, 1.0))
+@settings(max_examples=40, deadline=None)
+def test_masked_tokens_are_inner_ones_and_at_least_one_a_text(seed, lengths, share):
+    tokens = jnp.zeros((4, LENGTH), jnp.int32)
+    masked = np.asarray(choose_masked(jax.random.key(seed), tokens, jnp.array(lengths, jnp.int32), share))
+    for row, length in zip(masked, lengths, strict=True):
+        assert not row[0]
+        assert not row[length - 1 :].any()
+        assert row.any() == (length > 2)
+
+
+def test_about_15_percent_are_masked_at_every_position_alike():
+    texts, length = 4000, 30
+    masked = choose_masked(
+        jax.random.key(0), jnp.zeros((texts, length + 4), jnp.int32), jnp.full(texts, length, jnp.int32)
+    )
+    inner = np.asarray(masked)[:, 1 : length - 1]
+    assert inner.mean() == pytest.approx(0.15, abs=0.005)
+    assert np.abs(inner.mean(axis=0) - 0.15).max() < 0.03
+
+
+def test_the_choice_depends_on_the_key_alone():
+    tokens, lengths = jnp.zeros((8, 20), jnp.int32), jnp.full(8, 20, jnp.int32)
+    first, again, other = (choose_masked(jax.random.key(seed), tokens, lengths) for seed in (0, 0, 1))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)

@@ -1,0 +1,161 @@
+"""The checks that turn a mistake in a config into one line."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vlab_jax.config import adapted_blocks, evaluation_config, stage_config, training_config, type_name, unknown_keys
+from vlab_jax.errors import InputError
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "dtype": ("float32", "bfloat16"),
+    "matmul_precision": ("default", "high", "highest"),
+    "model.image_encoder": ("shared", "separate"),
+    "model.remat": ("none", "dots", "full"),
+    "model.adapter.mixer": ("conv", "attention"),
+    "model.adapter.activation": ("gelu", "quick_gelu", "none"),
+    "model.decoder.blending": ("concat", "parallel", "stacked", "none", "image_only"),
+    "model.vision.activation": ("gelu", "quick_gelu"),
+    "model.text.activation": ("gelu", "quick_gelu"),
+    "tokenizer.kind": ("bpe", "clip"),
+    "data.short": ("repeat", "fail"),
+}
+
+# Least and greatest values; None: any.
+RANGES: dict[str, tuple[float, float | None]] = {
+    "seed": (0, None),
+    "model.embedding_blend": (0.0, 1.0),
+    "model.text.context_length": (3, None),
+    "data.workers": (-1, None),
+    "data.max_failed_share": (0.0, 1.0),
+    "stage.steps": (1, None),
+    "stage.batch_size": (1, None),
+    "stage.frames": (0, None),
+    "stage.warmup_steps": (0, None),
+    "stage.end_learning_rate_share": (0.0, 1.0),
+    "stage.weight_decay": (0.0, None),
+    "stage.clip_norm": (0.0, None),
+    "stage.average_decay": (0.0, 1.0),
+    "stage.objectives.contrastive": (0.0, None),
+    "stage.objectives.captioning": (0.0, None),
+    "stage.objectives.masked_lm": (0.0, None),
+    "stage.label_smoothing": (0.0, 1.0),
+    "stage.masked_share": (0.0, 1.0),
+    "stage.evaluate_every": (0, None),
+    "evaluation.batch_size": (1, None),
+    "batch_size": (1, None),
+    "checkpoint.every": (1, None),
+    "checkpoint.keep": (1, None),
+    "log_every": (1, None),
+    "stop_after": (0, None),
+    "report.queries": (1, None),
+}
+
+
+def check(config: ConfigDict) -> None:
+    """Compares a config with the fields of `config.training_config` or `config.evaluation_config`.
+
+    Raises:
+      InputError: the first field that is unknown (with the nearest known one), of a wrong type, not one of its
+        choices, out of its range, or in contradiction to another.
+    """
+    task = config.get("task")
+    if task not in ("train", "evaluate"):
+        raise InputError(f"config.task is {task!r}; it must be 'train' or 'evaluate'")
+    known = training_config() if task == "train" else evaluation_config()
+    if task == "train":
+        known.stage = {name: stage_config() for name in config.get("stage", {})}
+    _check_tree(config.to_dict(), known.to_dict(), "")
+    if task == "train":
+        _check_sense(config)
+
+
+def _check_tree(given: Mapping[str, Any], known: Mapping[str, Any], prefix: str) -> None:
+    unknown_keys(given, known, f"config.{prefix}".rstrip("."))
+    for key, default in known.items():
+        name = f"{prefix}{key}"
+        if key not in given:
+            raise InputError(f"config.{name} is missing; its default is {default!r}")
+        value = given[key]
+        if isinstance(default, Mapping):
+            if not isinstance(value, Mapping):
+                raise InputError(f"config.{name} is {value!r}; it must be a group of fields")
+            _check_tree(value, default, f"{name}.")
+        elif not _same_type(value, default):
+            raise InputError(f"config.{name} is {value!r}; it must be of type {type_name(default)}, like {default!r}")
+        if name in CHOICES and value not in CHOICES[name]:
+            raise InputError(f"config.{name} is {value!r}; it must be one of {', '.join(CHOICES[name])}")
+        _check_range(name, value)
+
+
+def _check_range(name: str, value: Any) -> None:
+    """Whole numbers of the model count something; the ranges of a stage stand under `stage`, whatever its name."""
+    counts = name.startswith("model.") and type(value) is int
+    low, high = RANGES.get(re.sub(r"^stage\.[^.]+", "stage", name), (1 if counts else None, None))
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise InputError(f"config.{name} is {value!r}; it must be {bounds}")
+
+
+def _same_type(value: Any, default: Any) -> bool:
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    if isinstance(default, tuple | list):
+        return isinstance(value, tuple | list) and all(_same_entry(each, default) for each in value)
+    return isinstance(value, type(default))
+
+
+def _same_entry(value: Any, default: Sequence[Any]) -> bool:
+    """Whether a value can stand in a tuple: as the default's first entry does, or, in an empty one, as a name."""
+    first = default[0] if default else ""
+    return isinstance(value, tuple | list) if isinstance(first, tuple | list) else _same_type(value, first)
+
+
+def _check_sense(config: ConfigDict) -> None:
+    for name in config.stages:
+        if name not in config.stage:
+            known = ", ".join(config.stage) or "none"
+            raise InputError(f"config.stages names {name!r}, but config.stage has no such stage (it has: {known})")
+        _check_stage(name, config.stage[name])
+    if not config.stages or len(set(config.stages)) < len(config.stages):
+        raise InputError(f"config.stages is {tuple(config.stages)}; name at least one stage of config.stage, each once")
+    if not 1 <= config.image_frames <= config.frames:
+        raise InputError(
+            f"config.image_frames is {config.image_frames}; it must be from 1 to config.frames={config.frames}"
+        )
+    for tower in ("vision", "text"):
+        fields = config.model[tower]
+        if fields.width % fields.heads:
+            raise InputError(f"config.model.{tower}.width={fields.width} does not divide by heads={fields.heads}")
+    vision = config.model.vision
+    if vision.image_size % vision.patch_size:
+        raise InputError(
+            f"config.model.vision.image_size={vision.image_size} does not divide by patch_size={vision.patch_size}"
+        )
+    if vision.embed_width != config.model.text.embed_width:
+        raise InputError(
+            f"config.model.vision.embed_width={vision.embed_width} and config.model.text.embed_width="
+            f"{config.model.text.embed_width} must be equal"
+        )
+    adapter = config.model.adapter
+    if adapter.mixer == "attention" and adapter.width % adapter.heads:
+        raise InputError(f"config.model.adapter.width={adapter.width} does not divide by heads={adapter.heads}")
+    if len(adapter.kernel) != 3 or any(size < 1 or size % 2 == 0 for size in adapter.kernel):
+        raise InputError(f"config.model.adapter.kernel is {adapter.kernel}; it must be three odd numbers (t, h, w)")
+    every, depth = config.model.decoder.cross_attention_every, config.model.text.depth
+    if not 1 <= every <= depth:
+        raise InputError(f"config.model.decoder.cross_attention_every is {every}; it must be from 1 to {depth}")
+    adapted_blocks(adapter.blocks, vision.depth)
+
+
+def _check_stage(name: str, stage: ConfigDict) -> None:
+    if not stage.streams or not set(stage.streams) <= {"video", "image"}:
+        raise InputError(
+            f"config.stage.{name}.streams is {tuple(stage.streams)}; it must name 'video', 'image' or both"
+        )
+    if not any(stage.objectives.values()):
+        raise InputError(f"config.stage.{name}.objectives are all 0; give at least one of them a weight")
