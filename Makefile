@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= workdir
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n 2
 
 .PHONY: demo test lint clean
 

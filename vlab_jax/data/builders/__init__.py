@@ -11,6 +11,7 @@ import io
 import pathlib
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -111,7 +112,12 @@ def _build(builder: tfds.core.DatasetBuilder) -> None:
     """Writes the data set, with one progress bar instead of TFDS' many."""
     total = getattr(builder.builder_config, "clips", None)
     with (
-        tqdm(total=total, desc=f"preparing {builder.info.full_name}", unit=" clips", mininterval=0.5) as bar,
+        tqdm(
+            total=total,
+            desc=f"preparing {builder.info.full_name}",
+            unit=" clips",
+            mininterval=0.5 if sys.stderr.isatty() else 10.0,
+        ) as bar,
         _quiet(),
     ):
         builder._split_generators = _counted(builder._split_generators, bar)

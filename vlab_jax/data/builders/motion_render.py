@@ -17,8 +17,6 @@ PALETTE = {
     "green": (25, 150, 55),
     "blue": (35, 70, 215),
     "yellow": (245, 225, 45),
-    "black": (10, 10, 10),
-    "white": (250, 250, 250),
 }
 # Every frame an IDR frame with a constant quantiser and nothing carried from one to the next: then the
 # frames of a reversed clip are, decoded, bit for bit the frames of the clip in reverse.
@@ -76,7 +74,6 @@ def _box(
 _DISTANCE = {
     "circle": lambda u, v: np.hypot(u, v) - 0.95,
     "square": lambda u, v: _box(u, v, 0.83, 0.83),
-    "triangle": lambda u, v: np.maximum(v - 0.6, 0.8660254 * np.abs(u) - 0.5 * v - 0.6),
     "bar": lambda u, v: _box(u, v, 1.13, 0.38),
 }
 

@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Float
 
 FRAMES = 24
-COLOURS = ("red", "green", "blue", "yellow", "black", "white")
+COLOURS = ("red", "green", "blue", "yellow")
 # How many turns of 1/n leave a shape looking the same; 0 where no turn can be seen.
-SYMMETRY = {"circle": 0, "square": 4, "triangle": 3, "bar": 2}
+SYMMETRY = {"circle": 0, "square": 4, "bar": 2}
 KINDS = tuple(SYMMETRY)
 TWO_SHAPES = 0.3
 BACKGROUNDS = ("plain", "shaded", "striped", "checked", "grainy")
