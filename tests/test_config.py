@@ -242,6 +242,13 @@ def test_a_batch_that_does_not_divide_over_the_devices_is_refused(config, tmp_pa
     )
 
 
+def test_a_decoder_that_sees_none_of_a_stage_s_streams_is_refused(config):
+    config.model.decoder.blending = "image_only"
+    assert complaint(config).startswith("config.stage.adapt.streams is ('video',), of which the decoder sees none")
+    config.stage.adapt.objectives.update({"captioning": 0.0, "masked_lm": 0.0})
+    config_check.check(config)
+
+
 def test_a_mesh_that_the_devices_do_not_fill_is_refused(config, tmp_path):
     config.mesh.tensor = 3
     assert re.match(r"the mesh .*tensor=3 does not fit 8 devices", refused(config, tmp_path))

@@ -120,7 +120,7 @@ def _check_sense(config: ConfigDict) -> None:
         if name not in config.stage:
             known = ", ".join(config.stage) or "none"
             raise InputError(f"config.stages names {name!r}, but config.stage has no such stage (it has: {known})")
-        _check_stage(name, config.stage[name])
+        _check_stage(name, config.stage[name], config.model.decoder.blending)
     if not config.stages or len(set(config.stages)) < len(config.stages):
         raise InputError(f"config.stages is {tuple(config.stages)}; name at least one stage of config.stage, each once")
     if not 1 <= config.image_frames <= config.frames:
@@ -152,10 +152,17 @@ def _check_sense(config: ConfigDict) -> None:
     adapted_blocks(adapter.blocks, vision.depth)
 
 
-def _check_stage(name: str, stage: ConfigDict) -> None:
+def _check_stage(name: str, stage: ConfigDict, blending: str) -> None:
     if not stage.streams or not set(stage.streams) <= {"video", "image"}:
         raise InputError(
             f"config.stage.{name}.streams is {tuple(stage.streams)}; it must name 'video', 'image' or both"
         )
     if not any(stage.objectives.values()):
         raise InputError(f"config.stage.{name}.objectives are all 0; give at least one of them a weight")
+    needed = {"none": {"video"}, "image_only": {"image"}}.get(blending, {"video", "image"})
+    decodes = stage.objectives.captioning or stage.objectives.masked_lm
+    if decodes and not needed & set(stage.streams):
+        raise InputError(
+            f"config.stage.{name}.streams is {tuple(stage.streams)}, of which the decoder sees none with "
+            f"config.model.decoder.blending={blending!r}; add a stream, or set captioning and masked_lm to 0"
+        )

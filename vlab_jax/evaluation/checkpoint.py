@@ -90,7 +90,9 @@ def _encoder(
     vision, text, tokenizer = saved["model"]["vision"], saved["model"]["text"], saved["tokenizer"]
     return evaluation.Encoder(
         model,
-        checkpoints.restore_parameters(step, shapes, sharding.shardings(shapes, mesh)),
+        checkpoints.restore_parameters(
+            step, shapes, sharding.shardings(shapes, mesh), averaged=bool(saved["stage"][stage]["average_decay"])
+        ),
         tokenizers.load(tokenizer["kind"], tokenizer["path"], home, text["context_length"]),
         pipeline.FrameOptions(saved["frames"], vision["image_size"], config.data.short),
         tuple(config.streams) or tuple(saved["stage"][stage]["streams"]),

@@ -70,18 +70,17 @@ class Checkpoints:
             raise InputError(f"{self.directory / str(step)} does not fit this model: {reason}") from error
         return restored[STATE]
 
-    def restore_parameters(self, step: int, like: Any, shardings: Any) -> Any:
-        """The parameters alone (the averaged ones where the run kept an average), without optimiser state."""
-        saved = self._manager.item_metadata(step)[STATE]
-        key = "average" if saved.get("average") else "parameters"
-        target = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            like,
-            shardings,
-        )
+    def restore_parameters(self, step: int, like: Any, shardings: Any, averaged: bool) -> Any:
+        """The parameters alone (their moving average where the run kept one), without optimiser state."""
+        key = "average" if averaged else "parameters"
+        target = {
+            key: jax.tree.map(
+                lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like, shardings
+            )
+        }
         partial = ocp.args.PyTreeRestore(
-            {key: target},
-            restore_args=ocp.checkpoint_utils.construct_restore_args({key: target}),
+            target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
             partial_restore=True,
         )
         return self._manager.restore(step, args=ocp.args.Composite(state=partial))[STATE][key]
