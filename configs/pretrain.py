@@ -2,7 +2,7 @@
 
     python -m vlab_jax.main --config=configs/pretrain.py --workdir=workdir
 
-trains a tiny model on the rendered data set `motion`: about eight minutes on two cores. What it reaches stands in the
+trains a tiny model on the rendered data set `motion`, on two cores. What it reaches stands in the
 README's results. An argument after a colon changes it; several are joined by commas:
 
     --config=configs/pretrain.py:no_adapter        the control without adapters, all else equal
