@@ -78,7 +78,7 @@ def pairs() -> list:
 @pytest.fixture(scope="module")
 def sample() -> list[tuple[Scene, tuple]]:
     rng = np.random.default_rng(7)
-    scenes = [draw_scene(rng) for _ in range(5000)]
+    scenes = [draw_scene(rng) for _ in range(7000)]
     return [(scene, questions(scene, rng)) for scene in scenes]
 
 
