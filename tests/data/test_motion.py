@@ -36,6 +36,7 @@ from vlab_jax.data.builders.motion_scene import (
 )
 from vlab_jax.data.builders.motion_still_text import place, relation
 from vlab_jax.data.builders.motion_text import PHRASES, captions, questions, twin_questions
+from vlab_jax.errors import InputError
 
 SMALL = MotionConfig(name="small", train=12, validation=8, test=8)
 seeds = st.integers(0, 2**32 - 1)
@@ -346,13 +347,19 @@ def test_no_story_is_told_twice_in_what_is_held_out():
 
 
 def test_training_clips_tell_no_story_that_is_held_out():
-    # Single events have 528 stories, of which 400 are held out: an unguarded draw would hit them at once.
-    config = MotionConfig(name="few", train=25, validation=200, test=200, event_weights=(1.0,))
+    # Single events have 112 stories, of which 84 are held out: an unguarded draw would hit them at once.
+    config = MotionConfig(name="few", train=25, validation=42, test=42, event_weights=(1.0,))
     scenes = held_out_scenes(config)
     held = {s.story() for both in scenes.values() for scene in both for s in (scene, scene.reversed())}
-    assert len(held) == 400
+    assert len(held) == 84
     train = [tuple(told(clip.captions[0])) for clip in video_clips(config, "train")]
     assert len(train) == 25 and not held & set(train)
+
+
+def test_more_held_out_stories_than_there_are_is_refused_instead_of_searched_for():
+    config = MotionConfig(name="few", train=25, validation=200, test=200, event_weights=(1.0,))
+    with pytest.raises(InputError, match=r"^motion/few: .* ask for fewer validation and test clips"):
+        held_out_scenes(config)
 
 
 def test_the_seed_decides_every_byte():

@@ -29,7 +29,7 @@ Determinism: the same version, seed and libraries (NumPy, libx264, Pillow) give 
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -40,8 +40,11 @@ from vlab_jax.data.builders.motion_render import encode_image, encode_video, ren
 from vlab_jax.data.builders.motion_scene import FRAMES, Scene, draw_scene
 from vlab_jax.data.builders.motion_still_text import still_captions, still_questions
 from vlab_jax.data.builders.motion_text import captions, questions, twin_questions
+from vlab_jax.errors import InputError
 
 SPLITS = ("train", "validation", "test")
+# Scenes drawn in search of one new story before the stories are taken to be used up.
+_MOST_DRAWS = 5_000
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -130,9 +133,7 @@ def video_clips(config: MotionConfig, split: str) -> Iterator[schema.Clip]:
     stories = {story for scenes in held_out.values() for scene in scenes for story in _stories(scene)}
     for index in range(config.train):
         rng = _generator(config, split, index)
-        scene = draw_scene(rng, config.event_weights)
-        while scene.story() in stories:
-            scene = draw_scene(rng, config.event_weights)
+        scene = _draw_with_new_story(rng, config, stories)
         yield schema.Clip(
             id=f"train-{index:05d}",
             media=encode_video(render(scene, config.resolution)),
@@ -149,11 +150,22 @@ def held_out_scenes(config: MotionConfig) -> dict[str, list[Scene]]:
         scenes[split] = []
         rng = _generator(config, split, 0)
         while len(scenes[split]) < getattr(config, split) // 2:
-            scene = draw_scene(rng, config.event_weights)
-            if scene.story() not in stories:
-                stories.update(_stories(scene))
-                scenes[split].append(scene)
+            scene = _draw_with_new_story(rng, config, stories)
+            stories.update(_stories(scene))
+            scenes[split].append(scene)
     return scenes
+
+
+def _draw_with_new_story(rng: np.random.Generator, config: MotionConfig, told: Container[Any]) -> Scene:
+    """The first scene drawn whose story is not among those told. Raises InputError where there seems to be none."""
+    for _ in range(_MOST_DRAWS):
+        scene = draw_scene(rng, config.event_weights)
+        if scene.story() not in told:
+            return scene
+    raise InputError(
+        f"motion/{config.name}: {_MOST_DRAWS} scenes in a row told a story that is held out already; "
+        "ask for fewer validation and test clips, or for more events"
+    )
 
 
 def _stories(scene: Scene) -> tuple[Any, Any]:
