@@ -59,12 +59,15 @@ def _tiny(config: ConfigDict) -> None:
     config.model.decoder.cross_attention_every = 2
     config.model.unroll = 4  # on CPU, a loop over blocks runs slower than blocks in a row
     config.stages = ("clip", "adapt", "blend")
-    config.stage.clip = _clip(steps=300, batch_size=96, learning_rate=1e-3)
-    config.stage.adapt = _adapt(steps=100, batch_size=48, learning_rate=2e-3)
-    config.stage.blend = _blend(steps=450, batch_size=48, learning_rate=2e-3, clip_learning_rate=1e-3)
+    config.stage.clip = _clip(steps=150, batch_size=96, learning_rate=1e-3)
+    config.stage.adapt = _adapt(steps=75, batch_size=48, learning_rate=2e-2, decoder_learning_rate=4e-3)
+    config.stage.blend = _blend(
+        steps=400, batch_size=48, learning_rate=2e-2, decoder_learning_rate=4e-3, clip_learning_rate=1e-3
+    )
     config.stage.blend.objectives.masked_lm = 0.0  # to save time; `adapt` trains it
     for name in config.stages:
         config.stage[name].warmup_steps = 20
+        config.stage[name].b2 = 0.95
     config.checkpoint.every = 100
 
 
@@ -77,8 +80,10 @@ def _accelerator(config: ConfigDict) -> None:
     config.model.adapter.heads = config.model.vision.heads
     config.stages = ("clip", "adapt", "blend")
     config.stage.clip = _clip(steps=20_000, batch_size=1024, learning_rate=5e-4)
-    config.stage.adapt = _adapt(steps=10_000, batch_size=512, learning_rate=1e-4)
-    config.stage.blend = _blend(steps=20_000, batch_size=512, learning_rate=5e-5, clip_learning_rate=2e-6)
+    config.stage.adapt = _adapt(steps=10_000, batch_size=512, learning_rate=1e-4, decoder_learning_rate=1e-4)
+    config.stage.blend = _blend(
+        steps=20_000, batch_size=512, learning_rate=5e-5, decoder_learning_rate=5e-5, clip_learning_rate=2e-6
+    )
     config.checkpoint.every = 1000
     config.log_every = 50
 
@@ -96,24 +101,27 @@ def _clip(steps: int, batch_size: int, learning_rate: float) -> ConfigDict:
     )
 
 
-def _adapt(steps: int, batch_size: int, learning_rate: float) -> ConfigDict:
+def _adapt(steps: int, batch_size: int, learning_rate: float, decoder_learning_rate: float) -> ConfigDict:
     """Adapters and decoder learn, CLIP is frozen, the video stream stands alone."""
     return stage_config(
         steps=steps,
         batch_size=batch_size,
         streams=("video",),
-        groups=(("^video_adapter/|^decoder/", learning_rate), (".*", "frozen")),
+        groups=(("^video_adapter/", learning_rate), ("^decoder/", decoder_learning_rate), (".*", "frozen")),
         start_from_clip=True,
     )
 
 
-def _blend(steps: int, batch_size: int, learning_rate: float, clip_learning_rate: float) -> ConfigDict:
+def _blend(
+    steps: int, batch_size: int, learning_rate: float, decoder_learning_rate: float, clip_learning_rate: float
+) -> ConfigDict:
     """Everything learns, end to end, on both streams."""
     return stage_config(
         steps=steps,
         batch_size=batch_size,
         groups=(
-            ("^video_adapter/|^decoder/", learning_rate),
+            ("^video_adapter/", learning_rate),
+            ("^decoder/", decoder_learning_rate),
             ("^logit_scale$", 10 * clip_learning_rate),
             (".*", clip_learning_rate),
         ),

@@ -73,6 +73,7 @@ def _tiny() -> dict[str, Any]:
         "heads": 4,
         "mlp_width": 384,
         "embed_width": 96,
+        "token_deviation": 0.2,
     }
     return {"vision": vision, "text": text}
 

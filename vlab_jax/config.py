@@ -65,6 +65,7 @@ def training_config() -> ConfigDict:
                     "embed_width": 512,
                     "activation": "quick_gelu",
                     "epsilon": 1e-5,
+                    "token_deviation": 0.02,
                 },
                 # Fields of models.video_adapter.VideoAdapter (reconstruction). `blocks` says which vision blocks
                 # carry one: all, none, every:n (each n-th), last:n, or numbers from 0 as in '0,4,8'.

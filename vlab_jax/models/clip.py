@@ -104,7 +104,11 @@ class VisionTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """CLIP's text transformer: causal mask alone, pooled at the end-of-text token."""
+    """CLIP's text transformer: causal mask alone, pooled at the end-of-text token.
+
+    `token_deviation` is the standard deviation of the token embeddings at initialisation. CLIP's 0.02 suits its
+    width; a narrow tower starts with embeddings of all captions nearly alike, and a larger one tells them apart sooner.
+    """
 
     vocab_size: int
     context_length: int
@@ -115,6 +119,7 @@ class TextTower(nn.Module):
     embed_width: int
     activation: str = "quick_gelu"
     epsilon: float = 1e-5
+    token_deviation: float = 0.02
     remat: str = "none"
     unroll: int = 1
     dtype: Any = jnp.float32
@@ -159,7 +164,7 @@ def text_embedding(module: nn.Module, tokens: jax.Array, masked: jax.Array | Non
 
     Where `masked` (bool, like `tokens`) is true, a learned mask embedding stands in for the token's.
     """
-    table = module.param("token_embedding", normal(0.02), (module.vocab_size, module.width))
+    table = module.param("token_embedding", normal(module.token_deviation), (module.vocab_size, module.width))
     positions = module.param("position_embedding", normal(0.01), (module.context_length, module.width))
     x = table[tokens]  # [B, L, D]
     if masked is not None:

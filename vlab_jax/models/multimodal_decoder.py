@@ -108,6 +108,7 @@ class MultimodalDecoder(nn.Module):
     cross_attention_every: int = 1
     activation: str = "quick_gelu"
     epsilon: float = 1e-5
+    token_deviation: float = 0.02
     remat: str = "none"
     unroll: int = 1
     dtype: Any = jnp.float32
@@ -160,7 +161,8 @@ class MultimodalDecoder(nn.Module):
         clips, frames, count, width = tokens.shape
         y = LayerNorm(self.epsilon, self.dtype, name=f"{stream}_norm")(tokens)
         y = nn.Dense(self.width, kernel_init=normal(width**-0.5), dtype=self.dtype, name=f"{stream}_projection")(y)
-        positions = self.param(f"{stream}_frame_position", normal(0.02), (self.frames, self.width))
+        # Of the size of what they are added to: much smaller, and the decoder is slow to see which frame is which.
+        positions = self.param(f"{stream}_frame_position", normal(0.5), (self.frames, self.width))
         kind = self.param(f"{stream}_type", normal(0.02), (self.width,))
         y = y + (interpolate_positions(positions, frames)[:, None] + kind).astype(self.dtype)
         return y.reshape(clips, frames * count, self.width)

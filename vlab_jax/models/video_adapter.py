@@ -76,7 +76,8 @@ class VideoAdapter(nn.Module):
     def _attend(self, x):
         """Self-attention over time, each token position by itself."""
         clips, frames, count, width = x.shape
-        positions = self.param("frame_position", normal(0.02), (self.frames, width))
+        # Of the size of what they are added to, so that heads look at different times from the start.
+        positions = self.param("frame_position", normal(0.5), (self.frames, width))
         y = x + interpolate_positions(positions, frames)[:, None].astype(x.dtype)
         y = y.transpose(0, 2, 1, 3).reshape(clips * count, frames, width)
         project = nn.DenseGeneral(

@@ -40,6 +40,7 @@ class StepRecord:
         self._throughput = Throughput()
         self._window: dict[str, list[float]] = collections.defaultdict(list)
         self._pending: tuple[int, Mapping[str, Any], float, float, int] | None = None
+        self._done = 0.0  # when the step before was seen to be done
 
     def add(self, step: int, metrics: Mapping[str, Any], started: float, ready: float, clips: int) -> None:
         """Takes the metrics of a step (counted from 1 in the stage); reads those of the step before.
@@ -60,7 +61,10 @@ class StepRecord:
         step, metrics, started, ready, clips = self._pending
         self._pending = None
         values = {name: float(value) for name, value in metrics.items()}
-        self._throughput.add(started, ready, time.monotonic(), clips)
+        # A step is handed over while the one before still runs: its own time begins where that one's ends.
+        begun, done = max(started, self._done), time.monotonic()
+        self._throughput.add(begun, min(begun + ready - started, done), done, clips)
+        self._done = done
         if not np.isfinite(values["loss"]):
             self._stop(step, values["loss"])
         for name, value in values.items():

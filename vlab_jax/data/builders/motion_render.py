@@ -73,6 +73,7 @@ def _box(
 # centre.
 _DISTANCE = {
     "circle": lambda u, v: np.hypot(u, v) - 0.95,
+    "ring": lambda u, v: np.abs(np.hypot(u, v) - 0.85) - 0.3,
     "square": lambda u, v: _box(u, v, 0.83, 0.83),
     "bar": lambda u, v: _box(u, v, 1.13, 0.38),
 }
@@ -82,7 +83,7 @@ def render_background(kind: str, seed: int, resolution: int) -> Float32[np.ndarr
     """A still ground in dull middle tones, of low contrast so that every shape stands out."""
     rng = np.random.default_rng(seed)
     tone = rng.uniform(95, 160) + rng.uniform(-12, 12, 3)
-    contrast = rng.uniform(8, 15)
+    contrast = rng.uniform(2, 5)
     pattern = _pattern(kind, rng, resolution)
     return (tone + contrast * pattern[..., None]).astype(np.float32)
 

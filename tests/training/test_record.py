@@ -1,0 +1,58 @@
+"""What is recorded of steps that overlap with the handing over of the next."""
+
+import pytest
+
+from vlab_jax.runtime.meters import MetricWriter, Progress, read_metrics
+from vlab_jax.training import record as recording
+from vlab_jax.training.record import StepRecord
+
+
+class Clock:
+    """A clock that stands still but for what is waited for."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Device:
+    """Computes one step after the other, each for as many seconds; a loss is there when its step is done."""
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self.clock, self.seconds, self.free = clock, seconds, clock.now
+
+    def step(self) -> "Loss":
+        self.free = max(self.free, self.clock.now) + self.seconds
+        return Loss(self.clock, self.free)
+
+
+class Loss:
+    """Waits, when it is read, until it is there."""
+
+    def __init__(self, clock: Clock, there: float) -> None:
+        self.clock, self.there = clock, there
+
+    def __float__(self) -> float:
+        self.clock.now = max(self.clock.now, self.there)
+        return 1.0
+
+
+@pytest.mark.parametrize(("input_seconds", "rate", "share"), [(0.0, 4.8, 0.0), (4.0, 4.8, 0.4), (40.0, 1.2, 1.0)])
+def test_speed_counts_each_second_once_though_steps_are_read_one_behind(
+    tmp_path, monkeypatch, input_seconds, rate, share
+):
+    clock = Clock()
+    monkeypatch.setattr(recording, "time", clock)
+    device = Device(clock, seconds=10.0)
+    with MetricWriter(tmp_path) as writer, Progress("adapt", 40) as bar:
+        record = StepRecord("adapt", 0, writer, bar, 10, lambda step: 1.0, lambda: "none")
+        for step in range(1, 41):
+            started = clock.now
+            clock.now += input_seconds
+            record.add(step, {"loss": device.step()}, started, clock.now, 48)
+        record.flush()
+    last = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "loss" in row][-1]
+    assert last["clips_per_second"] == pytest.approx(rate, rel=0.05)
+    assert last["input_wait_share"] == pytest.approx(share, abs=0.05)
