@@ -51,7 +51,7 @@ class Interval:
     stream: av.VideoStream
     packets: list[av.Packet]
     origin: Fraction
-    times: Float[np.ndarray, "n"]
+    times: Float[np.ndarray, " n"]
     stop: float
     stamps: list[int] | None = None
     places: list[int] | None = None
@@ -257,8 +257,8 @@ def _mean_step(stream: av.VideoStream) -> float:
 
 
 def _seconds(
-    stream: av.VideoStream, ticks: Float[np.ndarray, "n"], origin: Fraction, duration: float
-) -> tuple[Float[np.ndarray, "n"], float]:
+    stream: av.VideoStream, ticks: Float[np.ndarray, " n"], origin: Fraction, duration: float
+) -> tuple[Float[np.ndarray, " n"], float]:
     """Times of frames, and the end of the last one, in seconds; `duration` is the last one's, in ticks."""
     resolution = float(stream.time_base)
     times, step = even_times(ticks * resolution - float(origin), resolution)

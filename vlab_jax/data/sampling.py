@@ -20,7 +20,7 @@ _NUDGE = 1e-7
 
 def segment_times(
     start: float | int, end: float | int, num_frames: int, rng: np.random.Generator | None = None
-) -> Float[np.ndarray, "t"]:
+) -> Float[np.ndarray, " t"]:
     """One time, in seconds, in each of `num_frames` equal segments of [start, end), in increasing order.
 
     With an `rng` the time is uniformly random in its segment; without, it is the segment's centre. Centres in
@@ -40,7 +40,7 @@ def segment_times(
     return start + (order + offsets) * ((end - start) / num_frames)
 
 
-def frames_at(times: Float[np.ndarray, "t"], frame_times: Float[np.ndarray, "n"]) -> Int[np.ndarray, "t"]:
+def frames_at(times: Float[np.ndarray, " t"], frame_times: Float[np.ndarray, " n"]) -> Int[np.ndarray, " t"]:
     """The index of the frame that is shown at each time: the latest that starts at or before it.
 
     `frame_times` (seconds) increase. A time before the first frame shows the first frame.
@@ -48,7 +48,7 @@ def frames_at(times: Float[np.ndarray, "t"], frame_times: Float[np.ndarray, "n"]
     return np.maximum(np.searchsorted(frame_times, times, side="right") - 1, 0)
 
 
-def even_times(frame_times: Float[np.ndarray, "n"], resolution: float) -> tuple[Float[np.ndarray, "n"], float | None]:
+def even_times(frame_times: Float[np.ndarray, " n"], resolution: float) -> tuple[Float[np.ndarray, " n"], float | None]:
     """Frame times with the container's rounding taken out, and the constant time between two frames
     (seconds).
 
@@ -67,7 +67,7 @@ def even_times(frame_times: Float[np.ndarray, "n"], resolution: float) -> tuple[
     return grid, step
 
 
-def fill_times(stamps: Sequence[int | None], step: float) -> Float[np.ndarray, "n"]:
+def fill_times(stamps: Sequence[int | None], step: float) -> Float[np.ndarray, " n"]:
     """Time stamps (ticks, in display order) where some frames have none: interpolated, and continued by
     `step`.
 

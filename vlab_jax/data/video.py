@@ -192,14 +192,14 @@ def _first_decodable(images: Sequence[bytes], size: int) -> UInt8[np.ndarray, "s
 
 
 def _choose(
-    times: Float[np.ndarray, "n"],
+    times: Float[np.ndarray, " n"],
     stop: float,
     start: float,
     end: float,
     num_frames: int,
     rng: np.random.Generator | None,
     short: str,
-) -> Int[np.ndarray, "t"]:
+) -> Int[np.ndarray, " t"]:
     """The places of the frames to show, out of frames that start at `times` and end at `stop`."""
     first, last = max(start, float(times[0])), min(end, stop)
     if first >= last:

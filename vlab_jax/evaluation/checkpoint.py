@@ -10,7 +10,7 @@ from vlab_jax import config as configuration
 from vlab_jax.data import builders, pipeline, sampling
 from vlab_jax.data import tokenizer as tokenizers
 from vlab_jax.errors import InputError
-from vlab_jax.evaluation import report, retrieval
+from vlab_jax.evaluation import retrieval
 from vlab_jax.evaluation import run as evaluation
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.runtime import meters, sharding
@@ -61,17 +61,20 @@ def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
                 update=bar.update,
             )
         results = {row: outcome.metrics}
-        print(retrieval.format_table(results))
-        if workdir is not None:
-            folder = workdir / "report"
-            folder.mkdir(parents=True, exist_ok=True)
-            sheet = folder / "retrieval.png"
-            evaluation.draw_contact_sheet(sheet, outcome, source, encoder.frames, config.report.queries)
-            page = report.write_report(
-                folder, home / meters.METRICS_FILE, results, sheets={"Retrieval": sheet}, title="Evaluation"
+        if workdir is None:
+            print(retrieval.format_table(results))
+        else:
+            evaluation.write_report(
+                workdir / "report",
+                home / meters.METRICS_FILE,
+                results,
+                outcome,
+                source,
+                encoder.frames,
+                queries=config.report.queries,
+                title="Evaluation",
             )
             (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-            print(f"report: {page}")
     return results
 
 

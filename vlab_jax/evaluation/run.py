@@ -6,6 +6,7 @@ Dimensions: `V` clips, `C` captions, `E` embedding width, `T` frames, `L` text t
 import dataclasses
 import functools
 import logging
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from jaxtyping import Float, Int
 from vlab_jax.data import pipeline, schema
 from vlab_jax.data.tokenizer import Tokenizer
 from vlab_jax.errors import InputError
-from vlab_jax.evaluation import contact_sheet, retrieval
+from vlab_jax.evaluation import contact_sheet, report, retrieval
 from vlab_jax.models.vlab import VLAB
 from vlab_jax.runtime import sharding
 
@@ -148,6 +149,26 @@ def evaluate_retrieval(
         metrics |= {f"{kind}_accuracy": share for kind, share in accuracy.items()}
     logging.info("evaluated %d clips with %d captions", len(clips), len(captions))
     return Retrieval(metrics, tuple(captions), clip_of_caption, similarity, indices)
+
+
+def write_report(
+    folder: pathlib.Path,
+    metrics_file: pathlib.Path,
+    results: report.Results,
+    outcome: Retrieval,
+    source: Sequence,
+    frames: pipeline.FrameOptions,
+    *,
+    queries: int,
+    title: str,
+) -> None:
+    """Writes the page with plots and the outcome's contact sheet, and prints the table and where the page is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sheet = folder / "retrieval.png"
+    draw_contact_sheet(sheet, outcome, source, frames, queries)
+    page = report.write_report(folder, metrics_file, results, sheets={"Retrieval": sheet}, title=title)
+    print(retrieval.format_table(results))
+    print(f"report: {page}")
 
 
 def draw_contact_sheet(

@@ -58,11 +58,7 @@ class Checkpoints:
         Raises:
           InputError: the checkpoint's structure or shapes are not those of `like`.
         """
-        target = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            like,
-            shardings,
-        )
+        target = _placed(like, shardings)
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
         except (ValueError, KeyError) as error:
@@ -73,11 +69,7 @@ class Checkpoints:
     def restore_parameters(self, step: int, like: Any, shardings: Any, averaged: bool) -> Any:
         """The parameters alone (their moving average where the run kept one), without optimiser state."""
         key = "average" if averaged else "parameters"
-        target = {
-            key: jax.tree.map(
-                lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like, shardings
-            )
-        }
+        target = {key: _placed(like, shardings)}
         partial = ocp.args.PyTreeRestore(
             target,
             restore_args=ocp.checkpoint_utils.construct_restore_args(target),
@@ -93,3 +85,10 @@ class Checkpoints:
         """Waits for what is being saved, and lets go of the directory."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _placed(like: Any, shardings: Any) -> Any:
+    """Shapes, dtypes and placements for what is to be restored."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like, shardings
+    )

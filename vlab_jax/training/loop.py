@@ -19,7 +19,6 @@ from vlab_jax import config as configuration
 from vlab_jax.data import builders, pipeline, sampling, schema
 from vlab_jax.data import tokenizer as tokenizers
 from vlab_jax.errors import InputError
-from vlab_jax.evaluation import report, retrieval
 from vlab_jax.evaluation import run as evaluation
 from vlab_jax.models.vlab import VLAB, start_from_clip
 from vlab_jax.runtime import meters, sharding
@@ -247,17 +246,16 @@ class Run:
         last = self.config.stages[-1]
         total = sum(self.config.stage[name].steps for name in self.config.stages)
         outcome = self._evaluate(last, parameters, "test", total)
-        folder = self.workdir / "report"
-        folder.mkdir(parents=True, exist_ok=True)
-        source = self._open(self.config.data.evaluate, "test")
-        sheet = folder / "retrieval.png"
-        frames = self._frames(self.config.frames)
-        evaluation.draw_contact_sheet(sheet, outcome, source, frames, self.config.report.queries)
-        page = report.write_report(
-            folder, self.workdir / meters.METRICS_FILE, self.results, sheets={"Retrieval": sheet}
+        evaluation.write_report(
+            self.workdir / "report",
+            self.workdir / meters.METRICS_FILE,
+            self.results,
+            outcome,
+            self._open(self.config.data.evaluate, "test"),
+            self._frames(self.config.frames),
+            queries=self.config.report.queries,
+            title="VLAB-JAX run",
         )
-        print(retrieval.format_table(self.results))
-        print(f"report: {page}")
         return self.results
 
 
