@@ -56,6 +56,7 @@ def _tiny(config: ConfigDict) -> None:
     """Minutes on two cores."""
     config.frames, config.image_frames = 8, 2
     config.model.adapter.heads = 4
+    config.model.adapter.kernel = (5, 1, 1)  # of 8 frames, so that motion in few steps is learned in few minutes
     config.model.decoder.cross_attention_every = 2
     # The video stream alone tells the direction of time; the image stream's share in the embedding dilutes it.
     config.model.embedding_blend = 0.1
@@ -63,8 +64,14 @@ def _tiny(config: ConfigDict) -> None:
     config.stages = ("clip", "adapt", "blend")
     config.stage.clip = _clip(steps=150, batch_size=96, learning_rate=1e-3)
     config.stage.adapt = _adapt(steps=75, batch_size=48, learning_rate=2e-2, decoder_learning_rate=4e-3)
+    # The tiny CLIP has read stills' captions alone, so in `blend` its text tower has most to learn.
     config.stage.blend = _blend(
-        steps=600, batch_size=48, learning_rate=2e-2, decoder_learning_rate=4e-3, clip_learning_rate=1e-3
+        steps=650,
+        batch_size=48,
+        learning_rate=2e-2,
+        decoder_learning_rate=4e-3,
+        text_learning_rate=2e-3,
+        clip_learning_rate=1e-3,
     )
     config.stage.blend.objectives.masked_lm = 0.0  # to save time; `adapt` trains it
     for name in config.stages:
@@ -84,7 +91,12 @@ def _accelerator(config: ConfigDict) -> None:
     config.stage.clip = _clip(steps=20_000, batch_size=1024, learning_rate=5e-4)
     config.stage.adapt = _adapt(steps=10_000, batch_size=512, learning_rate=1e-4, decoder_learning_rate=1e-4)
     config.stage.blend = _blend(
-        steps=20_000, batch_size=512, learning_rate=5e-5, decoder_learning_rate=5e-5, clip_learning_rate=2e-6
+        steps=20_000,
+        batch_size=512,
+        learning_rate=5e-5,
+        decoder_learning_rate=5e-5,
+        text_learning_rate=2e-6,
+        clip_learning_rate=2e-6,
     )
     config.checkpoint.every = 1000
     config.log_every = 50
@@ -115,7 +127,12 @@ def _adapt(steps: int, batch_size: int, learning_rate: float, decoder_learning_r
 
 
 def _blend(
-    steps: int, batch_size: int, learning_rate: float, decoder_learning_rate: float, clip_learning_rate: float
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    decoder_learning_rate: float,
+    text_learning_rate: float,
+    clip_learning_rate: float,
 ) -> ConfigDict:
     """Everything learns, end to end, on both streams."""
     return stage_config(
@@ -124,6 +141,7 @@ def _blend(
         groups=(
             ("^video_adapter/", learning_rate),
             ("^decoder/", decoder_learning_rate),
+            ("^text/", text_learning_rate),
             ("^logit_scale$", 10 * clip_learning_rate),
             (".*", clip_learning_rate),
         ),
