@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from vlab_jax.models.layers import Insertion, LayerNorm, Transformer, normal
+from vlab_jax.models.layers import Insertion, LayerNorm, normal, transformer_of
 
 # Per-channel mean and standard deviation of RGB in [0, 1] (CLIP's preprocessing).
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -77,7 +77,7 @@ class VisionTower(nn.Module):
         x = x + positions.astype(self.dtype)
         if self.pre_norm:
             x = LayerNorm(self.epsilon, self.dtype, name="ln_pre")(x)
-        tokens, _ = self._transformer()(x, insertions=insertions)
+        tokens, _ = transformer_of(self)(x, insertions=insertions)
         pooled = LayerNorm(self.epsilon, self.dtype, name="ln_post")(tokens[:, 0])  # [F, D]
         project = nn.Dense(
             self.embed_width,
@@ -87,20 +87,6 @@ class VisionTower(nn.Module):
             name="projection",
         )
         return tokens, project(pooled).astype(jnp.float32)
-
-    def _transformer(self) -> Transformer:
-        return Transformer(
-            self.depth,
-            self.heads,
-            self.mlp_width,
-            self.activation,
-            self.epsilon,
-            self.key_bias,
-            self.remat,
-            self.unroll,
-            self.dtype,
-            name="transformer",
-        )
 
 
 class TextTower(nn.Module):
@@ -134,19 +120,7 @@ class TextTower(nn.Module):
         """
         x = text_embedding(self, tokens)
         mask = jnp.tril(jnp.ones((tokens.shape[1], tokens.shape[1]), bool))[None, None]
-        transformer = Transformer(
-            self.depth,
-            self.heads,
-            self.mlp_width,
-            self.activation,
-            self.epsilon,
-            True,
-            self.remat,
-            self.unroll,
-            self.dtype,
-            name="transformer",
-        )
-        x, _ = transformer(x, mask)
+        x, _ = transformer_of(self)(x, mask)
         x = LayerNorm(self.epsilon, self.dtype, name="ln_final")(x)
         pooled = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]  # [B, D]
         project = nn.Dense(

@@ -233,6 +233,22 @@ class Transformer(nn.Module):
         return blocks(x, mask, contexts, tuple(_spread(insertion, self.depth) for insertion in insertions))
 
 
+def transformer_of(tower: nn.Module) -> Transformer:
+    """The transformer that the fields of a tower describe, as its submodule `transformer`."""
+    return Transformer(
+        depth=tower.depth,
+        heads=tower.heads,
+        mlp_width=tower.mlp_width,
+        activation=tower.activation,
+        epsilon=tower.epsilon,
+        key_bias=getattr(tower, "key_bias", True),
+        remat=tower.remat,
+        unroll=tower.unroll,
+        dtype=tower.dtype,
+        name="transformer",
+    )
+
+
 def _spread(insertion: Insertion, depth: int) -> tuple[jax.Array | None, Any]:
     """An insertion's parameters laid out over all blocks, and which of these are active (None: all)."""
     if insertion.blocks == tuple(range(depth)):

@@ -21,13 +21,13 @@ from vlab_jax.models.layers import (
     HeadProjection,
     Insertion,
     LayerNorm,
-    Transformer,
     apply_function,
     attend,
     interpolate_positions,
     normal,
     output_projection,
     stacked_init,
+    transformer_of,
 )
 
 # The streams that each blending looks at, in the order of attention.
@@ -139,19 +139,8 @@ class MultimodalDecoder(nn.Module):
             for stream in BLENDINGS[self.blending]
             if stream in streams
         }
-        transformer = Transformer(
-            self.depth,
-            self.heads,
-            self.mlp_width,
-            self.activation,
-            self.epsilon,
-            True,
-            self.remat,
-            self.unroll,
-            self.dtype,
-            name="transformer",
-        )
-        x, _ = transformer(x, text_mask(tokens.shape[1], causal, lengths), (self._cross_attention(visual),))
+        insertions = (self._cross_attention(visual),)
+        x, _ = transformer_of(self)(x, text_mask(tokens.shape[1], causal, lengths), insertions)
         x = LayerNorm(self.epsilon, self.dtype, name="ln_final")(x)
         table = self.get_variable("params", "token_embedding").astype(self.dtype)
         return jnp.einsum("blw,vw->blv", x, table, preferred_element_type=jnp.float32)
