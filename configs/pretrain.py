@@ -62,11 +62,11 @@ def _tiny(config: ConfigDict) -> None:
     config.model.embedding_blend = 0.1
     config.model.unroll = 4  # on CPU, a loop over blocks runs slower than blocks in a row
     config.stages = ("clip", "adapt", "blend")
-    config.stage.clip = _clip(steps=150, batch_size=96, learning_rate=1e-3)
-    config.stage.adapt = _adapt(steps=75, batch_size=48, learning_rate=2e-2, decoder_learning_rate=4e-3)
+    config.stage.clip = _clip(steps=130, batch_size=96, learning_rate=1e-3)
+    config.stage.adapt = _adapt(steps=60, batch_size=48, learning_rate=2e-2, decoder_learning_rate=4e-3)
     # The tiny CLIP has read stills' captions alone, so in `blend` its text tower has most to learn.
     config.stage.blend = _blend(
-        steps=650,
+        steps=850,
         batch_size=48,
         learning_rate=2e-2,
         decoder_learning_rate=4e-3,

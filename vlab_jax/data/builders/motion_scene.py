@@ -20,7 +20,7 @@ COLOURS = ("red", "green", "blue", "yellow")
 KINDS = ("circle", "ring", "square", "bar")
 # Kinds whose turning is plain to see in 8 frames of a small picture; half a turn brings a bar back to its looks.
 TURNING = ("bar",)
-TWO_SHAPES = 0.3
+TWO_SHAPES = 0.25
 BACKGROUNDS = ("plain", "shaded", "striped", "checked", "grainy")
 # Each family holds a motion and its inverse in time.
 FAMILIES = {
@@ -62,14 +62,13 @@ class Scene:
     """What a clip shows.
 
     `tracks` holds the state of each shape (x, y, radius, angle, opacity) at the boundaries of the events;
-    between two boundaries it changes evenly. With `pops`, shapes appear and vanish at once, else they fade.
+    between two boundaries it changes evenly, so that shapes fade in and out.
     The `background` is a kind of `BACKGROUNDS`, and `background_seed` draws the rest of it.
     """
 
     shapes: tuple[Shape, ...]
     events: tuple[Event, ...]
     tracks: Float[np.ndarray, "shapes boundaries 5"]
-    pops: bool
     background: str
     background_seed: int
 
@@ -87,10 +86,7 @@ class Scene:
         time = (np.asarray(frames) + 0.5) / FRAMES * len(self.events)
         event = time.astype(int)
         passed = (time - event)[:, None]
-        states = (1 - passed) * self.tracks[:, event] + passed * self.tracks[:, event + 1]
-        if self.pops:
-            states[..., OPACITY] = states[..., OPACITY] > 0.5
-        return states
+        return (1 - passed) * self.tracks[:, event] + passed * self.tracks[:, event + 1]
 
 
 def motions_of(kind: str) -> tuple[str, ...]:
@@ -106,7 +102,6 @@ def draw_scene(rng: np.random.Generator, event_weights: Sequence[float] = (0.5, 
         shapes=shapes,
         events=events,
         tracks=_draw_tracks(rng, shapes, events),
-        pops=bool(rng.integers(2)),
         background=BACKGROUNDS[rng.integers(len(BACKGROUNDS))],
         background_seed=int(rng.integers(2**32)),
     )
@@ -178,7 +173,7 @@ def _draw_track(rng: np.random.Generator, index: int, events: tuple[Event, ...])
 
 def _draw_radii(rng: np.random.Generator, motions: list[str | None]) -> np.ndarray:
     """Radii at the boundaries: constant, but for a size event between a small radius and a large one."""
-    small, ratio, constant = rng.uniform(0.07, 0.08), rng.uniform(2.0, 2.3), rng.uniform(0.1, 0.15)
+    small, ratio, constant = rng.uniform(0.07, 0.08), rng.uniform(2.0, 2.3), rng.uniform(0.11, 0.16)
     change = _steps(motions, "grow", "shrink", small * (ratio - 1))
     return small + change - change.min() if change.any() else np.full(len(change), constant)
 
