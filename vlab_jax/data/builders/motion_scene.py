@@ -159,8 +159,10 @@ def _draw_track(rng: np.random.Generator, index: int, events: tuple[Event, ...])
     # Less than the half turn that looks like none, and slow enough for 8 frames to tell the direction.
     track[:, ANGLE] = _steps(motions, "clockwise", "anticlockwise", rng.uniform(0.6, 0.9) * np.pi)
     track[:, ANGLE] += rng.uniform(0, 2 * np.pi) - track[:, ANGLE].mean()
+    # Two shapes with three events between them have less room.
+    shortest, longest = (0.45, 0.52) if len(events) < 3 else (0.3, 0.36)
     for column, (minus, plus) in ((X, FAMILIES["horizontal"]), (Y, ("up", "down"))):
-        path = _steps(motions, plus, minus, rng.uniform(0.45, 0.52))
+        path = _steps(motions, plus, minus, rng.uniform(shortest, longest))
         reach = _MARGIN + REACH * track[:, RADIUS].max()
         track[:, column] = path + rng.uniform(reach - path.min(), 1 - reach - path.max())
     track[:, OPACITY] = 1
