@@ -360,7 +360,7 @@ def test_a_quarter_of_the_stories_is_held_out_and_training_tells_the_others_alon
     assert all(is_held_out(scene, 0) == is_held_out(scene.reversed(), 0) for scene in scenes)
     # Single events have 136 stories, 68 with their reversals.
     stories = {scene.story(): is_held_out(scene, 0) for scene in scenes}
-    assert len(stories) == 136 if events == 1 else len(stories) > 1000
+    assert len(stories) == 136 if events == 1 else len(stories) > 500
     assert 0.15 < np.mean(list(stories.values())) < 0.35
     weights = (1.0,) if events == 1 else (0.0, 1.0)
     config = MotionConfig(name="few", train=60, validation=8, test=8, event_weights=weights)
@@ -409,7 +409,7 @@ def test_every_colour_stands_out_from_every_background(background):
     for seed in range(20):
         ground = render_background(background, seed, 48)
         contrast = np.ptp(ground, axis=(0, 1)).max()
-        assert contrast == 0 if background == "plain" else 5 < contrast < 50
+        assert contrast == 0 if background == "plain" else 3 < contrast < 20
         for colour in PALETTE.values():
             assert np.linalg.norm(ground - np.array(colour), axis=-1).min() > 45
 
