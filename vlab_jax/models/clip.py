@@ -77,7 +77,7 @@ class VisionTower(nn.Module):
         x = x + positions.astype(self.dtype)
         if self.pre_norm:
             x = LayerNorm(self.epsilon, self.dtype, name="ln_pre")(x)
-        tokens, _ = transformer_of(self)(x, insertions=insertions)
+        tokens, _ = transformer_of(self, self.key_bias)(x, insertions=insertions)
         pooled = LayerNorm(self.epsilon, self.dtype, name="ln_post")(tokens[:, 0])  # [F, D]
         project = nn.Dense(
             self.embed_width,

@@ -233,7 +233,7 @@ class Transformer(nn.Module):
         return blocks(x, mask, contexts, tuple(_spread(insertion, self.depth) for insertion in insertions))
 
 
-def transformer_of(tower: nn.Module) -> Transformer:
+def transformer_of(tower: nn.Module, key_bias: bool = True) -> Transformer:
     """The transformer that the fields of a tower describe, as its submodule `transformer`."""
     return Transformer(
         depth=tower.depth,
@@ -241,7 +241,7 @@ def transformer_of(tower: nn.Module) -> Transformer:
         mlp_width=tower.mlp_width,
         activation=tower.activation,
         epsilon=tower.epsilon,
-        key_bias=getattr(tower, "key_bias", True),
+        key_bias=key_bias,
         remat=tower.remat,
         unroll=tower.unroll,
         dtype=tower.dtype,
