@@ -66,7 +66,7 @@ def _tiny(config: ConfigDict) -> None:
     config.stage.adapt = _adapt(steps=60, batch_size=48, learning_rate=2e-2, decoder_learning_rate=4e-3)
     # The tiny CLIP has read stills' captions alone, so in `blend` its text tower has most to learn.
     config.stage.blend = _blend(
-        steps=850,
+        steps=700,
         batch_size=48,
         learning_rate=2e-2,
         decoder_learning_rate=4e-3,

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "evaluation": {"errors", "config", "models", "data", "runtime"},
     "training": {"errors", "config", "models", "data", "runtime", "pretrained", "evaluation"},
     "inference": {"errors", "config", "models", "data", "runtime"},
-    "main": {"errors", "config", "config_check", "config_file", "training", "evaluation"},
+    "main": {"errors", "config", "config_check", "config_file", "training", "evaluation", "runtime"},
     "predict": {"errors", "inference"},
     "export": {"errors", "pretrained", "runtime"},
 }

@@ -61,8 +61,13 @@ def run(config: ConfigDict, workdir: str | None, checkpoint: str | None) -> None
     if not workdir:
         raise InputError("to train, say where checkpoints and the report go: --workdir=<directory>")
     folder = _made(workdir)
-    from vlab_jax.training.loop import train  # here, because it takes seconds: a mistake is named at once
+    import jax  # here, because all this takes seconds: a mistake is named at once
 
+    from vlab_jax.runtime.allocator import keep_freed_memory
+    from vlab_jax.training.loop import train
+
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     train(config, folder)
 
 

@@ -1,0 +1,85 @@
+"""A run goes on where it stopped, as if it had not; and no run goes on with another's checkpoint."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from run_files import losses, saved_state
+
+from vlab_jax.errors import InputError
+from vlab_jax.training.loop import train
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def assert_same_state(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert one.keys() == other.keys() and len(one) > 50
+    for name, array in one.items():
+        assert array.dtype == other[name].dtype and array.tobytes() == other[name].tobytes(), name
+
+
+@pytest.mark.parametrize("stop", [2, 4, 6])
+def test_resuming_equals_an_uninterrupted_run_bit_for_bit(config, finished, tmp_path, stop):
+    """Interrupted within the first stage (2 of 4 steps), between the stages, and within the second."""
+    config.stop_after = stop
+    train(config, tmp_path)
+    assert [step for step, *_ in losses(tmp_path)] == list(range(1, stop + 1))
+    config.stop_after = 0
+    train(config, tmp_path)
+    assert losses(tmp_path) == losses(finished)
+    assert_same_state(saved_state(tmp_path), saved_state(finished))
+    assert json.loads((tmp_path / "results.json").read_text()) == json.loads((finished / "results.json").read_text())
+
+
+def test_a_killed_run_ends_bit_identical_to_an_uninterrupted_one(finished, data_dir, tmp_path):
+    """SIGKILL during `adapt`, after its first checkpoint; then the same command again."""
+    command = [
+        sys.executable,
+        "-m",
+        "vlab_jax.main",
+        f"--config={ROOT / 'tests' / 'tiny_run.py'}",
+        f"--workdir={tmp_path}",
+        f"--config.data.directory={data_dir}",
+        "--config.data.workers=1",
+    ]
+    # The same number of devices as here: the split of a batch decides the order of its sums.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "checkpoints" / "2").is_dir():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, "no checkpoint within two minutes"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert losses(tmp_path)[-1][1] == "adapt" and not (tmp_path / "results.json").exists()
+
+    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert again.returncode == 0, again.stderr
+    assert "resuming from" in again.stderr
+    assert losses(tmp_path) == losses(finished)
+    assert_same_state(saved_state(tmp_path), saved_state(finished))
+
+
+def test_a_finished_run_started_again_trains_no_step_and_keeps_its_results(config, finished):
+    before, results = losses(finished), json.loads((finished / "results.json").read_text())
+    assert train(config, finished) == results
+    assert losses(finished) == before
+
+
+def test_the_workdir_of_another_config_is_refused_and_the_differences_are_listed(config, finished):
+    config.stage.blend.steps = 7
+    config.model.adapter.mixer = "attention"
+    config.log_every = 5  # free to differ
+    with pytest.raises(InputError) as raised:
+        train(config, finished)
+    message = str(raised.value)
+    assert "stage.blend.steps: 4 → 7" in message and "model.adapter.mixer: 'conv' → 'attention'" in message
+    assert "log_every" not in message and "\n" not in message
