@@ -4,15 +4,11 @@ import os
 import pathlib
 import tempfile
 
+from compile_options import FLAGS
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile much and compute little: the compiler's optimisations cost them more than they save.
 os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-        "--xla_backend_optimization_level=0",
-        "--xla_cpu_use_fusion_emitters=false",
-    ]
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", *FLAGS]
 )
 
 # Runs of one config compile once in a test session, subprocesses included.

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from compile_options import QUICK
 from flax import linen as nn
 
 from vlab_jax.models.layers import Transformer
@@ -25,9 +26,6 @@ ADAPTER = {
     "heads": 2,
 }
 DECODER = {"blending": "concat", "cross_attention_every": 1}
-
-# XLA's options for compiling within a third of the time; at these sizes what comes out runs no slower.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 def tiny_vlab(**changes: Any) -> VLAB:
