@@ -10,11 +10,16 @@ README's results. An argument after a colon changes it; several are joined by co
                                                    on one's own clips (a directory with annotations.jsonl)
     --config=configs/pretrain.py:b16               ViT-B/16; also b32, l14, l14_336, eva_g14: for accelerators
     --config=configs/pretrain.py:l14,data=folder:/my/videos
+    --config=configs/pretrain.py:pretrained=openai/clip-vit-base-patch16
+                                                   from published CLIP weights, at their size: a model on the hub, a
+                                                   directory or a .safetensors file (Hugging Face, OpenCLIP, EVA-CLIP)
 
 Any field can be set behind that, as in --config.stage.blend.steps=200. The fields and their meaning stand in
 `vlab_jax/config.py`. Frame counts, the layers that carry an adapter, what is frozen when, and learning rates are a
 reconstruction: VLAB's paper does not print them.
 """
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -24,20 +29,26 @@ from vlab_jax.errors import InputError
 
 
 def get_config(argument: str = "tiny") -> ConfigDict:
-    """The config of a size (default `tiny`), changed by `no_adapter` and `data=<data set>`."""
-    size, options = "tiny", {}
+    """The config of a size (default `tiny`), changed by `no_adapter`, `data=<data set>` and `pretrained=<weights>`."""
+    size, options = "", {}
     for part in filter(None, argument.split(",")):
         name, _, value = part.partition("=")
         if part in SIZES:
             size = part
-        elif part == "no_adapter" or (name == "data" and value):
+        elif part == "no_adapter" or (name in ("data", "pretrained") and value):
             options[name] = value
         else:
             raise InputError(
-                f"configs/pretrain.py takes {', '.join(SIZES)}, no_adapter and data=<data set>, not {part!r}"
+                f"configs/pretrain.py takes {', '.join(SIZES)}, no_adapter, data=<data set> and pretrained=<weights>, "
+                f"not {part!r}"
             )
     config = training_config()
-    config.model.update(SIZES[size])
+    if "pretrained" in options:
+        config.model.pretrained = options["pretrained"]
+        config.model.update(SIZES[size] if size else checkpoint_sizes(options["pretrained"]))
+    else:
+        size = size or "tiny"
+        config.model.update(SIZES[size])
     config.model.adapter.width = config.model.vision.width // 2
     if size == "tiny":
         _tiny(config)
@@ -50,6 +61,14 @@ def get_config(argument: str = "tiny") -> ConfigDict:
         config.data.evaluate = options["data"]
         config.stage.clip.train = ()
     return config
+
+
+def checkpoint_sizes(name: str) -> dict[str, Any]:
+    """The fields of the two towers that a checkpoint tells."""
+    from vlab_jax.pretrained.load import open_checkpoint  # here, because no other config needs it
+
+    architecture = open_checkpoint(name).architecture
+    return {"vision": dict(architecture.vision), "text": dict(architecture.text)}
 
 
 def _tiny(config: ConfigDict) -> None:
@@ -112,6 +131,7 @@ def _clip(steps: int, batch_size: int, learning_rate: float) -> ConfigDict:
         streams=("video",),
         groups=(("^(vision|text)/", learning_rate), ("^logit_scale$", 10 * learning_rate), (".*", "frozen")),
         objectives={"contrastive": 1.0, "captioning": 0.0, "masked_lm": 0.0},
+        only_from_scratch=True,
     )
 
 

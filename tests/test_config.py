@@ -262,7 +262,7 @@ def test_data_that_is_not_there_is_refused_before_training(config, tmp_path):
 
 
 def test_a_workdir_of_another_config_is_refused_with_the_fields_that_differ(config, tmp_path):
-    saved = configuration.plain(config.to_dict())
+    saved = configuration.plain(configuration.resolved(config).to_dict())
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(3, {"parameters": jnp.zeros(2)}, {"total": 3}, saved)
     config.stage.blend.steps = 7

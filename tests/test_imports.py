@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "inference": {"errors", "config", "models", "data", "runtime"},
     "main": {"errors", "config", "config_check", "config_file", "training", "evaluation", "runtime"},
     "predict": {"errors", "inference"},
-    "export": {"errors", "pretrained", "runtime"},
+    "export": {"errors", "config", "models", "data", "pretrained", "runtime"},
 }
 
 

@@ -39,6 +39,9 @@ def training_config() -> ConfigDict:
             "frames": 8,
             "image_frames": 4,
             "model": {
+                # Weights to start from: a .safetensors file, a directory or a model name of a CLIP (Hugging Face,
+                # OpenCLIP, EVA-CLIP), or a directory that vlab_jax.export wrote. Empty: random ones.
+                "pretrained": "",
                 # Fields of models.clip.VisionTower and TextTower.
                 "vision": {
                     "image_size": 224,
@@ -54,6 +57,9 @@ def training_config() -> ConfigDict:
                     "patch_bias": False,
                     "key_bias": True,
                     "projection_bias": False,
+                    "gated_mlp": False,
+                    "inner_norms": False,
+                    "rotary_grid": 0,
                 },
                 "text": {
                     "vocab_size": 49408,
@@ -88,8 +94,9 @@ def training_config() -> ConfigDict:
                 "unroll": 1,
             },
             # `bpe` is trained on the training captions, with model.text.vocab_size ids at most; `clip` is read from
-            # `path`, a directory or a model name of CLIP's tokenizer.
-            "tokenizer": {"kind": "bpe", "path": ""},
+            # `path`, a directory or a model name of CLIP's tokenizer (empty: model.pretrained). `auto`: `clip` with
+            # model.pretrained, and `bpe` without.
+            "tokenizer": {"kind": "auto", "path": ""},
             "data": {
                 # Data sets to train on: 'name', 'name/variant', 'folder:/a/directory'; several with weights, as
                 # ('motion@0.7', 'folder:/a/directory@0.3').
@@ -145,6 +152,8 @@ def stage_config(**fields: Any) -> ConfigDict:
             "objectives": {"contrastive": 1.0, "captioning": 1.0, "masked_lm": 1.0},
             "label_smoothing": 0.1,
             "masked_share": 0.15,
+            # Leave this stage out where model.pretrained gives the weights that it would train.
+            "only_from_scratch": False,
             # First copy CLIP's towers into the decoder and a separate image encoder.
             "start_from_clip": False,
             # Steps between evaluations on validation data; 0: at the stage's end alone.
@@ -192,6 +201,24 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 def type_name(value: Any) -> str:
     """The name of a field's type; lists are tuples, since either is taken."""
     return "tuple" if isinstance(value, list) else type(value).__name__
+
+
+def resolved(config: ConfigDict) -> ConfigDict:
+    """A copy of a training config with what depends on `model.pretrained` settled: its stages and its tokenizer.
+
+    Raises:
+      InputError: no stage is left.
+    """
+    made = config.copy_and_resolve_references()
+    if made.model.pretrained:
+        made.stages = tuple(name for name in made.stages if not made.stage[name].only_from_scratch)
+    if not made.stages:
+        raise InputError("config.stages has nothing but stages that are left out with config.model.pretrained")
+    if made.tokenizer.kind == "auto":
+        made.tokenizer.kind = "clip" if made.model.pretrained else "bpe"
+    if made.tokenizer.kind == "clip" and not made.tokenizer.path:
+        made.tokenizer.path = made.model.pretrained
+    return made
 
 
 def adapted_blocks(spec: str, depth: int) -> tuple[int, ...]:
@@ -253,4 +280,5 @@ def model_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     adapter = fields["adapter"]
     adapter["blocks"] = adapted_blocks(adapter["blocks"], fields["vision"]["depth"])
     adapter["kernel"] = tuple(adapter["kernel"])
+    del fields["pretrained"]
     return {**fields, "frames": config["frames"], "dtype": config["dtype"]}

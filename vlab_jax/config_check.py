@@ -17,9 +17,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.adapter.mixer": ("conv", "attention"),
     "model.adapter.activation": ("gelu", "quick_gelu", "none"),
     "model.decoder.blending": ("concat", "parallel", "stacked", "none", "image_only"),
-    "model.vision.activation": ("gelu", "quick_gelu"),
+    "model.vision.activation": ("gelu", "quick_gelu", "silu"),
     "model.text.activation": ("gelu", "quick_gelu"),
-    "tokenizer.kind": ("bpe", "clip"),
+    "tokenizer.kind": ("auto", "bpe", "clip"),
     "data.short": ("repeat", "fail"),
 }
 
@@ -28,6 +28,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "seed": (0, None),
     "model.embedding_blend": (0.0, 1.0),
     "model.text.context_length": (3, None),
+    "model.vision.rotary_grid": (0, None),
     "data.workers": (-1, None),
     "data.max_failed_share": (0.0, 1.0),
     "stage.steps": (1, None),

@@ -106,7 +106,7 @@ def test_training_again_gives_the_same_tokenizer():
 
 def test_saving_and_pickling_keep_every_id(tmp_path):
     SMALL.save(tmp_path)
-    loaded = tokenizers.load("bpe", "", tmp_path, 4096)
+    loaded = tokenizers.load(tmp_path, 4096)
     sent = pickle.loads(pickle.dumps(SMALL))
     for copy in (loaded, sent):
         assert (copy.start, copy.end, copy.vocab_size, copy.context_length) == (
@@ -121,10 +121,10 @@ def test_saving_and_pickling_keep_every_id(tmp_path):
 
 def test_a_run_without_its_tokenizer_or_with_a_torn_one_is_refused_in_one_line(tmp_path):
     with pytest.raises(InputError, match=r"^[^\n]*tokenizer\.json is missing; [^\n]+$"):
-        tokenizers.load("bpe", "", tmp_path, 32)
+        tokenizers.load(tmp_path, 32)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(InputError, match=r"^[^\n]*tokenizer\.json cannot be read: [^\n]+$"):
-        tokenizers.load("bpe", "", tmp_path, 32)
+        tokenizers.load(tmp_path, 32)
 
 
 # CLIP's
@@ -141,7 +141,7 @@ def clip_folder(assets, tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def clip(clip_folder) -> tokenizers.Tokenizer:
-    return tokenizers.load("clip", str(clip_folder), pathlib.Path("unused"), 77)
+    return tokenizers.load_clip(str(clip_folder), 77)
 
 
 def test_ids_are_those_of_transformers_on_real_captions_and_at_the_cut(clip, clip_folder, assets):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pytorch import pytorch
 from tiny_models import largest_difference, with_block_states
 
 from vlab_jax.models.clip import PIXEL_DEVIATION, PIXEL_MEAN, TextTower, VisionTower, normalise_pixels, patches
@@ -25,7 +26,7 @@ END_OF_TEXT = VOCABULARY - 1
 
 def reference_clip(case):
     """A `CLIPModel` whose every parameter is random, small enough for the norms' epsilon to matter."""
-    torch = pytest.importorskip("torch", reason="PyTorch is the reference of the parity tests")
+    torch = pytorch()
     from transformers import CLIPConfig, CLIPModel
 
     shared = {"num_hidden_layers": DEPTH, "hidden_act": case["activation"], "attention_dropout": 0.0}

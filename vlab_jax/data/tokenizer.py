@@ -21,6 +21,7 @@ from vlab_jax.errors import InputError
 
 FILE = "tokenizer.json"
 CLIP_FILES = ("vocab.json", "merges.txt")
+CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,10 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Ids run from 0 to this number, exclusive."""
         return max(self.backend.get_vocab_size(), self.start + 1, self.end + 1)
+
+    def is_clips(self) -> bool:
+        """Whether it is CLIP's, whose start and end of text are words of the vocabulary."""
+        return [self.backend.token_to_id(word) for word in CLIP_ENDS] == [self.start, self.end]
 
     def __call__(self, texts: Sequence[str]) -> tuple[Int[np.ndarray, "B L"], Int[np.ndarray, " B"]]:
         """Token ids, zeros past the end, and lengths that count start and end; a long text keeps its end token."""
@@ -92,21 +97,22 @@ def train_bpe(texts: Iterable[str], vocab_size: int, context_length: int) -> Tok
     return _with_own_ends(backend, context_length)
 
 
-def load(kind: str, name_or_path: str, workdir: pathlib.Path, context_length: int) -> Tokenizer:
-    """The tokenizer of a run: CLIP's (`kind` is `clip`), or the one that `Tokenizer.save` wrote to its workdir.
+def load(folder: pathlib.Path, context_length: int) -> Tokenizer:
+    """The tokenizer that `Tokenizer.save` wrote to a workdir or an export: CLIP's, or one of a run's own captions.
 
     Raises:
       InputError: it is not there.
     """
-    if kind == "clip":
-        return load_clip(name_or_path, context_length)
-    if not (workdir / FILE).is_file():
-        raise InputError(f"{workdir / FILE} is missing; without the run's tokenizer its checkpoint cannot be used")
+    file = folder / FILE
+    if not file.is_file():
+        raise InputError(f"{file} is missing; without the tokenizer the checkpoint cannot be used")
     try:
-        backend = tokenizers.Tokenizer.from_file(str(workdir / FILE))
+        backend = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the only type that the library raises
-        raise InputError(f"{workdir / FILE} cannot be read: {_first_line(error)}") from error
-    return _with_own_ends(backend, context_length)
+        raise InputError(f"{file} cannot be read: {_first_line(error)}") from error
+    start, end = (backend.token_to_id(word) for word in CLIP_ENDS)
+    clips = None not in (start, end)
+    return Tokenizer(backend, start, end, context_length) if clips else _with_own_ends(backend, context_length)
 
 
 def _with_own_ends(backend: tokenizers.Tokenizer, context_length: int) -> Tokenizer:
@@ -115,7 +121,7 @@ def _with_own_ends(backend: tokenizers.Tokenizer, context_length: int) -> Tokeni
 
 
 def load_clip(name_or_path: str, context_length: int) -> Tokenizer:
-    """CLIP's tokenizer from a directory with `vocab.json` and `merges.txt`, or by its model name.
+    """CLIP's tokenizer, from a directory with `vocab.json` and `merges.txt`, a checkpoint in it, or by model name.
 
     Raises:
       InputError: there is no such tokenizer.
@@ -132,12 +138,14 @@ def load_clip(name_or_path: str, context_length: int) -> Tokenizer:
 
 def _clip_folder(name_or_path: str) -> pathlib.Path:
     """The directory that holds CLIP's tokenizer; that of a model name is fetched first, if it is not cached."""
-    folder = pathlib.Path(name_or_path).expanduser()
+    folder = pathlib.Path(name_or_path.removeprefix("hf-hub:")).expanduser()
+    if name_or_path and folder.is_file():
+        folder = folder.parent
     if name_or_path and folder.is_dir():
         missing = [file for file in CLIP_FILES if not (folder / file).is_file()]
         if missing:
             raise InputError(
-                f"the CLIP tokenizer directory {name_or_path!r} lacks {' and '.join(missing)}; put them there"
+                f"the CLIP tokenizer directory {str(folder)!r} lacks {' and '.join(missing)}; put them there"
             )
         return folder
     advice = (

@@ -9,25 +9,11 @@ from ml_collections import ConfigDict
 from vlab_jax import config as configuration
 from vlab_jax.data import builders, pipeline, sampling
 from vlab_jax.data import tokenizer as tokenizers
-from vlab_jax.errors import InputError
 from vlab_jax.evaluation import retrieval
 from vlab_jax.evaluation import run as evaluation
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.runtime import meters, sharding
-from vlab_jax.runtime.checkpoint import CONFIG, PROGRESS, Checkpoints
-
-
-def find_checkpoint(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:
-    """The workdir and the step of a path: a workdir (no step: the newest) or its `checkpoints/<step>`.
-
-    Raises:
-      InputError: there is no checkpoint.
-    """
-    if path.parent.name == "checkpoints" and path.name.isdigit() and path.is_dir():
-        return path.parent.parent, int(path.name)
-    if (path / "checkpoints").is_dir():
-        return path, None
-    raise InputError(f"no checkpoint at {path}; name a run's workdir or its checkpoints/<step>")
+from vlab_jax.runtime.checkpoint import CONFIG, PROGRESS, Checkpoints, find_checkpoint
 
 
 def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path | None) -> dict[str, dict[str, float]]:
@@ -42,9 +28,6 @@ def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
     home, step = find_checkpoint(checkpoint)
     mesh = sharding.make_mesh(**config.mesh)
     with jax.set_mesh(mesh), Checkpoints(home / "checkpoints") as checkpoints:
-        step = checkpoints.latest() if step is None else step
-        if step is None:
-            raise InputError(f"{home / 'checkpoints'} holds no complete checkpoint")
         saved = checkpoints.read_json(step, CONFIG)
         name = saved["stages"][checkpoints.read_json(step, PROGRESS)["stage"]]
         encoder = _encoder(config, saved, name, home, mesh, checkpoints, step)
@@ -90,13 +73,13 @@ def _encoder(
     """The model of a checkpoint with its parameters, as it was trained to look at clips."""
     model = VLAB.from_fields(configuration.model_fields(saved))
     shapes = parameter_shapes(model, saved["frames"])
-    vision, text, tokenizer = saved["model"]["vision"], saved["model"]["text"], saved["tokenizer"]
+    vision, text = saved["model"]["vision"], saved["model"]["text"]
     return evaluation.Encoder(
         model,
         checkpoints.restore_parameters(
             step, shapes, sharding.shardings(shapes, mesh), averaged=bool(saved["stage"][stage]["average_decay"])
         ),
-        tokenizers.load(tokenizer["kind"], tokenizer["path"], home, text["context_length"]),
+        tokenizers.load(home, text["context_length"]),
         pipeline.FrameOptions(saved["frames"], vision["image_size"], config.data.short),
         tuple(config.streams) or tuple(saved["stage"][stage]["streams"]),
         sampling.sample_image_frames(saved["frames"], saved["image_frames"]),

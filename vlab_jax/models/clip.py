@@ -12,6 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from vlab_jax.models.layers import Insertion, LayerNorm, normal, transformer_of
+from vlab_jax.models.rotary import Rotation, patch_rotation
 
 # Per-channel mean and standard deviation of RGB in [0, 1] (CLIP's preprocessing).
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -35,7 +36,9 @@ class VisionTower(nn.Module):
     """CLIP's vision transformer.
 
     EVA01-CLIP is the same with `pre_norm=False`, `patch_bias=True`, `key_bias=False`, `epsilon=1e-6` and
-    `projection_bias=True`.
+    `projection_bias=True`. EVA02-CLIP is this with `gated_mlp=True` and `activation="silu"` (SwiGLU),
+    `inner_norms=True`, and rotary positions besides the learned ones: `rotary_grid` is the number of patches
+    along a side that they are scaled to (0: none).
     """
 
     image_size: int
@@ -51,6 +54,9 @@ class VisionTower(nn.Module):
     patch_bias: bool = False
     key_bias: bool = True
     projection_bias: bool = False
+    gated_mlp: bool = False
+    inner_norms: bool = False
+    rotary_grid: int = 0
     remat: str = "none"
     unroll: int = 1
     dtype: Any = jnp.float32
@@ -77,7 +83,8 @@ class VisionTower(nn.Module):
         x = x + positions.astype(self.dtype)
         if self.pre_norm:
             x = LayerNorm(self.epsilon, self.dtype, name="ln_pre")(x)
-        tokens, _ = transformer_of(self, self.key_bias)(x, insertions=insertions)
+        block = {"key_bias": self.key_bias, "gated_mlp": self.gated_mlp, "inner_norms": self.inner_norms}
+        tokens, _ = transformer_of(self, **block)(x, rotation=self._rotation(), insertions=insertions)
         pooled = LayerNorm(self.epsilon, self.dtype, name="ln_post")(tokens[:, 0])  # [F, D]
         project = nn.Dense(
             self.embed_width,
@@ -87,6 +94,11 @@ class VisionTower(nn.Module):
             name="projection",
         )
         return tokens, project(pooled).astype(jnp.float32)
+
+    def _rotation(self) -> Rotation | None:
+        if not self.rotary_grid:
+            return None
+        return patch_rotation(self.image_size // self.patch_size, self.width // self.heads, self.rotary_grid)
 
 
 class TextTower(nn.Module):

@@ -17,9 +17,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from vlab_jax.models.rotary import Rotation, rotate
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "silu": jax.nn.silu,
 }
 
 REMAT_POLICIES = {
@@ -103,21 +106,37 @@ class HeadProjection(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with a fused query, key and value projection."""
+    """Multi-head self-attention with a fused query, key and value projection.
+
+    With `inner_norm`, what the heads return is normalised, as one row, before the output projection (EVA-02).
+    """
 
     heads: int
     depth: int
     key_bias: bool = True
+    inner_norm: bool = False
+    epsilon: float = 1e-5
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L D"], mask: Bool[Array, "#B 1 #L L"] | None = None) -> Float[Array, "B L D"]:
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        mask: Bool[Array, "#B 1 #L L"] | None = None,
+        rotation: Rotation | None = None,
+    ) -> Float[Array, "B L D"]:
         width = x.shape[-1]
         biased = (0, 1, 2) if self.key_bias else (0, 2)
         project = HeadProjection(
             3, self.heads, width // self.heads, biased, width**-0.5, self.dtype, name="query_key_value"
         )
-        y = attend(*project(x), mask)  # [B, L, H, d]
+        query, key, value = project(x)
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
+        y = attend(query, key, value, mask)  # [B, L, H, d]
+        if self.inner_norm:
+            norm = LayerNorm(self.epsilon, self.dtype, name="ln_inner")
+            y = norm(y.reshape(x.shape)).reshape(y.shape)
         return output_projection(width, self.depth, self.dtype)(y)
 
 
@@ -128,18 +147,29 @@ def output_projection(width: int, depth: int, dtype: Any) -> nn.Module:
 
 
 class MLP(nn.Module):
-    """Dense, activation, Dense."""
+    """Dense, activation, Dense.
+
+    With `gated`, the activation of a second Dense multiplies the first (SwiGLU, with `silu`); with `inner_norm`, what
+    goes into the last Dense is normalised (both EVA-02).
+    """
 
     width: int
     activation: str
     depth: int
+    gated: bool = False
+    inner_norm: bool = False
+    epsilon: float = 1e-5
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         outer = x.shape[-1]
-        y = nn.Dense(self.width, kernel_init=normal((2 * outer) ** -0.5), dtype=self.dtype, name="input")(x)
-        y = ACTIVATIONS[self.activation](y)  # [B, L, M]
+        inward = {"kernel_init": normal((2 * outer) ** -0.5), "dtype": self.dtype}
+        y = nn.Dense(self.width, **inward, name="input")(x)  # [B, L, M]
+        activation = ACTIVATIONS[self.activation]
+        y = y * activation(nn.Dense(self.width, **inward, name="gate")(x)) if self.gated else activation(y)
+        if self.inner_norm:
+            y = LayerNorm(self.epsilon, self.dtype, name="ln_inner")(y)
         stddev = outer**-0.5 * (2 * self.depth) ** -0.5
         return nn.Dense(outer, kernel_init=normal(stddev), dtype=self.dtype, name="output")(y)
 
@@ -153,19 +183,22 @@ class Block(nn.Module):
     activation: str
     epsilon: float
     key_bias: bool
+    gated_mlp: bool
+    inner_norms: bool
     collect: bool
     inserted: tuple[tuple[str, Callable], ...]
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, mask, contexts, layer):
+    def __call__(self, x, mask, rotation, contexts, layer):
+        norms = {"inner_norm": self.inner_norms, "epsilon": self.epsilon, "dtype": self.dtype}
         x = self._insert("attention", x, contexts, layer)
         y = LayerNorm(self.epsilon, self.dtype, name="ln_1")(x)
-        attention = SelfAttention(self.heads, self.depth, self.key_bias, self.dtype, name="attention")
-        x = x + attention(y, mask)
+        attention = SelfAttention(self.heads, self.depth, self.key_bias, **norms, name="attention")
+        x = x + attention(y, mask, rotation)
         x = self._insert("mlp", x, contexts, layer)
         y = LayerNorm(self.epsilon, self.dtype, name="ln_2")(x)
-        x = x + MLP(self.mlp_width, self.activation, self.depth, self.dtype, name="mlp")(y)
+        x = x + MLP(self.mlp_width, self.activation, self.depth, self.gated_mlp, **norms, name="mlp")(y)
         return x, x if self.collect else None
 
     def _insert(self, place, x, contexts, layer):
@@ -193,6 +226,8 @@ class Transformer(nn.Module):
     activation: str = "quick_gelu"
     epsilon: float = 1e-5
     key_bias: bool = True
+    gated_mlp: bool = False
+    inner_norms: bool = False
     remat: str = "none"
     unroll: int = 1
     dtype: Any = jnp.float32
@@ -204,6 +239,7 @@ class Transformer(nn.Module):
         mask: Bool[Array, "#B 1 #L L"] | None = None,
         insertions: tuple[Insertion, ...] = (),
         collect: bool = False,
+        rotation: Rotation | None = None,
     ) -> tuple[Float[Array, "B L D"], Float[Array, "depth B L D"] | None]:
         """Returns the last block's output and, with `collect`, every block's."""
         block = Block
@@ -213,7 +249,7 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, 0),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
             length=self.depth,
             unroll=min(self.unroll, self.depth),
         )
@@ -224,28 +260,31 @@ class Transformer(nn.Module):
             activation=self.activation,
             epsilon=self.epsilon,
             key_bias=self.key_bias,
+            gated_mlp=self.gated_mlp,
+            inner_norms=self.inner_norms,
             collect=collect,
             inserted=tuple((insertion.place, insertion.function) for insertion in insertions),
             dtype=self.dtype,
             name="blocks",
         )
         contexts = tuple(insertion.context for insertion in insertions)
-        return blocks(x, mask, contexts, tuple(_spread(insertion, self.depth) for insertion in insertions))
+        layers = tuple(_spread(insertion, self.depth) for insertion in insertions)
+        return blocks(x, mask, rotation, contexts, layers)
 
 
-def transformer_of(tower: nn.Module, key_bias: bool = True) -> Transformer:
-    """The transformer that the fields of a tower describe, as its submodule `transformer`."""
+def transformer_of(tower: nn.Module, **block: bool) -> Transformer:
+    """The transformer that the fields of a tower describe, as its submodule `transformer`; `block` adds fields."""
     return Transformer(
         depth=tower.depth,
         heads=tower.heads,
         mlp_width=tower.mlp_width,
         activation=tower.activation,
         epsilon=tower.epsilon,
-        key_bias=key_bias,
         remat=tower.remat,
         unroll=tower.unroll,
         dtype=tower.dtype,
         name="transformer",
+        **block,
     )
 
 

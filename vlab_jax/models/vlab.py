@@ -28,6 +28,8 @@ from vlab_jax.models.multimodal_decoder import MultimodalDecoder
 from vlab_jax.models.video_adapter import VideoAdapter
 
 STREAMS = ("video", "image")
+# What the decoder takes from the text tower where it starts from CLIP.
+DECODER_FROM_TEXT = ("token_embedding", "position_embedding", "transformer", "ln_final")
 
 
 class Visual(NamedTuple):
@@ -195,13 +197,19 @@ def start_from_clip(parameters: Mapping[str, Any]) -> dict[str, Any]:
     tower. Cross-attentions and adapters keep what they have.
     """
     copied = dict(parameters)
-    decoder = dict(parameters["decoder"])
-    for name in ("token_embedding", "position_embedding", "transformer", "ln_final"):
-        decoder[name] = jax.tree.map(jnp.copy, parameters["text"][name])
-    copied["decoder"] = decoder
+    copies = {name: jax.tree.map(jnp.copy, parameters["text"][name]) for name in DECODER_FROM_TEXT}
+    copied["decoder"] = {**parameters["decoder"], **copies}
     if "image_encoder" in parameters:
         copied["image_encoder"] = jax.tree.map(jnp.copy, parameters["vision"])
     return copied
+
+
+def copied_from_clip(path: str) -> str | None:
+    """The path of the parameter that `start_from_clip` copies to the one at `path`, if it does."""
+    part, _, rest = path.partition("/")
+    if part == "image_encoder":
+        return f"vision/{rest}"
+    return f"text/{rest}" if part == "decoder" and rest.split("/")[0] in DECODER_FROM_TEXT else None
 
 
 def example_inputs(model: VLAB, frames: int) -> tuple[jax.Array, jax.Array, jax.Array]:

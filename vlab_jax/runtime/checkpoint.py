@@ -87,6 +87,23 @@ class Checkpoints:
         self._manager.close()
 
 
+def find_checkpoint(path: pathlib.Path) -> tuple[pathlib.Path, int]:
+    """The workdir and the step of a path: a workdir (its newest checkpoint) or its `checkpoints/<step>`.
+
+    Raises:
+      InputError: there is no checkpoint.
+    """
+    if path.parent.name == "checkpoints" and path.name.isdigit() and path.is_dir():
+        return path.parent.parent, int(path.name)
+    if not (path / "checkpoints").is_dir():
+        raise InputError(f"no checkpoint at {path}; name a run's workdir or its checkpoints/<step>")
+    with Checkpoints(path / "checkpoints") as checkpoints:
+        step = checkpoints.latest()
+    if step is None:
+        raise InputError(f"{path / 'checkpoints'} holds no complete checkpoint")
+    return path, step
+
+
 def _placed(like: Any, shardings: Any) -> Any:
     """Shapes, dtypes and placements for what is to be restored."""
     return jax.tree.map(

@@ -21,9 +21,10 @@ from vlab_jax.data import tokenizer as tokenizers
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import run as evaluation
 from vlab_jax.models.vlab import VLAB, start_from_clip
+from vlab_jax.pretrained.load import Pretrained, check_model, open_checkpoint
 from vlab_jax.runtime import meters, sharding
 from vlab_jax.runtime.checkpoint import CONFIG, PROGRESS, Checkpoints
-from vlab_jax.training import optim
+from vlab_jax.training import optim, start
 from vlab_jax.training import stage as stages
 from vlab_jax.training.record import StepRecord
 from vlab_jax.training.step import TrainState
@@ -58,6 +59,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dict[str, floa
       InputError: the workdir belongs to another config, or the data cannot be read.
       RunStopped: the loss is not finite.
     """
+    config = configuration.resolved(config)
     mesh = sharding.make_mesh(**config.mesh)
     with (
         jax.set_mesh(mesh),
@@ -97,7 +99,9 @@ class Run:
         stages.check(self.model, config, mesh)
         for split in ("validation", "test"):
             self._open(config.data.evaluate, split)  # missing, it would be missed only after training
-        self.tokenizer = make_tokenizer(config, workdir, fresh=checkpoints.latest() is None)
+        fresh = checkpoints.latest() is None
+        self.pretrained = open_pretrained(config) if fresh and config.model.pretrained else None
+        self.tokenizer = make_tokenizer(config, workdir, fresh, self.pretrained)
 
     def begin(self) -> tuple[Progress, Any]:
         """Fresh parameters, or (None) those that the stage in progress will restore."""
@@ -105,7 +109,7 @@ class Run:
         if latest is None:
             self.writer.truncate(0)  # of a run that ended before its first checkpoint
             (self.workdir / "config.json").write_text(json.dumps(self.saved_config, indent=2) + "\n")
-            return Progress(), stages.init_parameters(self.model, self.config.frames, self.config.seed, self.mesh)
+            return Progress(), self._initial_parameters()
         progress = Progress(**self.checkpoints.read_json(latest, PROGRESS))
         self.writer.truncate(progress.total)
         self.results = read_results(self.workdir)
@@ -117,6 +121,13 @@ class Run:
             progress.step,
         )
         return progress, None
+
+    def _initial_parameters(self) -> Any:
+        given = (self.model, self.config.frames, self.config.seed, self.mesh)
+        if self.pretrained is None:
+            return start.random_parameters(*given)
+        start.note_origin(self.workdir, self.pretrained)
+        return start.pretrained_parameters(self.pretrained, *given)
 
     def stage(self, number: int, parameters: Any, progress: Progress) -> tuple[Any, Progress]:
         """Trains one stage from `parameters`, or from the checkpoint that `progress` is of; evaluates it."""
@@ -272,15 +283,37 @@ def check_workdir(checkpoints: Checkpoints, saved: dict[str, Any]) -> None:
         )
 
 
-def make_tokenizer(config: ConfigDict, workdir: pathlib.Path, fresh: bool) -> tokenizers.Tokenizer:
-    """CLIP's tokenizer, or a BPE of the training captions, which is kept in the workdir.
+def open_pretrained(config: ConfigDict) -> Pretrained:
+    """The checkpoint that a run starts from, compared with the config's model; what is made to fit is logged.
 
     Raises:
-      InputError: the tokenizer has more ids than the model.
+      InputError: there is none, it is damaged, or its sizes are not the model's.
+    """
+    pretrained = open_checkpoint(config.model.pretrained)
+    for note in check_model(pretrained, configuration.plain(config.model.to_dict())):
+        logging.info("%s", note)
+    return pretrained
+
+
+def make_tokenizer(
+    config: ConfigDict, workdir: pathlib.Path, fresh: bool, pretrained: Pretrained | None
+) -> tokenizers.Tokenizer:
+    """The tokenizer of an export that the run starts from, or CLIP's, or a BPE of the training captions.
+
+    It is kept in the workdir, so that this suffices later.
+
+    Raises:
+      InputError: there is no such tokenizer, or it has more ids than the model.
     """
     vocab_size, length = config.model.text.vocab_size, config.model.text.context_length
-    if config.tokenizer.kind == "clip" or not fresh:
-        made = tokenizers.load(config.tokenizer.kind, config.tokenizer.path, workdir, length)
+    if not fresh:
+        made = tokenizers.load(workdir, length)
+    elif pretrained is not None and pretrained.whole:
+        made = tokenizers.load(pretrained.files.folder, length)
+        made.save(workdir)
+    elif config.tokenizer.kind == "clip":
+        made = tokenizers.load_clip(config.tokenizer.path, length)
+        made.save(workdir)
     else:
         mixtures = [config.stage[name].train or config.data.train for name in config.stages]
         specs = dict.fromkeys(spec for mixture in mixtures for spec, _ in pipeline.parse_mixture(mixture))

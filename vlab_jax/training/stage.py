@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from vlab_jax.data import sampling
 from vlab_jax.errors import InputError
-from vlab_jax.models.vlab import VLAB, example_inputs, parameter_shapes
+from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.runtime import sharding
 from vlab_jax.training import optim
 from vlab_jax.training.step import Objective, TrainState, init_state, make_train_step
@@ -116,13 +116,3 @@ def _objective(stage: ConfigDict, config: ConfigDict) -> Objective:
         stage.label_smoothing,
         stage.masked_share,
     )
-
-
-def init_parameters(model: VLAB, frames: int, seed: int, mesh: Mesh) -> Any:
-    """Random parameters, each created where it will lie."""
-
-    def initialise():
-        return model.init(jax.random.key(seed), *example_inputs(model, frames))["params"]
-
-    placed = sharding.shardings(parameter_shapes(model, frames), mesh)
-    return jax.jit(initialise, out_shardings=placed)()

@@ -1,0 +1,159 @@
+"""Weights out: a whole VLAB as safetensors that this package reads back, or the CLIP in it as `transformers` has it.
+
+What is written appears at once, when it is complete.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save_file
+
+from vlab_jax.errors import InputError
+from vlab_jax.models.clip import PIXEL_DEVIATION, PIXEL_MEAN
+from vlab_jax.pretrained import hugging_face, vlab
+from vlab_jax.pretrained.architecture import PLAIN
+
+WEIGHTS = "model.safetensors"
+
+
+@contextlib.contextmanager
+def new_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to write into, which becomes `out` when all is written.
+
+    Raises:
+      InputError: `out` exists and is not empty, or cannot be made.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists already; name another directory, or remove it")
+    partial = out.with_name(out.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        if out.exists():
+            out.rmdir()
+        os.replace(partial, out)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_vlab(folder: pathlib.Path, parameters: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Writes a whole VLAB.
+
+    Args:
+      parameters: the parameter tree; a tensor's name is its path.
+      config: `training` (the config of the run), and whatever else is to be known of the model.
+    """
+    tensors = {path: np.asarray(leaf) for path, leaf in flatten_dict(parameters, sep="/").items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "np"})
+    _write_json(folder / vlab.CONFIG, {"model_type": vlab.MODEL_TYPE, **config})
+
+
+def write_hugging_face(
+    folder: pathlib.Path,
+    parameters: Mapping[str, Any],
+    vision: Mapping[str, Any],
+    text: Mapping[str, Any],
+    start: int,
+    end: int,
+) -> None:
+    """Writes the CLIP of a VLAB as `CLIPModel.from_pretrained` reads it.
+
+    Args:
+      parameters: the parameter tree, of which `vision`, `text` and `logit_scale` are taken.
+      vision, text: the fields of the towers.
+      start, end: the ids of start and end of text.
+
+    Raises:
+      InputError: the vision tower is of a kind that `CLIPModel` is not.
+    """
+    others = [f"model.vision.{key}={vision[key]}" for key, value in PLAIN.items() if vision.get(key, value) != value]
+    if others:
+        raise InputError(
+            f"Hugging Face's CLIPModel has no vision tower with {', '.join(others)}; export the whole VLAB"
+        )
+    leaves = flatten_dict({part: parameters[part] for part in ("vision", "text", "logit_scale")}, sep="/")
+    tensors = {}
+    for rule in hugging_face.rules():
+        value = np.asarray(leaves.pop(rule.target))
+        blocks = value if rule.stacked else [value]
+        for block, names in zip(blocks, rule.source_names(value.shape), strict=True):
+            parts = rule.layout.to_theirs(np.asarray(block))
+            tensors |= {name: np.ascontiguousarray(part) for name, part in zip(names, parts, strict=True)}
+    if leaves:
+        raise InputError(f"CLIPModel has no place for {', '.join(leaves)}")
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    _write_json(folder / "config.json", _hugging_face_config(vision, text, start, end))
+    _write_json(folder / "preprocessor_config.json", _preprocessor(vision["image_size"]))
+
+
+def write_tokenizer_config(folder: pathlib.Path, context_length: int) -> None:
+    """What `transformers` wants to know of CLIP's tokenizer beside its `tokenizer.json`."""
+    end = "<|endoftext|>"
+    ends = {"bos_token": "<|startoftext|>", "eos_token": end, "unk_token": end, "pad_token": end}
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": context_length, **ends}
+    _write_json(folder / "tokenizer_config.json", config)
+
+
+def _hugging_face_config(vision: Mapping[str, Any], text: Mapping[str, Any], start: int, end: int) -> dict[str, Any]:
+    def tower(fields: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "hidden_size": fields["width"],
+            "intermediate_size": fields["mlp_width"],
+            "num_hidden_layers": fields["depth"],
+            "num_attention_heads": fields["heads"],
+            "hidden_act": fields["activation"],
+            "layer_norm_eps": fields["epsilon"],
+            "projection_dim": fields["embed_width"],
+        }
+
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": vision["embed_width"],
+        "vision_config": {
+            **tower(vision),
+            "model_type": "clip_vision_model",
+            "image_size": vision["image_size"],
+            "patch_size": vision["patch_size"],
+        },
+        "text_config": {
+            **tower(text),
+            "model_type": "clip_text_model",
+            "vocab_size": text["vocab_size"],
+            "max_position_embeddings": text["context_length"],
+            "bos_token_id": start,
+            "eos_token_id": end,
+            "pad_token_id": end,
+        },
+    }
+
+
+def _preprocessor(image_size: int) -> dict[str, Any]:
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": image_size},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": image_size, "width": image_size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(PIXEL_MEAN),
+        "image_std": list(PIXEL_DEVIATION),
+        "do_convert_rgb": True,
+    }
+
+
+def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")

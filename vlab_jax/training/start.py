@@ -1,0 +1,64 @@
+"""The parameters that a run starts from: random ones, or a pretrained model's and random ones beside them."""
+
+import json
+import logging
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
+
+from vlab_jax.models.vlab import VLAB, copied_from_clip, example_inputs, parameter_shapes, start_from_clip
+from vlab_jax.pretrained.load import Pretrained, load_parameters
+from vlab_jax.pretrained.origins import format_origins
+from vlab_jax.runtime import sharding
+
+
+def random_parameters(model: VLAB, frames: int, seed: int, mesh: Mesh, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Random parameters, each created where it will lie; `without` names top-level parts to leave out."""
+
+    def initialise():
+        parameters = model.init(jax.random.key(seed), *example_inputs(model, frames))["params"]
+        return {part: leaves for part, leaves in parameters.items() if part not in without}
+
+    shapes = jax.eval_shape(initialise)
+    return jax.jit(initialise, out_shardings=sharding.shardings(shapes, mesh))()
+
+
+def pretrained_parameters(pretrained: Pretrained, model: VLAB, frames: int, seed: int, mesh: Mesh) -> dict[str, Any]:
+    """A checkpoint's parameters, and random ones for what it lacks; where each came from is logged as a table.
+
+    From a CLIP, the decoder and a separate image encoder start as copies of its towers.
+
+    Raises:
+      InputError: the checkpoint does not hold this model.
+    """
+    shapes = parameter_shapes(model, frames)
+    loaded, origins = load_parameters(pretrained, shapes, sharding.shardings(shapes, mesh))
+    if pretrained.whole:
+        logging.info("%s (%s)\n%s", pretrained.name, pretrained.architecture.format, format_origins(origins, {}))
+        return loaded
+    parameters = start_from_clip({**random_parameters(model, frames, seed, mesh, without=tuple(loaded)), **loaded})
+    table = format_origins(origins, _others(shapes, loaded))
+    logging.info("%s (%s)\n%s", pretrained.name, pretrained.architecture.format, table)
+    return {part: parameters[part] for part in shapes}
+
+
+def _others(shapes: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
+    """What did not come from the checkpoint: number of parameters and origin, by part and its first submodule."""
+    rows: dict[str, tuple[int, str]] = {}
+    for path, leaf in flatten_dict({part: shapes[part] for part in shapes if part not in loaded}, sep="/").items():
+        name = "/".join(path.split("/")[:2])
+        source = copied_from_clip(path)
+        size, _ = rows.get(name, (0, ""))
+        rows[name] = (size + math.prod(leaf.shape), f"a copy of {source}" if source else "new")
+    return rows
+
+
+def note_origin(workdir: pathlib.Path, pretrained: Pretrained) -> None:
+    """Writes into the workdir what the run started from: for the model card of an export."""
+    noted = {"name": pretrained.name, "format": pretrained.architecture.format, "licence": pretrained.licence()}
+    (workdir / "pretrained.json").write_text(json.dumps(noted, indent=2) + "\n")
