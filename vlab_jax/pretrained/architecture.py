@@ -89,9 +89,9 @@ def compare(architecture: Architecture, model: Mapping[str, Mapping[str, Any]], 
     """
     notes, differences, settings = [], [], []
     groups = {"vision": architecture.vision, "text": architecture.text, **architecture.others}
-    fields = [(group, key, value) for group in groups for key, value in model[group].items()]
+    fields = [(group, key, _plain(value)) for group in groups for key, value in model[group].items()]
     for group, key, asked in fields:
-        told, name = groups[group].get(key), f"model.{group}.{key}"
+        told, name = _plain(groups[group].get(key)), f"model.{group}.{key}"
         if key in INITIAL or asked == told:
             continue
         if told is None:
@@ -107,6 +107,11 @@ def compare(architecture: Architecture, model: Mapping[str, Mapping[str, Any]], 
             f"name another checkpoint, or set {' '.join(settings)}"
         )
     return notes
+
+
+def _plain(value: Any) -> Any:
+    """A field as JSON has it: a list for a tuple."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _adapted(name: str, asked: int, told: int) -> str:

@@ -88,7 +88,7 @@ def write_hugging_face(
         blocks = value if rule.stacked else [value]
         for block, names in zip(blocks, rule.source_names(value.shape), strict=True):
             parts = rule.layout.to_theirs(np.asarray(block))
-            tensors |= {name: np.ascontiguousarray(part) for name, part in zip(names, parts, strict=True)}
+            tensors |= {name: np.asarray(part, order="C") for name, part in zip(names, parts, strict=True)}
     if leaves:
         raise InputError(f"CLIPModel has no place for {', '.join(leaves)}")
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
