@@ -5,6 +5,7 @@ import pathlib
 import pickle
 import shutil
 import unicodedata
+import zipfile
 
 import numpy as np
 import pytest
@@ -165,6 +166,18 @@ def test_ids_are_those_of_transformers_on_real_captions_and_at_the_cut(clip, cli
     assert lengths[-2] == 77 and tokens[-2, 76] == clip.end == 49407
     assert (clip.start, clip.vocab_size) == (49406, 49408)
     assert ids_of(clip, "a photo of a cat") == [49406, 320, 1125, 539, 320, 2368, 49407]
+
+
+def test_ids_of_msrvtt_captions_are_those_of_transformers(clip, clip_folder, assets):
+    from transformers import CLIPTokenizer
+
+    with zipfile.ZipFile(assets / "annotations" / "msrvtt" / "train_val_annotation.zip") as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("videodatainfo.json"))
+        captions = [entry["caption"] for entry in json.loads(archive.read(name))["sentences"]][::28][:5000]
+    assert len(set(captions)) > 4500
+    tokens, lengths = clip(captions)
+    expected = CLIPTokenizer.from_pretrained(clip_folder)(captions, truncation=True, max_length=77).input_ids
+    assert [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)] == expected
 
 
 def test_clips_special_tokens_spelled_out_stay_text(clip):

@@ -245,12 +245,12 @@ def test_frame_of_the_right_short_side_is_not_resampled():
 
 def test_list_of_frames_decodes_only_the_chosen(monkeypatch):
     jpegs = [encode_image(numbered(i), "JPEG") for i in range(40)]
-    opened = []
-    plain = av.open
-    monkeypatch.setattr(av, "open", lambda file, *args, **kw: opened.append(file) or plain(file, *args, **kw))
+    seen = []
+    plain = video.resize_and_crop
+    monkeypatch.setattr(video, "resize_and_crop", lambda frame, *args: seen.append(frame) or plain(frame, *args))
     clip = video.decode_clip(jpegs, num_frames=4, size=SIDE)
     assert read_numbers(clip) == [4, 14, 25, 35]
-    assert len(opened) == 4
+    assert len(seen) == 4
     assert read_numbers(video.decode_clip(tuple(jpegs[:2]), num_frames=4, size=SIDE)) == [0, 0, 1, 1]
 
 

@@ -30,6 +30,10 @@ from vlab_jax.errors import InputError
 
 __all__ = ["DecodeError", "MediaInfo", "decode_clip", "probe", "resize_and_crop", "upright"]
 
+# How files of photographs begin, and how long one is shown, in seconds.
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG"
+_STILL_DURATION = 0.04
+
 # How EXIF's eight orientations are shown, as `upright` takes it, and the number of EXIF's field.
 _EXIF_ORIENTATION = 0x0112
 _EXIF_ORIENTATIONS = {
@@ -94,7 +98,9 @@ def decode_clip(
             return _decode_images(media, num_frames, size, rng, short)
         if not 0 <= start < end:
             raise DecodeError(f"the interval [{start:g} s, {end:g} s) is empty or begins before the media")
-        return _decode_video(media, float(start), float(end), num_frames, size, rng, short)
+        given = (media, float(start), float(end), num_frames, size, rng, short)
+        still = _decode_still(*given)
+        return _decode_video(*given) if still is None else still
 
 
 def probe(media: bytes) -> MediaInfo:
@@ -146,6 +152,31 @@ def upright(frame: UInt8[np.ndarray, "h w 3"], orientation: Int[np.ndarray, "2 2
     return frame[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
 
 
+def _decode_still(
+    media: bytes,
+    start: float,
+    end: float,
+    num_frames: int,
+    size: int,
+    rng: np.random.Generator | None,
+    short: str,
+) -> UInt8[np.ndarray, "t s s 3"] | None:
+    """Frames of a photograph, by the decoder that CLIP's preprocessing has; None where the media is none.
+
+    FFmpeg spreads a JPEG's colours over the pixels by another filter, which is off by up to 40 of 255 at edges.
+    """
+    if not (media.startswith((_JPEG, _PNG)) or (media.startswith(b"RIFF") and media[8:12] == b"WEBP")):
+        return None
+    with Image.open(io.BytesIO(media)) as image:
+        if getattr(image, "n_frames", 1) > 1 and not media.startswith(_JPEG):  # animated
+            return None
+        orientation = np.array(_EXIF_ORIENTATIONS[_exif_orientation(media) or 1])
+        rgb = np.asarray(image.convert("RGB"))
+    chosen = _choose(np.zeros(1), _STILL_DURATION, start, end, num_frames, rng, short)
+    square = resize_and_crop(np.ascontiguousarray(upright(rgb, orientation)), size)
+    return np.stack([square] * len(chosen))
+
+
 def _decode_video(
     media: bytes,
     start: float,
@@ -187,7 +218,7 @@ def _decode_images(
 def _first_decodable(images: Sequence[bytes], size: int) -> UInt8[np.ndarray, "s s 3"]:
     for image in images:
         with contextlib.suppress(DecodeError), _one_kind_of_error():
-            return _decode_video(image, 0.0, math.inf, 1, size, None, "repeat")[0]
+            return decode_clip(image, num_frames=1, size=size)[0]
     raise DecodeError(f"none of the {len(images)} frames of the media can be decoded")
 
 
@@ -227,7 +258,8 @@ def _orientation(frame: av.VideoFrame, media: bytes) -> Int[np.ndarray, "2 2"]:
         matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
     except ValueError:
         # PyAV 18.1 cannot list side data with EXIF in it (its pull request 2392), which photos have.
-        return np.array(_EXIF_ORIENTATIONS[_exif_orientation(frame, media)])
+        number = _exif_orientation(media) or {0: 1, 1: 8, 2: 3, 3: 6}[round(frame.rotation / 90) % 4]
+        return np.array(_EXIF_ORIENTATIONS[number])
     if matrix is None:
         return np.eye(2, dtype=np.int64)
     (a, b), (c, d) = np.frombuffer(matrix, dtype=np.int32).reshape(3, 3)[:2, :2].astype(np.int64).tolist()
@@ -236,14 +268,12 @@ def _orientation(frame: av.VideoFrame, media: bytes) -> Int[np.ndarray, "2 2"]:
     return np.array([[0, -1 if b < 0 else 1], [-1 if c < 0 else 1, 0]])
 
 
-def _exif_orientation(frame: av.VideoFrame, media: bytes) -> int:
-    """EXIF's number of an orientation; where unreadable, from the frame's angle, which knows no mirrors."""
-    number = None
+def _exif_orientation(media: bytes) -> int | None:
+    """EXIF's number of an image's orientation, where it can be read."""
     with contextlib.suppress(Exception):  # whatever Pillow makes of damaged metadata
         number = Image.open(io.BytesIO(media)).getexif().get(_EXIF_ORIENTATION)
-    if number in _EXIF_ORIENTATIONS:
-        return number
-    return {0: 1, 1: 8, 2: 3, 3: 6}[round(frame.rotation / 90) % 4]
+        return number if number in _EXIF_ORIENTATIONS else None
+    return None
 
 
 def _pixel_aspect(stream: av.VideoStream, orientation: Int[np.ndarray, "2 2"]) -> float:
@@ -276,6 +306,8 @@ def _one_kind_of_error() -> Iterator[None]:
         ArithmeticError,
         RuntimeError,
         MemoryError,
+        SyntaxError,  # Pillow's, of a damaged PNG
+        Image.DecompressionBombError,
     ) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise DecodeError(f"the media cannot be decoded: {reason or type(error).__name__}") from error
