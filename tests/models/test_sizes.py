@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from configs.pretrain import get_config
+from configs.sizes import SIZES
 from vlab_jax.config import adapted_blocks, model_fields, plain
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 
@@ -17,7 +18,7 @@ def count(tree) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-@pytest.fixture(scope="module", params=["b32", "b16", "l14", "l14_336", "eva_g14"])
+@pytest.fixture(scope="module", params=[name for name in SIZES if name != "tiny"])
 def published(request):
     """A size's name, its config, and the shapes of the whole VLAB that the config builds."""
     config = get_config(request.param)
@@ -28,16 +29,22 @@ def published(request):
 def test_the_clip_part_has_the_published_number_of_parameters(published):
     """Source: `sum(p.numel() for p in model.parameters())` of open_clip 3.3.0 with timm 1.0.31.
 
-    The configurations there are ViT-B-32, ViT-B-16, ViT-L-14, ViT-L-14-336 (the sizes of OpenAI's release) and
-    EVA01-g-14. Of the last, `visual` has 1,012,588,928, `text` 123,846,912, and the temperature 1. Its key biases,
-    constant zeros, are a buffer there and no parameter; they are not counted, and this package has none.
+    The configurations there are ViT-B-32, ViT-B-16, ViT-L-14, ViT-L-14-336 (the sizes of OpenAI's release), ViT-H-14,
+    ViT-g-14, ViT-bigG-14, EVA01-g-14, EVA02-B-16 and EVA02-L-14. Of EVA01-g-14, `visual` has 1,012,588,928, `text`
+    123,846,912, and the temperature 1. Its key biases, constant zeros, are a buffer there and no parameter; they are
+    not counted, and this package has none.
     """
     reference = {
         "b32": 151_277_313,
         "b16": 149_620_737,
         "l14": 427_616_513,
         "l14_336": 427_944_193,
+        "h14": 986_109_441,
+        "g14": 1_366_678_273,
+        "bigg14": 2_539_567_105,
         "eva_g14": 1_136_435_841,
+        "eva02_b16": 149_691_137,
+        "eva02_l14": 427_755_457,
     }
     name, _, shapes = published
     assert sum(count(shapes[part]) for part in CLIP_PARTS) == reference[name]

@@ -52,7 +52,7 @@ def _others(shapes: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str, t
     rows: dict[str, tuple[int, str]] = {}
     for path, leaf in flatten_dict({part: shapes[part] for part in shapes if part not in loaded}, sep="/").items():
         name = "/".join(path.split("/")[:2])
-        source = copied_from_clip(path)
+        source = copied_from_clip(name)
         size, _ = rows.get(name, (0, ""))
         rows[name] = (size + math.prod(leaf.shape), f"a copy of {source}" if source else "new")
     return rows
