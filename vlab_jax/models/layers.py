@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from vlab_jax.models.rotary import Rotation, rotate
 
@@ -43,6 +43,20 @@ class Insertion(NamedTuple):
     parameters: Any
     blocks: tuple[int, ...]
     context: Any = None
+    active: jax.Array | None = None  # of parameters that are laid out over all blocks: which blocks carry them
+
+    def laid_out(self, depth: int) -> "Insertion":
+        """The same with its parameters laid out over all `depth` blocks, for use in a loop: it is done once then."""
+        active, parameters = _spread(self, depth)
+        return self._replace(active=active, parameters=parameters, blocks=tuple(range(depth)))
+
+
+class KeyValueCache(NamedTuple):
+    """Keys and values of the tokens so far, `[depth, B, S, H, d]` with room for `S`, and how many each row has."""
+
+    key: jax.Array
+    value: jax.Array
+    lengths: jax.Array  # int32 [B]
 
 
 class LayerNorm(nn.Module):
@@ -122,9 +136,11 @@ class SelfAttention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B L D"],
-        mask: Bool[Array, "#B 1 #L L"] | None = None,
+        mask: Bool[Array, "#B 1 #L K"] | None = None,
         rotation: Rotation | None = None,
-    ) -> Float[Array, "B L D"]:
+        cache: KeyValueCache | None = None,
+    ) -> tuple[Float[Array, "B L D"], KeyValueCache | None]:
+        """The output, and the cache (of this block) with the keys and values of `x` written behind each row's own."""
         width = x.shape[-1]
         biased = (0, 1, 2) if self.key_bias else (0, 2)
         project = HeadProjection(
@@ -133,11 +149,25 @@ class SelfAttention(nn.Module):
         query, key, value = project(x)
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
+        if cache is not None:
+            key, value = written(cache.key, key, cache.lengths), written(cache.value, value, cache.lengths)
+            cache = KeyValueCache(key, value, cache.lengths)
         y = attend(query, key, value, mask)  # [B, L, H, d]
         if self.inner_norm:
             norm = LayerNorm(self.epsilon, self.dtype, name="ln_inner")
             y = norm(y.reshape(x.shape)).reshape(y.shape)
-        return output_projection(width, self.depth, self.dtype)(y)
+        return output_projection(width, self.depth, self.dtype)(y), cache
+
+
+def written(
+    room: Float[Array, "B S H d"], new: Float[Array, "B L H d"], places: Int[Array, " B"]
+) -> Float[Array, "B S H d"]:
+    """`room` with `new` written into each row from its own place on."""
+
+    def row(room, new, place):
+        return jax.lax.dynamic_update_slice_in_dim(room, new.astype(room.dtype), place, axis=0)
+
+    return jax.vmap(row)(room, new, places)
 
 
 def output_projection(width: int, depth: int, dtype: Any) -> nn.Module:
@@ -190,19 +220,21 @@ class Block(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, mask, rotation, contexts, layer):
+    def __call__(self, x, mask, rotation, contexts, lengths, layer):
+        insertions, stored = layer
+        cache = None if stored is None else KeyValueCache(*stored, lengths)
         norms = {"inner_norm": self.inner_norms, "epsilon": self.epsilon, "dtype": self.dtype}
-        x = self._insert("attention", x, contexts, layer)
+        x = self._insert("attention", x, contexts, insertions)
         y = LayerNorm(self.epsilon, self.dtype, name="ln_1")(x)
         attention = SelfAttention(self.heads, self.depth, self.key_bias, **norms, name="attention")
-        x = x + attention(y, mask, rotation)
-        x = self._insert("mlp", x, contexts, layer)
+        y, cache = attention(y, mask, rotation, cache)
+        x = self._insert("mlp", x + y, contexts, insertions)
         y = LayerNorm(self.epsilon, self.dtype, name="ln_2")(x)
         x = x + MLP(self.mlp_width, self.activation, self.depth, self.gated_mlp, **norms, name="mlp")(y)
-        return x, x if self.collect else None
+        return x, (x if self.collect else None, None if cache is None else (cache.key, cache.value))
 
-    def _insert(self, place, x, contexts, layer):
-        for (where, function), context, (active, parameters) in zip(self.inserted, contexts, layer, strict=True):
+    def _insert(self, place, x, contexts, insertions):
+        for (where, function), context, (active, parameters) in zip(self.inserted, contexts, insertions, strict=True):
             if where != place:
                 continue
             if active is None:
@@ -236,12 +268,17 @@ class Transformer(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B L D"],
-        mask: Bool[Array, "#B 1 #L L"] | None = None,
+        mask: Bool[Array, "#B 1 #L K"] | None = None,
         insertions: tuple[Insertion, ...] = (),
         collect: bool = False,
         rotation: Rotation | None = None,
-    ) -> tuple[Float[Array, "B L D"], Float[Array, "depth B L D"] | None]:
-        """Returns the last block's output and, with `collect`, every block's."""
+        cache: KeyValueCache | None = None,
+    ) -> tuple[Float[Array, "B L D"], Any]:
+        """Returns the last block's output and, with `collect`, every block's, `[depth, B, L, D]`.
+
+        With a `cache`, `x` are the tokens behind those in it, `mask` is over all of its places, and what is returned
+        beside the output is the cache with `x` in it, but for `lengths`, which are left as they are.
+        """
         block = Block
         if self.remat != "none":
             block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
@@ -249,7 +286,7 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0),
             length=self.depth,
             unroll=min(self.unroll, self.depth),
         )
@@ -268,8 +305,12 @@ class Transformer(nn.Module):
             name="blocks",
         )
         contexts = tuple(insertion.context for insertion in insertions)
-        layers = tuple(_spread(insertion, self.depth) for insertion in insertions)
-        return blocks(x, mask, rotation, contexts, layers)
+        inserted = tuple(_spread(insertion, self.depth) for insertion in insertions)
+        if cache is None:
+            x, (every, _) = blocks(x, mask, rotation, contexts, None, (inserted, None))
+            return x, every
+        x, (_, stored) = blocks(x, mask, rotation, contexts, cache.lengths, (inserted, (cache.key, cache.value)))
+        return x, KeyValueCache(*stored, cache.lengths)
 
 
 def transformer_of(tower: nn.Module, **block: bool) -> Transformer:
@@ -291,7 +332,7 @@ def transformer_of(tower: nn.Module, **block: bool) -> Transformer:
 def _spread(insertion: Insertion, depth: int) -> tuple[jax.Array | None, Any]:
     """An insertion's parameters laid out over all blocks, and which of these are active (None: all)."""
     if insertion.blocks == tuple(range(depth)):
-        return None, insertion.parameters
+        return insertion.active, insertion.parameters
     slots = [insertion.blocks.index(i) if i in insertion.blocks else 0 for i in range(depth)]
     active = jnp.array([i in insertion.blocks for i in range(depth)])
     return active, jax.tree.map(lambda leaf: leaf[jnp.array(slots)], insertion.parameters)

@@ -9,7 +9,7 @@ stream (`T·M`), `L` text tokens, `V` vocabulary.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,28 +40,35 @@ BLENDINGS: dict[str, tuple[str, ...]] = {
 }
 
 
+class KeysAndValues(NamedTuple):
+    """What a cross-attention sees, projected already: `[B, K, H, d]` each."""
+
+    key: jax.Array
+    value: jax.Array
+
+
 class Attend(nn.Module):
-    """Multi-head attention of text queries to one sequence of visual tokens."""
+    """Multi-head attention of text queries to one sequence of visual tokens, or to their keys and values."""
 
     heads: int
     depth: int
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L W"], visual: Float[Array, "B K W"]) -> Float[Array, "B L W"]:
+    def __call__(
+        self, x: Float[Array, "B L W"], visual: Float[Array, "B K W"] | KeysAndValues
+    ) -> Float[Array, "B L W"]:
         width = x.shape[-1]
         sizes = {"heads": self.heads, "head_width": width // self.heads, "stddev": width**-0.5}
         (query,) = HeadProjection(1, biased=(0,), dtype=self.dtype, name="query", **sizes)(x)
-        key, value = HeadProjection(2, biased=(0, 1), dtype=self.dtype, name="key_value", **sizes)(visual)
-        return output_projection(width, self.depth, self.dtype)(attend(query, key, value))
+        if not isinstance(visual, KeysAndValues):
+            project = HeadProjection(2, biased=(0, 1), dtype=self.dtype, name="key_value", **sizes)
+            visual = KeysAndValues(*project(visual))
+        return output_projection(width, self.depth, self.dtype)(attend(query, *visual))
 
 
 class CrossAttention(nn.Module):
-    """The cross-attention of one block: how it blends the streams is `blending`.
-
-    `concat`: one attention over both streams' tokens. `parallel`: one attention a stream, of the same query,
-    summed. `stacked`: the image stream first, then the video stream. A stream that is absent is passed over.
-    """
+    """The cross-attention of one block, over what `attended` laid out for its blending."""
 
     blending: str
     heads: int
@@ -70,23 +77,31 @@ class CrossAttention(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L W"], visual: Mapping[str, Float[Array, "B _ W"]]) -> Float[Array, "B L W"]:
-        present = [stream for stream in BLENDINGS[self.blending] if stream in visual]
+    def __call__(self, x: Float[Array, "B L W"], seen: Mapping[str, Any]) -> Float[Array, "B L W"]:
         if self.blending == "stacked":
-            for stream in present:
-                x = x + self._attend(f"attend_{stream}")(self._norm(f"ln_{stream}")(x), visual[stream])
+            for name in sorted(seen):
+                x = x + self._attend(name)(self._norm(name.replace("attend", "ln"))(x), seen[name])
             return x
         query = self._norm("ln")(x)
-        if self.blending == "parallel":
-            return x + sum(self._attend(f"attend_{stream}")(query, visual[stream]) for stream in present)
-        tokens = jnp.concatenate([visual[stream] for stream in present], axis=1)
-        return x + self._attend("attend")(query, tokens)
+        return x + sum(self._attend(name)(query, seen[name]) for name in sorted(seen))
 
     def _norm(self, name):
         return LayerNorm(self.epsilon, self.dtype, name=name)
 
     def _attend(self, name):
         return Attend(self.heads, self.depth, self.dtype, name=name)
+
+
+def attended(blending: str, visual: Mapping[str, Float[Array, "B _ W"]]) -> dict[str, Float[Array, "B _ W"]]:
+    """The sequences that a block's attentions see, by the attentions' names.
+
+    `concat`: one attention over both streams' tokens. `parallel`: one attention a stream, of the same query,
+    summed. `stacked`: the image stream first, then the video stream. A stream that is absent is passed over.
+    """
+    present = [stream for stream in BLENDINGS[blending] if stream in visual]
+    if blending in ("parallel", "stacked"):
+        return {f"attend_{stream}": visual[stream] for stream in present}
+    return {"attend": jnp.concatenate([visual[stream] for stream in present], axis=1)}
 
 
 class MultimodalDecoder(nn.Module):
@@ -134,12 +149,7 @@ class MultimodalDecoder(nn.Module):
         if masked is None:
             masked = jnp.zeros(tokens.shape, bool)
         x = text_embedding(self, tokens, masked)  # [B, L, W]
-        visual = {
-            stream: self.project_stream(stream, streams[stream])
-            for stream in BLENDINGS[self.blending]
-            if stream in streams
-        }
-        insertions = (self._cross_attention(visual),)
+        insertions = (self.cross_attention(self.seen(streams)),)
         x, _ = transformer_of(self)(x, text_mask(tokens.shape[1], causal, lengths), insertions)
         x = LayerNorm(self.epsilon, self.dtype, name="ln_final")(x)
         table = self.get_variable("params", "token_embedding").astype(self.dtype)
@@ -156,14 +166,24 @@ class MultimodalDecoder(nn.Module):
         y = y + (interpolate_positions(positions, frames)[:, None] + kind).astype(self.dtype)
         return y.reshape(clips, frames * count, self.width)
 
-    def _cross_attention(self, visual: dict[str, jax.Array]) -> Insertion:
+    def seen(self, streams: Mapping[str, Float[Array, "B _ _ _"]]) -> dict[str, Float[Array, "B _ W"]]:
+        """What the cross-attentions see of the towers' tokens `[B, T, M, D]`."""
+        used = [stream for stream in BLENDINGS[self.blending] if stream in streams]
+        return attended(self.blending, {stream: self.project_stream(stream, streams[stream]) for stream in used})
+
+    def cross_attention(self, seen: dict[str, Any]) -> Insertion:
+        """The cross-attentions of all blocks that have one."""
         every = self.cross_attention_every
         blocks = tuple(range(every - 1, self.depth, every))
-        module = CrossAttention(self.blending, self.heads, self.depth, self.epsilon, self.dtype, parent=None)
+        module = self.cross_attention_module()
         one = jnp.zeros((1, 1, self.width), self.dtype)
-        example = dict.fromkeys(BLENDINGS[self.blending], one)  # every stream, present or not
+        example = attended(self.blending, dict.fromkeys(BLENDINGS[self.blending], one))  # every stream, present or not
         parameters = self.param("cross_attention", stacked_init(module, len(blocks), one, example))
-        return Insertion("mlp", apply_function(module), parameters, blocks, visual)
+        return Insertion("mlp", apply_function(module), parameters, blocks, seen)
+
+    def cross_attention_module(self) -> CrossAttention:
+        """One block's, without parameters."""
+        return CrossAttention(self.blending, self.heads, self.depth, self.epsilon, self.dtype, parent=None)
 
 
 def text_mask(length: int, causal: bool, lengths: jax.Array | None) -> Bool[Array, "_ 1 L L"] | None:
