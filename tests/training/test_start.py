@@ -79,6 +79,7 @@ def test_a_run_from_weights_leaves_out_what_they_make_needless_and_can_be_evalua
     assert noted == {"name": from_clip.model.pretrained, "format": "Hugging Face CLIP", "licence": "mit"}
     made = configuration.evaluation_config()
     made.data.directory, made.data.workers = from_clip.data.directory, 0
+    made.batch_size = from_clip.evaluation.batch_size
     (row,) = evaluate(made, tmp_path, None).values()
     assert row == pytest.approx(results["blend (test)"])
 
