@@ -19,10 +19,9 @@ Any field can be set behind that, as in --config.stage.blend.steps=200. The fiel
 reconstruction: VLAB's paper does not print them.
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
+from configs.pretrained import start_from
 from configs.sizes import SIZES
 from vlab_jax.config import stage_config, training_config
 from vlab_jax.errors import InputError
@@ -43,17 +42,17 @@ def get_config(argument: str = "tiny") -> ConfigDict:
                 f"not {part!r}"
             )
     config = training_config()
-    if "pretrained" in options:
-        config.model.pretrained = options["pretrained"]
-        config.model.update(SIZES[size] if size else checkpoint_sizes(options["pretrained"]))
-    else:
+    if size or "pretrained" not in options:
         size = size or "tiny"
         config.model.update(SIZES[size])
-    config.model.adapter.width = config.model.vision.width // 2
+        config.model.adapter.width = config.model.vision.width // 2
+        config.model.pretrained = options.get("pretrained", "")
     if size == "tiny":
         _tiny(config)
     else:
         _accelerator(config)
+    if not size:
+        start_from(config, options["pretrained"])
     if "no_adapter" in options:
         config.model.adapter.blocks = "none"
     if "data" in options:
@@ -61,14 +60,6 @@ def get_config(argument: str = "tiny") -> ConfigDict:
         config.data.evaluate = options["data"]
         config.stage.clip.train = ()
     return config
-
-
-def checkpoint_sizes(name: str) -> dict[str, Any]:
-    """The fields of the two towers that a checkpoint tells."""
-    from vlab_jax.pretrained.load import open_checkpoint  # here, because no other config needs it
-
-    architecture = open_checkpoint(name).architecture
-    return {"vision": dict(architecture.vision), "text": dict(architecture.text)}
 
 
 def _tiny(config: ConfigDict) -> None:

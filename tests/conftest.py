@@ -30,3 +30,13 @@ def assets() -> pathlib.Path:
     if not folder:
         pytest.skip("VLAB_TEST_ASSETS is unset: no real files to test against")
     return pathlib.Path(folder)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> str:
+    """`motion/tiny`, built once."""
+    from vlab_jax.data import builders  # here, because the hook must be there first
+
+    folder = str(tmp_path_factory.mktemp("data"))
+    builders.prepare("motion/tiny", folder)
+    return folder

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import pytest
 import tiny_run
 from ml_collections import ConfigDict
+from saved_clip import save_clip
 
 from vlab_jax import config as configuration
 from vlab_jax import config_check, main
 from vlab_jax.errors import InputError
+from vlab_jax.pretrained.export import write_vlab
 from vlab_jax.runtime.checkpoint import Checkpoints
 
 
@@ -288,3 +290,31 @@ def test_an_evaluation_without_a_checkpoint_is_refused(tmp_path):
     assert refused(made, None).startswith("to evaluate, say of which run: --checkpoint=")
     with pytest.raises(InputError, match=r"^no checkpoint at "):
         main.run(made, None, str(tmp_path))
+
+
+def test_a_config_from_a_clip_takes_its_sizes_and_from_an_export_the_whole_model(tmp_path):
+    from configs.captioning import get_config as captioning
+    from configs.pretrain import get_config as pretrain
+
+    _, parameters = save_clip(tmp_path / "clip")
+    made = pretrain(f"pretrained={tmp_path / 'clip'}")
+    assert (made.model.vision.width, made.model.adapter.width, made.model.pretrained) == (16, 8, str(tmp_path / "clip"))
+    config_check.check(made)
+    training = configuration.plain(made.to_dict())
+    training["frames"], training["data"]["train"] = 5, ["motion/tiny"]
+    training["model"]["decoder"]["blending"] = "stacked"
+    (tmp_path / "vlab").mkdir()
+    write_vlab(tmp_path / "vlab", parameters, {"training": training})
+    made = captioning(f"pretrained={tmp_path / 'vlab'}")
+    config_check.check(made)
+    assert (made.frames, made.data.train, made.model.decoder.blending) == (5, ("motion/tiny",), "stacked")
+    assert captioning(f"pretrained={tmp_path / 'vlab'},data=folder:/x").data.evaluate == "folder:/x"
+    with pytest.raises(InputError, match=r"^configs/captioning\.py takes pretrained=<weights> and data=<data set>"):
+        captioning("data=folder:/x")
+
+
+@pytest.mark.parametrize("tasks", [(), ("retrieving",)])
+def test_a_task_that_there_is_not_is_refused(config, tasks):
+    config.evaluation.tasks = tasks
+    known = "retrieval, captioning, question_answering"
+    assert re.fullmatch(rf"config\.evaluation\.tasks is .*; it must name one or more of {known}", complaint(config))

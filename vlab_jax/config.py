@@ -114,7 +114,16 @@ def training_config() -> ConfigDict:
             },
             "stages": (),
             "stage": {},
-            "evaluation": {"batch_size": 32, "multiple_choice": ("twin",)},
+            # What is evaluated: `retrieval`, `captioning`, `question_answering`; the types of questions that retrieval
+            # answers by similarity (and question answering leaves out); the answers of the closed list that question
+            # answering ranks besides generating its own, 0: none.
+            "evaluation": {
+                "batch_size": 32,
+                "tasks": ("retrieval",),
+                "multiple_choice": ("twin",),
+                "closed_list": 1000,
+            },
+            "generation": generation_config(),
             # Devices per axis of the mesh; -1: as many as are left.
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             "checkpoint": {"every": 500, "keep": 3},
@@ -123,6 +132,18 @@ def training_config() -> ConfigDict:
             "stop_after": 0,
             # Queries on the retrieval contact sheet of the report.
             "report": {"queries": 8},
+        }
+    )
+
+
+def generation_config() -> ConfigDict:
+    """How captions are generated in evaluation; see `models.generation.Search`."""
+    return ConfigDict(
+        {
+            "beams": 3,
+            "length_penalty": 1.0,
+            # Tokens of a caption, its end included; 0: as many as the text tower has positions for.
+            "max_tokens": 0,
         }
     )
 
@@ -149,7 +170,7 @@ def stage_config(**fields: Any) -> ConfigDict:
             # Decay of a moving average of the parameters, evaluated in their place; 0 keeps none.
             "average_decay": 0.0,
             # Weights of the objectives; 0 leaves one out.
-            "objectives": {"contrastive": 1.0, "captioning": 1.0, "masked_lm": 1.0},
+            "objectives": {"contrastive": 1.0, "captioning": 1.0, "masked_lm": 1.0, "question_answering": 0.0},
             "label_smoothing": 0.1,
             "masked_share": 0.15,
             # Leave this stage out where model.pretrained gives the weights that it would train.
@@ -176,7 +197,11 @@ def evaluation_config() -> ConfigDict:
             # Streams that make the video embedding; empty: those of the last stage.
             "streams": (),
             "batch_size": 32,
+            # As in `training_config`'s `evaluation`.
+            "tasks": ("retrieval",),
             "multiple_choice": ("twin",),
+            "closed_list": 1000,
+            "generation": generation_config(),
             "data": {"directory": "", "workers": -1, "short": "repeat", "max_failed_share": 0.01},
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             "report": {"queries": 8},
@@ -280,5 +305,5 @@ def model_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     adapter = fields["adapter"]
     adapter["blocks"] = adapted_blocks(adapter["blocks"], fields["vision"]["depth"])
     adapter["kernel"] = tuple(adapter["kernel"])
-    del fields["pretrained"]
+    fields.pop("pretrained", None)
     return {**fields, "frames": config["frames"], "dtype": config["dtype"]}

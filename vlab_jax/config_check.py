@@ -23,6 +23,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.short": ("repeat", "fail"),
 }
 
+TASKS = ("retrieval", "captioning", "question_answering")
+
 # Least and greatest values; None: any.
 RANGES: dict[str, tuple[float, float | None]] = {
     "seed": (0, None),
@@ -42,11 +44,17 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "stage.objectives.contrastive": (0.0, None),
     "stage.objectives.captioning": (0.0, None),
     "stage.objectives.masked_lm": (0.0, None),
+    "stage.objectives.question_answering": (0.0, None),
     "stage.label_smoothing": (0.0, 1.0),
     "stage.masked_share": (0.0, 1.0),
     "stage.evaluate_every": (0, None),
     "evaluation.batch_size": (1, None),
     "batch_size": (1, None),
+    "closed_list": (0, None),
+    "evaluation.closed_list": (0, None),
+    "generation.beams": (1, None),
+    "generation.length_penalty": (0.0, None),
+    "generation.max_tokens": (0, None),
     "checkpoint.every": (1, None),
     "checkpoint.keep": (1, None),
     "log_every": (1, None),
@@ -70,7 +78,10 @@ def check(config: ConfigDict) -> None:
         known.stage = {name: stage_config() for name in config.get("stage", {})}
     _check_tree(config.to_dict(), known.to_dict(), "")
     if task == "train":
+        check_tasks("evaluation.tasks", config.evaluation.tasks)
         _check_sense(config)
+    else:
+        check_tasks("tasks", config.tasks)
 
 
 def _check_tree(given: Mapping[str, Any], known: Mapping[str, Any], prefix: str) -> None:
@@ -153,6 +164,12 @@ def _check_sense(config: ConfigDict) -> None:
     adapted_blocks(adapter.blocks, vision.depth)
 
 
+def check_tasks(name: str, tasks: Sequence[str]) -> None:
+    """Raises InputError where a field of tasks names none, or one that there is not."""
+    if not tasks or not set(tasks) <= set(TASKS):
+        raise InputError(f"config.{name} is {tuple(tasks)}; it must name one or more of {', '.join(TASKS)}")
+
+
 def _check_stage(name: str, stage: ConfigDict, blending: str) -> None:
     if not stage.streams or not set(stage.streams) <= {"video", "image"}:
         raise InputError(
@@ -161,9 +178,9 @@ def _check_stage(name: str, stage: ConfigDict, blending: str) -> None:
     if not any(stage.objectives.values()):
         raise InputError(f"config.stage.{name}.objectives are all 0; give at least one of them a weight")
     needed = {"none": {"video"}, "image_only": {"image"}}.get(blending, {"video", "image"})
-    decodes = stage.objectives.captioning or stage.objectives.masked_lm
+    decodes = any(weight for name, weight in stage.objectives.items() if name != "contrastive")
     if decodes and not needed & set(stage.streams):
         raise InputError(
             f"config.stage.{name}.streams is {tuple(stage.streams)}, of which the decoder sees none with "
-            f"config.model.decoder.blending={blending!r}; add a stream, or set captioning and masked_lm to 0"
+            f"config.model.decoder.blending={blending!r}; add a stream, or leave contrastive alone"
         )

@@ -13,7 +13,7 @@ from tiny_models import FRAMES, LENGTH, VOCABULARY, quick_jit, random_parameters
 from vlab_jax.models import generation
 from vlab_jax.models.cached_decoder import NextTokens, Remember
 from vlab_jax.models.generation import Search, generate, log_likelihood, nucleus
-from vlab_jax.models.vlab import STREAMS, cached_decoder
+from vlab_jax.models.vlab import STREAMS, decoder_of
 from vlab_jax.runtime import sharding
 
 CLIPS = 3
@@ -36,13 +36,13 @@ def made(blending: str = "concat", every: int = 1):
 @functools.cache
 def memory_of(blending: str = "concat", every: int = 1):
     model, parameters, streams = made(blending, every)
-    remember = cached_decoder(model, Remember)
+    remember = decoder_of(model, Remember)
     return quick_jit(lambda p: remember.apply({"params": p}, streams))(parameters["decoder"])
 
 
 @functools.cache
 def compiled(search: Search, blending: str = "concat", every: int = 1):
-    decoder = cached_decoder(made(blending, every)[0], NextTokens)
+    decoder = decoder_of(made(blending, every)[0], NextTokens)
     return quick_jit(lambda p, memory, prefix, lengths, rng: generate(decoder, p, memory, prefix, lengths, search, rng))
 
 
@@ -175,7 +175,7 @@ def test_likelihoods_are_those_of_the_plain_decoder():
     texts = rng.integers(8, VOCABULARY, (CLIPS, 4, 3)).astype(np.int32)
     counts = rng.integers(1, 4, (CLIPS, 4)).astype(np.int32)
     counts[0, 0] = 0
-    decoder = cached_decoder(made()[0], NextTokens)
+    decoder = decoder_of(made()[0], NextTokens)
     run = quick_jit(lambda p, *given: log_likelihood(decoder, p, *given))
     ours = np.asarray(run(made()[1]["decoder"], memory_of(), prefix, lengths, jnp.asarray(texts), jnp.asarray(counts)))
     for text in range(4):
@@ -197,8 +197,8 @@ def test_a_sharded_mesh_generates_the_same():
     search = Search(4, END, 3)
 
     def run(parameters, streams, prefix, lengths):
-        memory = cached_decoder(model, Remember).apply({"params": parameters}, streams)
-        return generate(cached_decoder(model, NextTokens), parameters, memory, prefix, lengths, search)
+        memory = decoder_of(model, Remember).apply({"params": parameters}, streams)
+        return generate(decoder_of(model, NextTokens), parameters, memory, prefix, lengths, search)
 
     alone = quick_jit(run)(parameters["decoder"], repeated, prefix, lengths)
     with jax.set_mesh(mesh):
@@ -255,7 +255,7 @@ def test_the_nucleus_is_the_smallest_likeliest_set_of_that_probability(seed, top
 
 def test_other_clips_and_prefixes_of_one_shape_compile_nothing_new():
     search, traced = Search(3, END, 2), []
-    decoder = cached_decoder(made()[0], NextTokens)
+    decoder = decoder_of(made()[0], NextTokens)
 
     def run(parameters, memory, prefix, lengths):
         traced.append(1)

@@ -6,16 +6,7 @@ import pytest
 import tiny_run
 from ml_collections import ConfigDict
 
-from vlab_jax.data import builders
 from vlab_jax.training.loop import train
-
-
-@pytest.fixture(scope="session")
-def data_dir(tmp_path_factory) -> str:
-    """`motion/tiny`, built once."""
-    folder = str(tmp_path_factory.mktemp("data"))
-    builders.prepare("motion/tiny", folder)
-    return folder
 
 
 @pytest.fixture

@@ -207,3 +207,14 @@ def test_the_choice_depends_on_the_key_alone():
     first, again, other = (choose_masked(jax.random.key(seed), tokens, lengths) for seed in (0, 0, 1))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+def test_question_answering_counts_the_answer_and_its_end_alone():
+    rng = np.random.default_rng(0)
+    logits, tokens = rng.normal(size=(3, 6, 9)).astype(np.float32), rng.integers(0, 9, (3, 6)).astype(np.int32)
+    starts, lengths = np.array([2, 4, 3], np.int32), np.array([5, 6, 3], np.int32)  # the last has no answer
+    log_p = jax.nn.log_softmax(logits)
+    places = [(0, 2), (0, 3), (0, 4), (1, 4), (1, 5)]
+    expected = -np.mean([log_p[row, place - 1, tokens[row, place]] for row, place in places])
+    given = (jnp.asarray(value) for value in (logits, tokens, starts, lengths))
+    assert float(objectives.question_answering(*given)) == pytest.approx(expected, rel=1e-5)

@@ -56,12 +56,15 @@ class ReadForTraining:
     """Reads an element (number of the source, index in it): random frames, one random caption, its tokens.
 
     A clip that cannot be decoded is replaced by another of the same source, drawn from the element's generator, and
-    its name and reason are handed on in `failures`.
+    its name and reason are handed on in `failures`. With `questions`, a random question comes along, if the clip has
+    one of another type than those in `without`.
     """
 
     sources: tuple[Sequence, ...]
     frames: FrameOptions
     tokenizer: Tokenizer
+    questions: bool = False
+    without: tuple[str, ...] = ()
 
     def __call__(self, element: tuple[int, int], rng: np.random.Generator) -> dict[str, Any]:
         number, index = element
@@ -83,8 +86,20 @@ class ReadForTraining:
                 "lengths": lengths[0],
                 "clip": identity(clip.id),
                 "failures": failures,
+                **(self._question(clip, rng) if self.questions else {}),
             }
         raise InputError(f"{ATTEMPTS} clips in a row cannot be decoded; the last: {failures[-1]}")
+
+    def _question(self, clip: schema.Clip, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """A question's tokens with its answer's; of a clip without questions, nothing to learn from."""
+        asked = [question for question in clip.questions if question.type not in self.without]
+        chosen = asked[rng.integers(len(asked))] if asked else schema.Question("", "")
+        tokens, lengths, starts = self.tokenizer.pairs([chosen.question], [chosen.answer])
+        return {
+            "question_tokens": tokens[0],
+            "question_lengths": lengths[0] if asked else starts[0],
+            "answer_starts": starts[0],
+        }
 
 
 def parse_mixture(entries: Sequence[str]) -> list[tuple[str, float]]:
@@ -138,6 +153,8 @@ def training_batches(
     process: int = 0,
     processes: int = 1,
     workers: int = 0,
+    questions: bool = False,
+    without: tuple[str, ...] = (),
 ) -> "Batches":
     """An endless iterator over training batches, from number `first` on; to be closed when done with.
 
@@ -145,10 +162,13 @@ def training_batches(
       sources: data sources of the schema, each with its weight in the mixture.
       batch_size: clips of a batch over all processes; this process gets `batch_size / processes` of them.
       workers: processes that decode; 0 decodes in threads of this one.
+      questions: whether a question comes along with each clip, of another type than those in `without`.
 
     Yields:
       `video` uint8 `[b, T, S, S, 3]`, `tokens` int32 `[b, L]`, `lengths` int32 `[b]`, `clip` int32 `[b]` (equal
-      for equal clips) and `failures` (a list of strings: what could not be decoded and was replaced).
+      for equal clips) and `failures` (a list of strings: what could not be decoded and was replaced); with
+      `questions` also `question_tokens` int32 `[b, L]`, `question_lengths` and `answer_starts` int32 `[b]`, equal where
+      a clip has no question.
 
     Raises:
       InputError: a source is empty, or the batch does not divide over the processes.
@@ -165,7 +185,7 @@ def training_batches(
         for number, source in enumerate(sources)
     ]
     mixed = grain.MapDataset.mix(streams, weights=list(weights)) if len(streams) > 1 else streams[0]
-    read = ReadForTraining(tuple(sources), frames, tokenizer)
+    read = ReadForTraining(tuple(sources), frames, tokenizer, questions, without)
     # Without drop_remainder, Grain computes the number of batches in floats, and batches of 1 overflow.
     batches = mixed.random_map(read, seed=seed).batch(batch_size // processes, drop_remainder=True, batch_fn=stack)
     return Batches(batches[first * processes + process :: processes], workers)

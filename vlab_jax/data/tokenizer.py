@@ -59,6 +59,30 @@ class Tokenizer:
             lengths[row] = len(ids)
         return tokens, lengths
 
+    def pairs(
+        self, questions: Sequence[str], answers: Sequence[str] | None = None
+    ) -> tuple[Int[np.ndarray, "B L"], Int[np.ndarray, " B"], Int[np.ndarray, " B"]]:
+        """Token ids of questions, each with its answer and the end of text behind it, or (None) with neither.
+
+        What does not fit is cut from the question's end, and of a long answer from the answer's: it has half of the
+        context at most.
+
+        Returns:
+          Token ids with zeros behind them, lengths that count start and end, and the place of each answer's first
+          token, which without answers is the length.
+        """
+        tokens = np.zeros((len(questions), self.context_length), np.int32)
+        lengths, starts = np.zeros(len(questions), np.int32), np.zeros(len(questions), np.int32)
+        asked = self.backend.encode_batch(list(questions), add_special_tokens=False)
+        given = self.backend.encode_batch(list(answers), add_special_tokens=False) if answers is not None else []
+        for row, question in enumerate(asked):
+            answer = [*given[row].ids[: self.context_length // 2 - 1], self.end] if answers is not None else []
+            room = self.context_length - 1 - (len(answer) or self.context_length // 2)
+            ids = [self.start, *question.ids[:room], *answer]
+            tokens[row, : len(ids)] = ids
+            lengths[row], starts[row] = len(ids), len(ids) - len(answer)
+        return tokens, lengths, starts
+
     def decode(self, tokens: Iterable[int | np.integer]) -> str:
         """The text of token ids, up to the first end of text; start of text is left out."""
         ids = []

@@ -11,6 +11,7 @@ from vlab_jax.data import builders, pipeline, sampling
 from vlab_jax.data import tokenizer as tokenizers
 from vlab_jax.evaluation import retrieval
 from vlab_jax.evaluation import run as evaluation
+from vlab_jax.evaluation.tasks import Plan, search_of
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.runtime import meters, sharding
 from vlab_jax.runtime.checkpoint import CONFIG, PROGRESS, Checkpoints, find_checkpoint
@@ -35,14 +36,16 @@ def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
         dataset = config.dataset or saved["data"]["evaluate"]
         source = builders.open_split(dataset, config.split, config.data.directory)
         row = f"{name}, step {step} ({dataset} {config.split})"
-        with meters.Progress("evaluate", len(source)) as bar:
-            outcome = evaluation.evaluate_retrieval(
-                encoder,
-                source,
-                multiple_choice=tuple(config.multiple_choice),
-                max_failed_share=config.data.max_failed_share,
-                update=bar.update,
-            )
+        trained = pipeline.parse_mixture(saved["stage"][name]["train"] or saved["data"]["train"])
+        plan = Plan(
+            tuple(config.tasks),
+            tuple(config.multiple_choice),
+            search_of(dict(config.generation), encoder.tokenizer),
+            config.closed_list,
+            lambda: [builders.open_split(spec, "train", config.data.directory) for spec, _ in trained],
+            config.data.max_failed_share,
+        )
+        outcome = plan.evaluate(encoder, source, config.split, None if workdir is None else workdir / "texts")
         results = {row: outcome.metrics}
         if workdir is None:
             print(retrieval.format_table(results))
@@ -51,7 +54,7 @@ def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
                 workdir / "report",
                 home / meters.METRICS_FILE,
                 results,
-                outcome,
+                outcome.retrieval,
                 source,
                 encoder.frames,
                 queries=config.report.queries,

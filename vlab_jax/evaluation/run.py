@@ -155,18 +155,20 @@ def write_report(
     folder: pathlib.Path,
     metrics_file: pathlib.Path,
     results: report.Results,
-    outcome: Retrieval,
+    outcome: Retrieval | None,
     source: Sequence,
     frames: pipeline.FrameOptions,
     *,
     queries: int,
     title: str,
 ) -> None:
-    """Writes the page with plots and the outcome's contact sheet, and prints the table and where the page is."""
+    """Writes the page with plots and a contact sheet of what retrieval found, if anything; prints table and path."""
     folder.mkdir(parents=True, exist_ok=True)
-    sheet = folder / "retrieval.png"
-    draw_contact_sheet(sheet, outcome, source, frames, queries)
-    page = report.write_report(folder, metrics_file, results, sheets={"Retrieval": sheet}, title=title)
+    sheets = {}
+    if outcome is not None:
+        sheets["Retrieval"] = folder / "retrieval.png"
+        draw_contact_sheet(sheets["Retrieval"], outcome, source, frames, queries)
+    page = report.write_report(folder, metrics_file, results, sheets=sheets, title=title)
     print(retrieval.format_table(results))
     print(f"report: {page}")
 

@@ -185,8 +185,8 @@ def _per_frame(tower: VisionTower, video: jax.Array, insertions: tuple[Insertion
     return tokens.reshape(clips, frames, *tokens.shape[1:]), embeddings.reshape(clips, frames, -1)
 
 
-def cached_decoder(model: VLAB, kind: type[MultimodalDecoder]) -> MultimodalDecoder:
-    """The model's decoder as a module of its own: `Remember` or `NextTokens` of `cached_decoder.py`."""
+def decoder_of(model: VLAB, kind: type[MultimodalDecoder]) -> MultimodalDecoder:
+    """The model's decoder as a module of its own: plain, or `Remember` or `NextTokens` of `cached_decoder.py`."""
     shape = {key: value for key, value in model.text.items() if key != "embed_width"}
     compute = {"remat": "none", "unroll": model.unroll, "dtype": model.dtype}
     return kind(**shape, **model.decoder, frames=model.frames, **compute, parent=None)

@@ -20,6 +20,7 @@ from vlab_jax.data import builders, pipeline, sampling, schema
 from vlab_jax.data import tokenizer as tokenizers
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import run as evaluation
+from vlab_jax.evaluation.tasks import Outcome, Plan, search_of
 from vlab_jax.models.vlab import VLAB, start_from_clip
 from vlab_jax.pretrained.load import Pretrained, check_model, open_checkpoint
 from vlab_jax.runtime import meters, sharding
@@ -102,6 +103,9 @@ class Run:
         fresh = checkpoints.latest() is None
         self.pretrained = open_pretrained(config) if fresh and config.model.pretrained else None
         self.tokenizer = make_tokenizer(config, workdir, fresh, self.pretrained)
+        search_of(
+            dict(config.generation), self.tokenizer
+        )  # too long texts would be missed only at the first evaluation
 
     def begin(self) -> tuple[Progress, Any]:
         """Fresh parameters, or (None) those that the stage in progress will restore."""
@@ -205,6 +209,8 @@ class Run:
             process=jax.process_index(),
             processes=jax.process_count(),
             workers=self.workers,
+            questions=bool(stage.objectives.question_answering),
+            without=tuple(self.config.evaluation.multiple_choice),
         )
 
     def _open(self, spec: str, split: str) -> Any:
@@ -213,23 +219,14 @@ class Run:
     def _frames(self, count: int) -> pipeline.FrameOptions:
         return pipeline.FrameOptions(count, self.config.model.vision.image_size, self.config.data.short)
 
-    def _evaluate(
-        self, name: str, parameters: Any, split: str, total: int, keep: bool = True
-    ) -> evaluation.Retrieval | None:
+    def _evaluate(self, name: str, parameters: Any, split: str, total: int, keep: bool = True) -> Outcome | None:
         """Evaluates on the run's own data set; with `keep`, once, and the figures go into the results."""
         row = f"{name} ({split})"
         if keep and row in self.results and split != "test":
             return None
         source = self._open(self.config.data.evaluate, split)
         encoder = self._encoder(parameters, self.config.stage[name])
-        with meters.Progress(f"evaluate {row}", len(source)) as bar:
-            outcome = evaluation.evaluate_retrieval(
-                encoder,
-                source,
-                multiple_choice=tuple(self.config.evaluation.multiple_choice),
-                max_failed_share=self.config.data.max_failed_share,
-                update=bar.update,
-            )
+        outcome = self._plan(name).evaluate(encoder, source, row, self.workdir / "texts" / row if keep else None)
         if row not in self.results:
             figures = {f"{split}/{key}": value for key, value in outcome.metrics.items()}
             self.writer.write(total, figures, stage=name)
@@ -237,6 +234,17 @@ class Run:
             self.results[row] = outcome.metrics
             write_results(self.workdir, self.results)
         return outcome
+
+    def _plan(self, name: str) -> Plan:
+        trained = pipeline.parse_mixture(self.config.stage[name].train or self.config.data.train)
+        return Plan(
+            tuple(self.config.evaluation.tasks),
+            tuple(self.config.evaluation.multiple_choice),
+            search_of(dict(self.config.generation), self.tokenizer),
+            self.config.evaluation.closed_list,
+            lambda: [self._open(spec, "train") for spec, _ in trained],
+            self.config.data.max_failed_share,
+        )
 
     def _encoder(self, parameters: Any, stage: ConfigDict) -> evaluation.Encoder:
         frames = self.config.frames  # also where the stage saw fewer, so that stages can be compared
@@ -261,7 +269,7 @@ class Run:
             self.workdir / "report",
             self.workdir / meters.METRICS_FILE,
             self.results,
-            outcome,
+            outcome.retrieval,
             self._open(self.config.data.evaluate, "test"),
             self._frames(self.config.frames),
             queries=self.config.report.queries,

@@ -64,6 +64,24 @@ def captioning(
     return _mean_cross_entropy(logits[:, :-1], tokens[:, 1:], present, smoothing)
 
 
+def question_answering(
+    logits: Float[Array, "B L V"],
+    tokens: Int[Array, "B L"],
+    starts: Int[Array, " B"],
+    lengths: Int[Array, " B"],
+    smoothing: float = 0.0,
+) -> Float[Array, ""]:
+    """Cross-entropy of the answer's tokens, its end included; the question, and a text without answer, weigh nothing.
+
+    Args:
+      logits: at position i, for the token at i + 1.
+      starts: the place of the answer's first token; `lengths`: of question and answer together.
+    """
+    place = jnp.arange(1, tokens.shape[1])
+    present = (place >= starts[:, None]) & (place < lengths[:, None])  # [B, L-1]
+    return _mean_cross_entropy(logits[:, :-1], tokens[:, 1:], present, smoothing)
+
+
 def masked_lm(logits: Float[Array, "B L V"], tokens: Int[Array, "B L"], masked: Bool[Array, "B L"]) -> Float[Array, ""]:
     """Cross-entropy of the masked tokens."""
     return _mean_cross_entropy(logits, tokens, masked, 0.0)

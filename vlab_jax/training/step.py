@@ -29,10 +29,11 @@ class Objective:
     """What a stage minimises, and over which streams.
 
     Attributes:
-      weights: of `contrastive`, `captioning` and `masked_lm`; an objective that is absent or 0 is not computed.
+      weights: of `contrastive`, `captioning`, `masked_lm` and `question_answering`; an objective that is absent or 0
+        is not computed.
       streams: `video`, `image` or both.
       image_frames: the frames that the image stream takes.
-      label_smoothing: of captioning.
+      label_smoothing: of captioning and question answering.
       masked_share: of the tokens, for masked language modelling.
     """
 
@@ -58,6 +59,11 @@ class Objective:
         if self.weights.get("captioning"):
             logits = apply("decode", tokens, visual.streams, causal=True)
             metrics["captioning_loss"] = objectives.captioning(logits, tokens, lengths, self.label_smoothing)
+        if self.weights.get("question_answering"):
+            asked, starts, ends = batch["question_tokens"], batch["answer_starts"], batch["question_lengths"]
+            logits = apply("decode", asked, visual.streams, causal=True)
+            loss = objectives.question_answering(logits, asked, starts, ends, self.label_smoothing)
+            metrics["question_answering_loss"] = loss
         if self.weights.get("masked_lm"):
             masked = objectives.choose_masked(rng, tokens, lengths, self.masked_share)
             logits = apply("decode", tokens, visual.streams, causal=False, lengths=lengths, masked=masked)

@@ -1,0 +1,177 @@
+"""How fast captions come out of the decoder: cached, by the whole prefix at each step, and from GIT in PyTorch.
+
+    python -m experiments.generation_speed.measure
+
+The shape is that of `configs/pretrain.py:b16`: a decoder of width 512, 12 blocks and 8 heads that sees 12 frames of 197
+tokens. GIT (`transformers`) gets a decoder of that width, depth and number of heads, the same number of visual tokens
+and the same vocabulary. Parameters are random and no text ends early, so every run generates `--tokens` tokens. The
+vision towers are left out on both sides: their features are given. Times are of one process, taken in turns, and what
+counts is the ratio of their medians.
+"""
+
+import argparse
+import json
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs.pretrain import get_config
+from vlab_jax.config import model_fields, plain
+from vlab_jax.models.cached_decoder import NextTokens, Remember
+from vlab_jax.models.generation import Search, generate
+from vlab_jax.models.multimodal_decoder import MultimodalDecoder
+from vlab_jax.models.vlab import VLAB, decoder_of, parameter_shapes
+
+FRAMES = {"video": 8, "image": 4}
+TOKENS_A_FRAME, VISION_WIDTH, START = 197, 768, 49406
+NEVER_ENDS = -1  # an id that no token has
+
+
+def our_model() -> tuple[VLAB, Any]:
+    """VLAB of the shape b16, and random parameters of its decoder."""
+    config = plain(get_config("b16").to_dict())
+    model = VLAB.from_fields({**model_fields(config), "dtype": "float32", "remat": "none"})
+    shapes = parameter_shapes(model, config["frames"])["decoder"]
+    rng = np.random.default_rng(0)
+    return model, jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.02, leaf.shape), leaf.dtype), shapes)
+
+
+def features(batch: int) -> dict[str, np.ndarray]:
+    """What the two vision towers would give."""
+    rng = np.random.default_rng(1)
+    shape = (batch, TOKENS_A_FRAME, VISION_WIDTH)
+    return {
+        stream: rng.normal(0, 1, (shape[0], frames, *shape[1:])).astype(np.float32) for stream, frames in FRAMES.items()
+    }
+
+
+def cached(model: VLAB, parameters: Any, streams: dict[str, Any], tokens: int, beams: int) -> Callable[[], Any]:
+    """Generation as the package does it: memory of the clips, then token by token."""
+    batch = streams["video"].shape[0]
+    prefix, lengths = jnp.full((batch, 1), START, jnp.int32), jnp.ones(batch, jnp.int32)
+    search = Search(tokens, NEVER_ENDS, beams)
+
+    def run(parameters, streams):
+        memory = decoder_of(model, Remember).apply({"params": parameters}, streams)
+        return generate(decoder_of(model, NextTokens), parameters, memory, prefix, lengths, search)
+
+    compiled = jax.jit(run)
+    return lambda: jax.block_until_ready(compiled(parameters, streams).tokens)
+
+
+def full_prefix(model: VLAB, parameters: Any, streams: dict[str, Any], tokens: int) -> Callable[[], Any]:
+    """Greedy generation without a cache: a compiled step reads all that is there, `tokens` times."""
+    batch, decoder = streams["video"].shape[0], decoder_of(model, MultimodalDecoder)
+
+    @jax.jit
+    def step(parameters, streams, texts, place):
+        logits = decoder.apply({"params": parameters}, texts, streams, True)
+        token = jnp.take(logits, place, axis=1).argmax(axis=-1).astype(jnp.int32)
+        return jax.lax.dynamic_update_index_in_dim(texts, token, place + 1, axis=1)
+
+    def run():
+        texts = jnp.zeros((batch, tokens + 1), jnp.int32).at[:, 0].set(START)
+        for place in range(tokens):
+            texts = step(parameters, streams, texts, place)
+        return jax.block_until_ready(texts[:, 1:])
+
+    return run
+
+
+def git(streams: dict[str, np.ndarray], tokens: int, beams: int) -> Callable[[], Any]:
+    """GIT's `generate` on the same features, with a decoder of the same size."""
+    sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tests"))
+    from pytorch import pytorch  # as the parity tests have it
+
+    torch = pytorch()
+    from transformers import GitConfig, GitForCausalLM
+    from transformers.modeling_outputs import BaseModelOutput
+
+    frames = sum(FRAMES.values())
+    vision = {"hidden_size": VISION_WIDTH, "num_hidden_layers": 1, "image_size": 32, "patch_size": 16}
+    size = {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "intermediate_size": 2048}
+    config = GitConfig(vision_config=vision, vocab_size=49408, num_image_with_embedding=frames, **size)
+    config.eos_token_id = config.pad_token_id = None
+    model = GitForCausalLM(config).eval()
+    given = torch.from_numpy(np.concatenate([streams["video"], streams["image"]], axis=1))  # [B, F, 197, 768]
+
+    class Given(torch.nn.Module):
+        """Stands in for the vision tower: hands out the features, frame by frame."""
+
+        def __init__(self):
+            super().__init__()
+            self.frame = -1
+
+        def forward(self, *_: Any, **__: Any) -> BaseModelOutput:
+            self.frame = (self.frame + 1) % frames
+            return BaseModelOutput(last_hidden_state=given[:, self.frame])
+
+    model.git.image_encoder = Given()
+    batch = given.shape[0]
+    pixels, prefix = torch.zeros(batch, frames, 3, 32, 32), torch.full((batch, 1), START)
+    options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "num_beams": beams, "do_sample": False}
+
+    def run():
+        with torch.no_grad():
+            texts = model.generate(input_ids=prefix, pixel_values=pixels, **options)
+        assert texts.shape == (batch, tokens + 1), texts.shape
+        return texts
+
+    return run
+
+
+def medians(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Seconds of each run, the median of `repeats` taken in turns, after one that is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeats + 1):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            if turn:
+                times[name].append(time.perf_counter() - started)
+                print(f"{name}: {times[name][-1]:.2f} s", file=sys.stderr, flush=True)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def main() -> None:
+    """Measures and writes `results.json` beside this file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=8, help="clips at once")
+    parser.add_argument("--tokens", type=int, default=30, help="tokens of a text")
+    parser.add_argument("--repeats", type=int, default=3, help="runs that are counted")
+    given = parser.parse_args()
+    model, parameters = our_model()
+    streams = features(given.batch)
+    placed = jax.tree.map(jnp.asarray, streams)
+    runs = {
+        "cached, greedy": cached(model, parameters, placed, given.tokens, 1),
+        "cached, beam 3": cached(model, parameters, placed, given.tokens, 3),
+        "full prefix, greedy": full_prefix(model, parameters, placed, given.tokens),
+        "GIT, greedy": git(streams, given.tokens, 1),
+        "GIT, beam 3": git(streams, given.tokens, 3),
+    }
+    assert np.array_equal(runs["cached, greedy"](), runs["full prefix, greedy"]()), "the two ways differ"
+    seconds = medians(runs, given.repeats)
+    ratios = {
+        "full prefix / cached": seconds["full prefix, greedy"] / seconds["cached, greedy"],
+        "GIT / cached, greedy": seconds["GIT, greedy"] / seconds["cached, greedy"],
+        "GIT / cached, beam 3": seconds["GIT, beam 3"] / seconds["cached, beam 3"],
+    }
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    versions = {"python": platform.python_version(), "jax": jax.__version__, "device": str(jax.devices()[0])}
+    recorded = {**vars(given), "seconds": seconds, "ratios": ratios, "commit": commit, **versions}
+    pathlib.Path(__file__).with_name("results.json").write_text(json.dumps(recorded, indent=2) + "\n")
+    print(json.dumps(recorded, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Questions on clips are answered as the model would alone, one by one; every convention is scored."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+from tiny_models import quick_jit, random_like
+
+from vlab_jax import config as configuration
+from vlab_jax.data import builders, pipeline, schema
+from vlab_jax.data.schema import Question
+from vlab_jax.data.tokenizer import train_bpe
+from vlab_jax.evaluation.answer import Reader, _memory, answer_questions, evaluate_question_answering
+from vlab_jax.evaluation.run import Encoder
+from vlab_jax.models.generation import Search
+from vlab_jax.models.vlab import VLAB, parameter_shapes
+from vlab_jax.runtime import sharding
+from vlab_jax.training.loop import train
+
+CLOSED = ("red", "a blue square", "left", "2", "circle")
+
+
+@pytest.fixture(scope="module")
+def encoder(data_dir) -> Encoder:
+    """A model of random parameters that compiles within seconds."""
+    config = tiny_run.get_config()
+    model = VLAB.from_fields(configuration.model_fields(configuration.plain(config.to_dict())))
+    parameters = random_like(parameter_shapes(model, 4))
+    texts = ["what colour is the red circle?", "a blue square moves left", "how many shapes are there? 2"] * 5
+    tokenizer = train_bpe(texts, 300, 16)
+    frames = pipeline.FrameOptions(4, 16)
+    return Encoder(model, parameters, tokenizer, frames, ("video", "image"), (0, 2), sharding.make_mesh(), 8)
+
+
+@pytest.fixture(scope="module")
+def source(data_dir):
+    return builders.open_split("motion/tiny", "test", data_dir)
+
+
+def slow_decoder(encoder: Encoder, video: np.ndarray):
+    """(row of a clip, ids of a text) to log-probabilities of the next token, by the plain decoder."""
+
+    def apply(method, *given):
+        return encoder.model.apply({"params": encoder.parameters}, *given, method=method)
+
+    seen = quick_jit(lambda v: apply("encode_visual", v, encoder.streams, encoder.image_frames).streams)(video)
+    decode = quick_jit(lambda row, tokens: apply("decode", tokens, jax.tree.map(lambda x: x[row][None], seen), True))
+
+    def log_probabilities(row: int, ids: list[int]) -> np.ndarray:
+        tokens = np.zeros((1, 16), np.int32)
+        tokens[0, : len(ids)] = ids
+        return np.asarray(jax.nn.log_softmax(decode(row, tokens)[0, len(ids) - 1]), np.float64)
+
+    return log_probabilities
+
+
+def test_generated_answers_and_likelihoods_are_those_of_one_clip_and_question_alone(encoder, source):
+    search = Search(4, encoder.tokenizer.end)
+    video = np.stack([encoder.frames.decode(schema.from_example(source[index]), None) for index in range(8)])
+    given = sharding.to_global({"video": video}, encoder.mesh)["video"]
+    memory = _memory(encoder.model, encoder.streams, encoder.image_frames, encoder.parameters, given)
+    long = "what colour is the red circle? what colour is the red circle? how many shapes are there?"
+    asked = [
+        (5, Question("what colour is the circle?", "red")),
+        (1, Question(long, "2")),
+        (5, Question("which way?", "left", "motion", ("left", "right", "a blue square"))),
+        (0, Question("", "red")),
+    ]
+    answers = Reader(encoder, memory, search).answer(asked, CLOSED)
+    slow = slow_decoder(encoder, jnp.asarray(video))
+    for (row, question), (words, scores) in zip(asked, answers, strict=True):
+        tokens, lengths, _ = encoder.tokenizer.pairs([question.question])
+        start = tokens[0, : lengths[0]].tolist()
+        assert lengths[0] <= 8 and (words is None) == bool(question.options)
+        if words is not None:
+            text = list(start)
+            for _ in range(4):
+                text.append(int(slow(row, text).argmax()))
+                if text[-1] == encoder.tokenizer.end:
+                    break
+            assert words == encoder.tokenizer.decode(text[len(start) :])
+        for answer, score in zip(question.options or CLOSED, scores, strict=True):
+            line, counts, starts = encoder.tokenizer.pairs([""], [answer])
+            text, total = list(start), 0.0
+            for token in line[0, starts[0] : counts[0]].tolist():
+                total += slow(row, text)[token]
+                text.append(token)
+            assert score == pytest.approx(total, abs=1e-3)
+
+
+def test_every_question_of_every_clip_is_answered_but_those_left_out(encoder, source):
+    answered = answer_questions(encoder, source, Search(3, encoder.tokenizer.end), without=("order",))
+    clips = [schema.from_example(source[index]) for index in range(len(source))]
+    expected = [(clip.id, q) for clip in clips for q in clip.questions if q.type != "order"]
+    assert [(each.clip, each.question) for each in answered] == expected and len(expected) > len(clips)
+    assert all((each.generated is None) == bool(each.question.options) for each in answered)
+
+
+def test_all_conventions_are_scored_and_every_prediction_is_saved(encoder, source, data_dir, tmp_path):
+    training = [builders.open_split("motion/tiny", "train", data_dir)]
+    metrics = evaluate_question_answering(
+        encoder, source, Search(3, encoder.tokenizer.end), training, list_size=3, without=("twin",), folder=tmp_path
+    )
+    assert {"QA all", "QA appearance", "QA ranked", "QA ceiling"} <= set(metrics)
+    assert 0 < metrics["QA ceiling"] < 100 and metrics["QA ranked"] <= metrics["QA ceiling"]
+    lines = [json.loads(line) for line in (tmp_path / "questions.jsonl").read_text().splitlines()]
+    right = [line["predictions"]["headline"]["right"] for line in lines]
+    assert metrics["QA all"] == pytest.approx(100 * np.mean(right))
+    assert set(lines[0]["predictions"]) == {"headline", "ranked"}
+
+
+def test_a_run_learns_from_answers_and_is_scored_on_them(data_dir, tmp_path):
+    config = tiny_run.get_config()
+    config.data.directory, config.data.workers = data_dir, 0
+    config.stages = ("blend",)
+    config.stage.blend.update({"steps": 30, "groups": ((".*", 1e-2),)})
+    config.stage.blend.objectives.update(contrastive=0.0, captioning=0.0, masked_lm=0.0, question_answering=1.0)
+    config.evaluation.tasks, config.evaluation.closed_list, config.generation.beams = ("question_answering",), 5, 1
+    config.checkpoint.every = 30
+    results = train(config, tmp_path)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [record["question_answering_loss"] for record in records if "question_answering_loss" in record]
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:3])
+    assert {"QA all", "QA ranked", "QA ceiling"} <= set(results["blend (test)"])
+    assert (tmp_path / "texts" / "blend (test)" / "questions.jsonl").is_file()

@@ -1,0 +1,72 @@
+"""What a config asks to be evaluated is evaluated, captions included, and what was written can be scored again."""
+
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from vlab_jax import config as configuration
+from vlab_jax.data import builders, schema
+from vlab_jax.data.tokenizer import train_bpe
+from vlab_jax.errors import InputError
+from vlab_jax.evaluation.captioning import score_captions
+from vlab_jax.evaluation.checkpoint import evaluate
+from vlab_jax.evaluation.tasks import search_of
+from vlab_jax.training.loop import train
+
+SCORES = {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"}
+
+
+@pytest.fixture(scope="module")
+def captioned(data_dir, tmp_path_factory) -> tuple:
+    """A run that learns captions alone, evaluated on captions alone; its results and its workdir."""
+    import tiny_run
+
+    config: ConfigDict = tiny_run.get_config()
+    config.data.directory, config.data.workers = data_dir, 0
+    config.stages = ("blend",)
+    config.stage.blend.steps = 2
+    config.stage.blend.objectives.update(contrastive=0.0, masked_lm=0.0)
+    config.evaluation.tasks, config.generation.beams = ("captioning",), 2
+    workdir = tmp_path_factory.mktemp("captioned")
+    return train(config, workdir), workdir
+
+
+def test_a_run_that_asks_for_captioning_is_scored_on_captions_alone(captioned):
+    results, workdir = captioned
+    assert set(results["blend (test)"]) == SCORES
+    assert (workdir / "report" / "index.html").is_file() and not (workdir / "report" / "retrieval.png").exists()
+
+
+def test_captions_and_references_can_be_scored_again(captioned, data_dir):
+    results, workdir = captioned
+    folder = workdir / "texts" / "blend (test)"
+    written = json.loads((folder / "predictions.json").read_text())
+    predictions = {entry["image_id"]: entry["caption"] for entry in written}
+    references: dict[str, list[str]] = {}
+    for entry in json.loads((folder / "references.json").read_text())["annotations"]:
+        references.setdefault(entry["image_id"], []).append(entry["caption"])
+    source = builders.open_split("motion/tiny", "test", data_dir)
+    clips = [schema.from_example(source[index]) for index in range(len(source))]
+    assert references == {clip.id: list(clip.captions) for clip in clips}
+    again = score_captions(predictions, references)
+    assert {name: 100 * score for name, score in again.items()} == pytest.approx(results["blend (test)"])
+
+
+def test_a_checkpoint_is_evaluated_on_both_tasks(captioned, data_dir, tmp_path):
+    results, workdir = captioned
+    made = configuration.evaluation_config()
+    made.data.directory, made.data.workers, made.batch_size = data_dir, 0, 8
+    made.tasks, made.generation.beams = ("retrieval", "captioning"), 2
+    (row,) = evaluate(made, workdir, tmp_path).values()
+    assert {name: row[name] for name in SCORES} == pytest.approx(results["blend (test)"])
+    assert "text_to_video/R@1" in row and (tmp_path / "texts" / "predictions.json").is_file()
+
+
+def test_a_caption_longer_than_the_text_tower_is_refused():
+    tokenizer = train_bpe(["a circle"], 300, 16)
+    generation = configuration.generation_config()
+    assert search_of(dict(generation), tokenizer).max_tokens == 15
+    generation.max_tokens = 16
+    with pytest.raises(InputError, match=r"^config\.generation\.max_tokens is 16; .* there are 15 places"):
+        search_of(dict(generation), tokenizer)

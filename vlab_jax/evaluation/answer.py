@@ -1,0 +1,244 @@
+"""The answers of a model to the questions on the clips of a split, by every convention, and how they are scored.
+
+Open-ended questions are answered in the model's own words (free generation), and by ranking a closed list of answers
+by likelihood; questions with options by ranking these. What a clip's frames give is computed once, whatever the
+number of its questions and answers.
+
+Dimensions: `Q` questions of a step, `P` tokens of a question, `R` texts to rank, `G` their tokens.
+"""
+
+import functools
+import itertools
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from vlab_jax.data import pipeline, schema
+from vlab_jax.data.schema import Question
+from vlab_jax.errors import InputError
+from vlab_jax.evaluation import question_answering as scoring
+from vlab_jax.evaluation.run import Encoder
+from vlab_jax.models.cached_decoder import Memory, NextTokens, Remember
+from vlab_jax.models.generation import Search, generate, log_likelihood
+from vlab_jax.models.vlab import decoder_of
+from vlab_jax.runtime import sharding
+
+TEXTS_AT_ONCE = 512  # rows of the decoder's cache in one ranking step
+
+
+class Answered(NamedTuple):
+    """A question, its clip's id, and what the model made of it.
+
+    `generated` is its own words (None where there are options), `scores` the log-likelihoods of the options, or of
+    the closed list (None where there is neither).
+    """
+
+    clip: str
+    question: Question
+    generated: str | None
+    scores: np.ndarray | None
+
+
+def answer_questions(
+    encoder: Encoder,
+    source: Sequence,
+    search: Search,
+    *,
+    closed_list: Sequence[str] = (),
+    without: Sequence[str] = (),
+    max_failed_share: float = 0.01,
+    update: Callable[[int], None] = lambda done: None,
+) -> list[Answered]:
+    """Every question of the clips that can be decoded, in the order of the source.
+
+    Args:
+      source: a data source of the schema.
+      search: for free generation; half of the context at most is for the answer.
+      closed_list: the answers to rank for open-ended questions.
+      without: types of questions to leave out.
+      update: called with the number of clips done.
+    """
+    count = pipeline.FailureCount(max_failed_share)
+    answered: list[Answered] = []
+    done = 0
+    batches = pipeline.evaluation_batches(source, encoder.frames, batch_size=encoder.batch, workers=encoder.workers)
+    with batches as iterator:
+        for batch in iterator:
+            count.update(int(batch["valid"].sum()), batch["failures"])
+            video = sharding.to_global({"video": batch["video"]}, encoder.mesh)["video"]
+            static = (encoder.model, encoder.streams, encoder.image_frames)
+            reader = Reader(encoder, _memory(*static, encoder.parameters, video), search)
+            clips = {
+                row: schema.from_example(source[int(index)])
+                for row, (index, valid) in enumerate(zip(batch["index"], batch["valid"], strict=True))
+                if valid
+            }
+            asked = [(row, q) for row, clip in clips.items() for q in clip.questions if q.type not in without]
+            answers = reader.answer(asked, closed_list)
+            answered += [Answered(clips[row].id, q, *answer) for (row, q), answer in zip(asked, answers, strict=True)]
+            done += int((batch["index"] >= 0).sum())
+            update(done)
+    return answered
+
+
+class Reader:
+    """A model that looks at some clips, and can be asked about them."""
+
+    def __init__(self, encoder: Encoder, memory: Memory, search: Search):
+        self._encoder, self._memory = encoder, memory
+        self._longest = encoder.tokenizer.context_length // 2  # of an answer, its end included
+        search_fields = {"max_tokens": min(search.max_tokens, self._longest)}
+        self._search = Search(**{**search.__dict__, **search_fields})
+
+    def answer(
+        self, asked: Sequence[tuple[int, Question]], closed_list: Sequence[str]
+    ) -> list[tuple[str | None, np.ndarray | None]]:
+        """For each (row of a clip, question): the generated answer and the scores, as `Answered` has them."""
+        made: list[tuple[str | None, np.ndarray | None]] = [(None, None)] * len(asked)
+        open_ended = [place for place, (_, question) in enumerate(asked) if not question.options]
+        for places in _chunks(open_ended, self._encoder.batch):
+            rows, questions = self._padded([asked[place] for place in places])
+            words = self._generate(rows, questions)
+            scores = self._rank(rows, questions, [closed_list] * len(rows)) if closed_list else itertools.repeat(None)
+            for place, text, score in zip(places, words, scores, strict=False):
+                made[place] = (text, score)
+        closed = [place for place, (_, question) in enumerate(asked) if question.options]
+        for places in _chunks(closed, self._encoder.batch):
+            rows, questions = self._padded([asked[place] for place in places])
+            scores = self._rank(rows, questions, [question.options for question in questions])
+            for place, score, question in zip(places, scores, questions, strict=False):
+                made[place] = (None, score[: len(question.options)])
+        return made
+
+    def _padded(self, asked: Sequence[tuple[int, Question]]) -> tuple[np.ndarray, list[Question]]:
+        """Rows and questions, repeated up to the size that is compiled for."""
+        full = [asked[place % len(asked)] for place in range(self._encoder.batch)]
+        return np.array([row for row, _ in full], np.int32), [question for _, question in full]
+
+    def _prefix(self, questions: Sequence[Question]) -> tuple[np.ndarray, np.ndarray]:
+        tokens, lengths, _ = self._encoder.tokenizer.pairs([question.question for question in questions])
+        return tokens[:, : self._encoder.tokenizer.context_length - self._longest], lengths
+
+    def _generate(self, rows: np.ndarray, questions: Sequence[Question]) -> list[str]:
+        model, parameters = self._encoder.model, self._encoder.parameters["decoder"]
+        tokens = _generated(model, self._search, parameters, self._memory, rows, *self._prefix(questions))
+        return [self._encoder.tokenizer.decode(row) for row in np.asarray(tokens)]
+
+    def _rank(self, rows: np.ndarray, questions: Sequence[Question], texts: Sequence[Sequence[str]]) -> np.ndarray:
+        """Log-likelihoods `[Q, R]` of each question's texts; of places behind the last one, `-inf`."""
+        model, parameters = self._encoder.model, self._encoder.parameters["decoder"]
+        prefix = self._prefix(questions)
+        at_once = max(1, TEXTS_AT_ONCE // len(rows))
+        most = max(map(len, texts))
+        width = min(at_once, most)
+        scores = []
+        for first in range(0, most, width):
+            ids, lengths = self._texts([each[first : first + width] for each in texts], width)
+            scores.append(np.asarray(_likelihoods(model, parameters, self._memory, rows, *prefix, ids, lengths)))
+        return np.concatenate(scores, axis=1)
+
+    def _texts(self, texts: Sequence[Sequence[str]], width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids `[Q, R, G]` with their end, and lengths; a missing text has length 0."""
+        tokenizer = self._encoder.tokenizer
+        ids = np.zeros((len(texts), width, self._longest), np.int32)
+        lengths = np.zeros((len(texts), width), np.int32)
+        for row, chosen in enumerate(texts):
+            tokens, counts, starts = tokenizer.pairs([""] * len(chosen), list(chosen))
+            for column, (line, count, start) in enumerate(zip(tokens, counts, starts, strict=True)):
+                ids[row, column, : count - start] = line[start:count]
+                lengths[row, column] = count - start
+        return ids, lengths
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _memory(model, streams, image_frames, parameters, video) -> Memory:
+    visual = model.apply({"params": parameters}, video, streams, image_frames, method="encode_visual")
+    return decoder_of(model, Remember).apply({"params": parameters["decoder"]}, visual.streams)
+
+
+def _of_rows(memory: Memory, rows: jax.Array) -> Memory:
+    return memory.replace(stored=jax.tree.map(lambda leaf: leaf[:, rows], memory.stored))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _generated(model, search, parameters, memory, rows, prefix, lengths) -> jax.Array:
+    decoder = decoder_of(model, NextTokens)
+    return generate(decoder, parameters, _of_rows(memory, rows), prefix, lengths, search).tokens
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _likelihoods(model, parameters, memory, rows, prefix, lengths, texts, text_lengths) -> jax.Array:
+    decoder = decoder_of(model, NextTokens)
+    return log_likelihood(decoder, parameters, _of_rows(memory, rows), prefix, lengths, texts, text_lengths)
+
+
+def _chunks(places: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    for first in range(0, len(places), size):
+        yield places[first : first + size]
+
+
+def evaluate_question_answering(
+    encoder: Encoder,
+    source: Sequence,
+    search: Search,
+    training: Sequence[Sequence],
+    *,
+    list_size: int,
+    without: Sequence[str],
+    folder: pathlib.Path | None,
+    max_failed_share: float = 0.01,
+    update: Callable[[int], None] = lambda done: None,
+) -> dict[str, float]:
+    """Accuracy, in percent: `QA <type>` and `QA all` of the headline convention, and of the others.
+
+    The headline is exact match of free generation for open-ended questions, and the likeliest option for others.
+    `QA ranked` is the accuracy of ranking the closed list, `QA ceiling` the share of answers that it holds.
+
+    Args:
+      training: the splits trained on, of whose questions the closed list is made.
+      list_size: answers in the list; 0: none is ranked.
+      without: types of questions to leave out.
+      folder: where `questions.jsonl` goes, a line for each question; None: nowhere.
+
+    Raises:
+      InputError: no clip of the split has a question.
+    """
+    trained = _questions(training, without) if list_size else []
+    listed = scoring.answer_list(trained, list_size) if trained else ()
+    spelled = scoring.spellings(listed, trained)
+    given = {"closed_list": spelled, "without": without, "max_failed_share": max_failed_share, "update": update}
+    answered = answer_questions(encoder, source, search, **given)
+    if not answered:
+        raise InputError("no clip of the split has a question to answer")
+    headline = _headline(answered)
+    questions = [each.question for each in answered]
+    right = scoring.exact_match(headline, questions)
+    accuracy = scoring.accuracy_by_type(right, [question.type for question in questions])
+    metrics = {f"QA {kind}": share for kind, share in accuracy.items()}
+    conventions = {"headline": headline}
+    open_ended = [each for each in answered if not each.question.options]
+    if spelled and open_ended:
+        ranked = scoring.by_ranking(np.stack([each.scores for each in open_ended]), spelled)
+        asked = [each.question for each in open_ended]
+        metrics["QA ranked"] = 100 * float(np.mean(scoring.exact_match(ranked, asked)))
+        metrics["QA ceiling"] = scoring.ceiling(listed, asked)
+        of_open = iter(ranked)
+        conventions["ranked"] = [next(of_open) if not q.options else "" for q in questions]
+    if folder is not None:
+        scoring.save_predictions(folder / "questions.jsonl", questions, [each.clip for each in answered], conventions)
+    return metrics
+
+
+def _headline(answered: Sequence[Answered]) -> list[str]:
+    """The model's own words for open-ended questions, the likeliest option for others."""
+    closed = [each for each in answered if each.question.options]
+    chosen = iter(scoring.chosen_options([each.scores for each in closed], [each.question for each in closed]))
+    return [next(chosen) if each.question.options else each.generated or "" for each in answered]
+
+
+def _questions(sources: Sequence[Sequence], without: Sequence[str]) -> list[Question]:
+    clips = (schema.from_example(source[index]) for source in sources for index in range(len(source)))
+    return [question for clip in clips for question in clip.questions if question.type not in without]

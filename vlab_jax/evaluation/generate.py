@@ -1,0 +1,93 @@
+"""What a model writes about the clips of a split, and how that is scored.
+
+Dimensions: `B` clips of a batch, `T` frames, `S` pixels, `P` prefix tokens.
+"""
+
+import functools
+import logging
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from vlab_jax.data import pipeline, schema
+from vlab_jax.errors import InputError
+from vlab_jax.evaluation import captioning
+from vlab_jax.evaluation.run import Encoder
+from vlab_jax.models.cached_decoder import NextTokens, Remember
+from vlab_jax.models.generation import Search, Texts, generate
+from vlab_jax.models.vlab import decoder_of
+from vlab_jax.runtime import sharding
+
+
+def caption_clips(
+    encoder: Encoder,
+    source: Sequence,
+    search: Search,
+    max_failed_share: float = 0.01,
+    update: Callable[[int], None] = lambda done: None,
+) -> dict[int, str]:
+    """A caption of each clip that can be decoded, by the clip's index in the source.
+
+    Args:
+      source: a data source of the schema.
+      max_failed_share: see `pipeline.FailureCount`.
+      update: called with the number of clips done.
+    """
+    count = pipeline.FailureCount(max_failed_share)
+    prefix = np.full((encoder.batch, 1), encoder.tokenizer.start, np.int32)
+    captions, done = {}, 0
+    batches = pipeline.evaluation_batches(source, encoder.frames, batch_size=encoder.batch, workers=encoder.workers)
+    with batches as iterator:
+        for batch in iterator:
+            count.update(int(batch["valid"].sum()), batch["failures"])
+            given = sharding.to_global({"video": batch["video"], "prefix": prefix}, encoder.mesh)
+            static = (encoder.model, encoder.streams, encoder.image_frames, search)
+            tokens = np.asarray(_written(*static, encoder.parameters, given["video"], given["prefix"]).tokens)
+            for index, valid, row in zip(batch["index"], batch["valid"], tokens, strict=True):
+                if valid:
+                    captions[int(index)] = encoder.tokenizer.decode(row)
+            done += int((batch["index"] >= 0).sum())
+            update(done)
+    return captions
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _written(model, streams, image_frames, search, parameters, video, prefix) -> Texts:
+    visual = model.apply({"params": parameters}, video, streams, image_frames, method="encode_visual")
+    memory = decoder_of(model, Remember).apply({"params": parameters["decoder"]}, visual.streams)
+    lengths = jax.numpy.full(prefix.shape[0], prefix.shape[1])
+    return generate(decoder_of(model, NextTokens), parameters["decoder"], memory, prefix, lengths, search)
+
+
+def evaluate_captioning(
+    encoder: Encoder,
+    source: Sequence,
+    search: Search,
+    folder: pathlib.Path | None,
+    max_failed_share: float = 0.01,
+    update: Callable[[int], None] = lambda done: None,
+) -> dict[str, float]:
+    """Scores a caption of each clip against the clip's own captions.
+
+    Args:
+      folder: where predictions and references go as COCO-format JSON; None: nowhere.
+
+    Returns:
+      `BLEU-1` to `BLEU-4`, `METEOR`, `ROUGE-L` and `CIDEr`, times 100 as papers print them.
+
+    Raises:
+      InputError: no clip of the split has a caption, or the scorers are not installed.
+    """
+    written = caption_clips(encoder, source, search, max_failed_share, update)
+    clips = {index: schema.from_example(source[index]) for index in written}
+    described = {index: clip for index, clip in clips.items() if clip.captions}
+    if not described:
+        raise InputError("no clip of the split to caption has a caption to compare with")
+    predictions = {clip.id: written[index] for index, clip in described.items()}
+    references = {clip.id: clip.captions for clip in described.values()}
+    if folder is not None:
+        captioning.save_coco(folder, predictions, references)
+    logging.info("scoring %d captions", len(predictions))
+    return {name: 100 * score for name, score in captioning.score_captions(predictions, references).items()}

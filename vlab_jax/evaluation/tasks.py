@@ -1,0 +1,89 @@
+"""The evaluations that a config asks for, one after the other, on one split."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from vlab_jax.data.tokenizer import Tokenizer
+from vlab_jax.errors import InputError
+from vlab_jax.evaluation.answer import evaluate_question_answering
+from vlab_jax.evaluation.generate import evaluate_captioning
+from vlab_jax.evaluation.run import Encoder, Retrieval, evaluate_retrieval
+from vlab_jax.models.generation import Search
+from vlab_jax.runtime import meters
+
+
+class Outcome(NamedTuple):
+    """The figures of all tasks, and what retrieval found, if it was among them."""
+
+    metrics: dict[str, float]
+    retrieval: Retrieval | None
+
+
+def search_of(generation: Mapping[str, Any], tokenizer: Tokenizer) -> Search:
+    """The search that the fields of `config.generation_config` say.
+
+    Raises:
+      InputError: a text would be longer than the text tower has positions for.
+    """
+    room = tokenizer.context_length - 1  # the start of text takes one
+    if generation["max_tokens"] > room:
+        raise InputError(
+            f"config.generation.max_tokens is {generation['max_tokens']}; behind the start of text there are {room} "
+            "places (model.text.context_length)"
+        )
+    return Search(
+        generation["max_tokens"] or room,
+        tokenizer.end,
+        beams=generation["beams"],
+        length_penalty=float(generation["length_penalty"]),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What to evaluate, and how.
+
+    Attributes:
+      tasks: of `retrieval`, `captioning` and `question_answering`.
+      multiple_choice: types of questions that retrieval answers by similarity, and question answering leaves out.
+      search: how texts are generated.
+      list_size: answers of the closed list that question answering ranks.
+      training: opens the splits trained on, of which the closed list is made.
+      max_failed_share: see `pipeline.FailureCount`.
+    """
+
+    tasks: tuple[str, ...]
+    multiple_choice: tuple[str, ...]
+    search: Search
+    list_size: int
+    training: Callable[[], list[Sequence]]
+    max_failed_share: float
+
+    def evaluate(self, encoder: Encoder, source: Sequence, name: str, folder: pathlib.Path | None) -> Outcome:
+        """Runs the tasks.
+
+        Args:
+          name: what the progress bars call it.
+          folder: where captions, references and answers go; None: nowhere.
+        """
+        metrics: dict[str, float] = {}
+        found = None
+        shared = {"max_failed_share": self.max_failed_share}
+        if "retrieval" in self.tasks:
+            with meters.Progress(f"evaluate {name}", len(source)) as bar:
+                choice = {"multiple_choice": self.multiple_choice}
+                found = evaluate_retrieval(encoder, source, **choice, **shared, update=bar.update)
+            metrics |= found.metrics
+        if "captioning" in self.tasks:
+            with meters.Progress(f"caption {name}", len(source)) as bar:
+                metrics |= evaluate_captioning(encoder, source, self.search, folder, **shared, update=bar.update)
+        if "question_answering" in self.tasks:
+            training = self.training() if self.list_size else []
+            asked = {"list_size": self.list_size, "without": self.multiple_choice, "folder": folder}
+            with meters.Progress(f"answer {name}", len(source)) as bar:
+                metrics |= evaluate_question_answering(
+                    encoder, source, self.search, training, **asked, **shared, update=bar.update
+                )
+        return Outcome(metrics, found)
