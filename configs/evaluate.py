@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint on a split: retrieval in both directions, and the twins of `motion`.
+"""Evaluates a checkpoint on a split: retrieval in both directions, and the twins of `motion`; captions and answers too.
 
     python -m vlab_jax.main --config=configs/evaluate.py --checkpoint=workdir
 
@@ -7,7 +7,11 @@ own unless `--config.dataset` names another, as in
 
     --config.dataset=folder:/my/videos --config.split=validation
 
-It prints a table; with `--workdir`, it also writes a report there.
+What the model writes is scored with
+
+    --config.tasks="('retrieval', 'captioning', 'question_answering')"
+
+It prints a table; with `--workdir`, it also writes a report there, and captions and answers into `texts/`.
 """
 
 from ml_collections import ConfigDict

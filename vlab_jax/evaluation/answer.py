@@ -7,6 +7,7 @@ number of its questions and answers.
 Dimensions: `Q` questions of a step, `P` tokens of a question, `R` texts to rank, `G` their tokens.
 """
 
+import dataclasses
 import functools
 import itertools
 import pathlib
@@ -90,8 +91,7 @@ class Reader:
     def __init__(self, encoder: Encoder, memory: Memory, search: Search):
         self._encoder, self._memory = encoder, memory
         self._longest = encoder.tokenizer.context_length // 2  # of an answer, its end included
-        search_fields = {"max_tokens": min(search.max_tokens, self._longest)}
-        self._search = Search(**{**search.__dict__, **search_fields})
+        self._search = dataclasses.replace(search, max_tokens=min(search.max_tokens, self._longest))
 
     def answer(
         self, asked: Sequence[tuple[int, Question]], closed_list: Sequence[str]
