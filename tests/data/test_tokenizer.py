@@ -219,3 +219,17 @@ def test_a_directory_that_lacks_files_or_holds_broken_ones_is_refused_in_one_lin
     (tmp_path / "merges.txt").write_text("#version\na b\n")
     with pytest.raises(InputError, match=r"^the CLIP tokenizer in '[^\n]+' cannot be read: [^\n]+$"):
         tokenizers.load_clip(str(tmp_path), 77)
+
+
+def test_a_question_is_cut_the_same_with_its_answer_and_without():
+    tokenizer = tokenizers.train_bpe(iter(CAPTIONS), 300, 24)
+    questions = ["", "which way?", "a red circle moves to the left, and then what happens to it? " * 3]
+    answers = ["left", "", "two blue squares grow, then one vanishes, then it is a café"]
+    alone, lengths, ends = tokenizer.pairs(questions)
+    both, totals, starts = tokenizer.pairs(questions, answers)
+    assert (lengths == ends).all() and (lengths == starts).all() and totals.max() == 24 == lengths[2] + 6
+    for row, (start, total) in enumerate(zip(starts, totals, strict=True)):
+        assert both[row, :start].tolist() == alone[row, :start].tolist() and both[row, 0] == tokenizer.start
+        assert both[row, total - 1] == tokenizer.end and not both[row, total:].any()
+    assert tokenizer.decode(both[0, starts[0] :]) == "left"
+    assert tokenizer.decode(both[1, starts[1] :]) == ""

@@ -13,6 +13,7 @@ from vlab_jax import config as configuration
 from vlab_jax.data import builders, pipeline, schema
 from vlab_jax.data.schema import Question
 from vlab_jax.data.tokenizer import train_bpe
+from vlab_jax.evaluation import answer
 from vlab_jax.evaluation.answer import Reader, _memory, answer_questions, evaluate_question_answering
 from vlab_jax.evaluation.run import Encoder
 from vlab_jax.models.generation import Search
@@ -57,7 +58,9 @@ def slow_decoder(encoder: Encoder, video: np.ndarray):
     return log_probabilities
 
 
-def test_generated_answers_and_likelihoods_are_those_of_one_clip_and_question_alone(encoder, source):
+@pytest.mark.parametrize("at_once", [512, 16], ids=["one ranking step", "three, the last one filled up"])
+def test_generated_answers_and_likelihoods_are_those_of_one_clip_alone(encoder, source, at_once, monkeypatch):
+    monkeypatch.setattr(answer, "TEXTS_AT_ONCE", at_once)
     search = Search(4, encoder.tokenizer.end)
     video = np.stack([encoder.frames.decode(schema.from_example(source[index]), None) for index in range(8)])
     given = sharding.to_global({"video": video}, encoder.mesh)["video"]
@@ -74,7 +77,7 @@ def test_generated_answers_and_likelihoods_are_those_of_one_clip_and_question_al
     for (row, question), (words, scores) in zip(asked, answers, strict=True):
         tokens, lengths, _ = encoder.tokenizer.pairs([question.question])
         start = tokens[0, : lengths[0]].tolist()
-        assert lengths[0] <= 8 and (words is None) == bool(question.options)
+        assert lengths[0] <= 12 and (words is None) == bool(question.options)
         if words is not None:
             text = list(start)
             for _ in range(4):
@@ -82,8 +85,8 @@ def test_generated_answers_and_likelihoods_are_those_of_one_clip_and_question_al
                 if text[-1] == encoder.tokenizer.end:
                     break
             assert words == encoder.tokenizer.decode(text[len(start) :])
-        for answer, score in zip(question.options or CLOSED, scores, strict=True):
-            line, counts, starts = encoder.tokenizer.pairs([""], [answer])
+        for given_answer, score in zip(question.options or CLOSED, scores, strict=True):
+            line, counts, starts = encoder.tokenizer.pairs([""], [given_answer])
             text, total = list(start), 0.0
             for token in line[0, starts[0] : counts[0]].tolist():
                 total += slow(row, text)[token]

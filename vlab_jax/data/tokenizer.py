@@ -45,6 +45,11 @@ class Tokenizer:
         """Ids run from 0 to this number, exclusive."""
         return max(self.backend.get_vocab_size(), self.start + 1, self.end + 1)
 
+    @property
+    def answer_room(self) -> int:
+        """How many tokens an answer has at most, its end of text included."""
+        return max(self.context_length // 4, 2)
+
     def is_clips(self) -> bool:
         """Whether it is CLIP's, whose start and end of text are words of the vocabulary."""
         return [self.backend.token_to_id(word) for word in CLIP_ENDS] == [self.start, self.end]
@@ -64,8 +69,8 @@ class Tokenizer:
     ) -> tuple[Int[np.ndarray, "B L"], Int[np.ndarray, " B"], Int[np.ndarray, " B"]]:
         """Token ids of questions, each with its answer and the end of text behind it, or (None) with neither.
 
-        What does not fit is cut from the question's end, and of a long answer from the answer's: it has half of the
-        context at most.
+        A question has three quarters of the context, whether its answer is there or not, and an answer one quarter
+        (`answer_room`); what does not fit is cut from the end.
 
         Returns:
           Token ids with zeros behind them, lengths that count start and end, and the place of each answer's first
@@ -76,9 +81,8 @@ class Tokenizer:
         asked = self.backend.encode_batch(list(questions), add_special_tokens=False)
         given = self.backend.encode_batch(list(answers), add_special_tokens=False) if answers is not None else []
         for row, question in enumerate(asked):
-            answer = [*given[row].ids[: self.context_length // 2 - 1], self.end] if answers is not None else []
-            room = self.context_length - 1 - (len(answer) or self.context_length // 2)
-            ids = [self.start, *question.ids[:room], *answer]
+            answer = [*given[row].ids[: self.answer_room - 1], self.end] if answers is not None else []
+            ids = [self.start, *question.ids[: self.context_length - self.answer_room - 1], *answer]
             tokens[row, : len(ids)] = ids
             lengths[row], starts[row] = len(ids), len(ids) - len(answer)
         return tokens, lengths, starts

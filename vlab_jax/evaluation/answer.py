@@ -57,7 +57,7 @@ def answer_questions(
 
     Args:
       source: a data source of the schema.
-      search: for free generation; half of the context at most is for the answer.
+      search: for free generation; an answer has the tokenizer's `answer_room` at most.
       closed_list: the answers to rank for open-ended questions.
       without: types of questions to leave out.
       update: called with the number of clips done.
@@ -90,7 +90,7 @@ class Reader:
 
     def __init__(self, encoder: Encoder, memory: Memory, search: Search):
         self._encoder, self._memory = encoder, memory
-        self._longest = encoder.tokenizer.context_length // 2  # of an answer, its end included
+        self._longest = encoder.tokenizer.answer_room
         self._search = dataclasses.replace(search, max_tokens=min(search.max_tokens, self._longest))
 
     def answer(
@@ -128,7 +128,7 @@ class Reader:
         return [self._encoder.tokenizer.decode(row) for row in np.asarray(tokens)]
 
     def _rank(self, rows: np.ndarray, questions: Sequence[Question], texts: Sequence[Sequence[str]]) -> np.ndarray:
-        """Log-likelihoods `[Q, R]` of each question's texts; of places behind the last one, `-inf`."""
+        """Log-likelihoods `[Q, R]` of each question's texts, `R` the most that one has; where one has fewer, `-inf`."""
         model, parameters = self._encoder.model, self._encoder.parameters["decoder"]
         prefix = self._prefix(questions)
         at_once = max(1, TEXTS_AT_ONCE // len(rows))
@@ -138,7 +138,7 @@ class Reader:
         for first in range(0, most, width):
             ids, lengths = self._texts([each[first : first + width] for each in texts], width)
             scores.append(np.asarray(_likelihoods(model, parameters, self._memory, rows, *prefix, ids, lengths)))
-        return np.concatenate(scores, axis=1)
+        return np.concatenate(scores, axis=1)[:, :most]  # the last step's texts are filled up
 
     def _texts(self, texts: Sequence[Sequence[str]], width: int) -> tuple[np.ndarray, np.ndarray]:
         """Token ids `[Q, R, G]` with their end, and lengths; a missing text has length 0."""
