@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,10 +69,11 @@ def test_a_killed_run_ends_bit_identical_to_an_uninterrupted_one(finished, data_
     assert_same_state(saved_state(tmp_path), saved_state(finished))
 
 
-def test_a_finished_run_started_again_trains_no_step_and_keeps_its_results(config, finished):
-    before, results = losses(finished), json.loads((finished / "results.json").read_text())
-    assert train(config, finished) == results
-    assert losses(finished) == before
+def test_a_finished_run_started_again_trains_no_step_and_keeps_its_results(config, finished, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "again")
+    before, results = losses(workdir), json.loads((workdir / "results.json").read_text())
+    assert train(config, workdir) == results
+    assert losses(workdir) == before
 
 
 def test_the_workdir_of_another_config_is_refused_and_the_differences_are_listed(config, finished):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from vlab_jax.data.tokenizer import Tokenizer
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation.answer import evaluate_question_answering
-from vlab_jax.evaluation.generate import evaluate_captioning
+from vlab_jax.evaluation.caption import evaluate_captioning
 from vlab_jax.evaluation.run import Encoder, Retrieval, evaluate_retrieval
 from vlab_jax.models.generation import Search
 from vlab_jax.runtime import meters

@@ -1,4 +1,4 @@
-"""What a model writes about the clips of a split, and how that is scored.
+"""The captions of a model for the clips of a split, and how they are scored.
 
 Dimensions: `B` clips of a batch, `T` frames, `S` pixels, `P` prefix tokens.
 """
