@@ -4,15 +4,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vlab_jax.pretrained.load import open_checkpoint
-from vlab_jax.pretrained.vlab import read_config
-
 
 def start_from(config: ConfigDict, name: str) -> None:
     """Makes `config` start from a checkpoint.
 
     Of an export it takes the whole model, the frames and the data sets; of a CLIP the sizes of the two towers.
     """
+    from vlab_jax.pretrained.load import open_checkpoint  # here, because it takes seconds, and few configs need it
+    from vlab_jax.pretrained.vlab import read_config
+
     pretrained = open_checkpoint(name)
     config.model.pretrained = name
     if not pretrained.whole:

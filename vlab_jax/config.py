@@ -94,7 +94,7 @@ def training_config() -> ConfigDict:
                 "unroll": 1,
             },
             # `bpe` is trained on the training captions, with model.text.vocab_size ids at most; `clip` is read from
-            # `path`, a directory or a model name of CLIP's tokenizer (empty: model.pretrained). `auto`: `clip` with
+            # `path`, a directory or a model name of CLIP's tokenizer (empty: beside the weights). `auto`: `clip` with
             # model.pretrained, and `bpe` without.
             "tokenizer": {"kind": "auto", "path": ""},
             "data": {
@@ -241,8 +241,6 @@ def resolved(config: ConfigDict) -> ConfigDict:
         raise InputError("config.stages has nothing but stages that are left out with config.model.pretrained")
     if made.tokenizer.kind == "auto":
         made.tokenizer.kind = "clip" if made.model.pretrained else "bpe"
-    if made.tokenizer.kind == "clip" and not made.tokenizer.path:
-        made.tokenizer.path = made.model.pretrained
     return made
 
 

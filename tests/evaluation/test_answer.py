@@ -14,7 +14,7 @@ from vlab_jax.data import builders, pipeline, schema
 from vlab_jax.data.schema import Question
 from vlab_jax.data.tokenizer import train_bpe
 from vlab_jax.evaluation import answer
-from vlab_jax.evaluation.answer import Reader, _memory, answer_questions, evaluate_question_answering
+from vlab_jax.evaluation.answer import Reader, answer_questions, evaluate_question_answering
 from vlab_jax.evaluation.run import Encoder
 from vlab_jax.models.generation import Search
 from vlab_jax.models.vlab import VLAB, parameter_shapes
@@ -64,7 +64,7 @@ def test_generated_answers_and_likelihoods_are_those_of_one_clip_alone(encoder, 
     search = Search(4, encoder.tokenizer.end)
     video = np.stack([encoder.frames.decode(schema.from_example(source[index]), None) for index in range(8)])
     given = sharding.to_global({"video": video}, encoder.mesh)["video"]
-    memory = _memory(encoder.model, encoder.streams, encoder.image_frames, encoder.parameters, given)
+    memory = encoder.remember(given)
     long = "what colour is the red circle? what colour is the red circle? how many shapes are there?"
     asked = [
         (5, Question("what colour is the circle?", "red")),

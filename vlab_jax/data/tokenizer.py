@@ -149,7 +149,7 @@ def _with_own_ends(backend: tokenizers.Tokenizer, context_length: int) -> Tokeni
 
 
 def load_clip(name_or_path: str, context_length: int) -> Tokenizer:
-    """CLIP's tokenizer, from a directory with `vocab.json` and `merges.txt`, a checkpoint in it, or by model name.
+    """CLIP's tokenizer, from a directory with `vocab.json` and `merges.txt`, or by its model name.
 
     Raises:
       InputError: there is no such tokenizer.
@@ -166,14 +166,12 @@ def load_clip(name_or_path: str, context_length: int) -> Tokenizer:
 
 def _clip_folder(name_or_path: str) -> pathlib.Path:
     """The directory that holds CLIP's tokenizer; that of a model name is fetched first, if it is not cached."""
-    folder = pathlib.Path(name_or_path.removeprefix("hf-hub:")).expanduser()
-    if name_or_path and folder.is_file():
-        folder = folder.parent
+    folder = pathlib.Path(name_or_path).expanduser()
     if name_or_path and folder.is_dir():
         missing = [file for file in CLIP_FILES if not (folder / file).is_file()]
         if missing:
             raise InputError(
-                f"the CLIP tokenizer directory {str(folder)!r} lacks {' and '.join(missing)}; put them there"
+                f"the CLIP tokenizer directory {name_or_path!r} lacks {' and '.join(missing)}; put them there"
             )
         return folder
     advice = (

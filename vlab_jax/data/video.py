@@ -170,7 +170,7 @@ def _decode_still(
     with Image.open(io.BytesIO(media)) as image:
         if getattr(image, "n_frames", 1) > 1 and not media.startswith(_JPEG):  # animated
             return None
-        orientation = np.array(_EXIF_ORIENTATIONS[_exif_orientation(media) or 1])
+        orientation = np.array(_EXIF_ORIENTATIONS[_exif_orientation(image) or 1])
         rgb = np.asarray(image.convert("RGB"))
     chosen = _choose(np.zeros(1), _STILL_DURATION, start, end, num_frames, rng, short)
     square = resize_and_crop(np.ascontiguousarray(upright(rgb, orientation)), size)
@@ -258,7 +258,10 @@ def _orientation(frame: av.VideoFrame, media: bytes) -> Int[np.ndarray, "2 2"]:
         matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
     except ValueError:
         # PyAV 18.1 cannot list side data with EXIF in it (its pull request 2392), which photos have.
-        number = _exif_orientation(media) or {0: 1, 1: 8, 2: 3, 3: 6}[round(frame.rotation / 90) % 4]
+        number = None
+        with contextlib.suppress(Exception):  # an image that Pillow cannot read
+            number = _exif_orientation(Image.open(io.BytesIO(media)))
+        number = number or {0: 1, 1: 8, 2: 3, 3: 6}[round(frame.rotation / 90) % 4]
         return np.array(_EXIF_ORIENTATIONS[number])
     if matrix is None:
         return np.eye(2, dtype=np.int64)
@@ -268,10 +271,10 @@ def _orientation(frame: av.VideoFrame, media: bytes) -> Int[np.ndarray, "2 2"]:
     return np.array([[0, -1 if b < 0 else 1], [-1 if c < 0 else 1, 0]])
 
 
-def _exif_orientation(media: bytes) -> int | None:
+def _exif_orientation(image: Image.Image) -> int | None:
     """EXIF's number of an image's orientation, where it can be read."""
     with contextlib.suppress(Exception):  # whatever Pillow makes of damaged metadata
-        number = Image.open(io.BytesIO(media)).getexif().get(_EXIF_ORIENTATION)
+        number = image.getexif().get(_EXIF_ORIENTATION)
         return number if number in _EXIF_ORIENTATIONS else None
     return None
 

@@ -17,15 +17,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from vlab_jax.data import pipeline, schema
+from vlab_jax.data import schema
 from vlab_jax.data.schema import Question
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import question_answering as scoring
-from vlab_jax.evaluation.run import Encoder
-from vlab_jax.models.cached_decoder import Memory, NextTokens, Remember
+from vlab_jax.evaluation.run import Encoder, without_media
+from vlab_jax.models.cached_decoder import Memory, NextTokens
 from vlab_jax.models.generation import Search, generate, log_likelihood
 from vlab_jax.models.vlab import decoder_of
-from vlab_jax.runtime import sharding
 
 TEXTS_AT_ONCE = 512  # rows of the decoder's cache in one ranking step
 
@@ -62,26 +61,14 @@ def answer_questions(
       without: types of questions to leave out.
       update: called with the number of clips done.
     """
-    count = pipeline.FailureCount(max_failed_share)
     answered: list[Answered] = []
-    done = 0
-    batches = pipeline.evaluation_batches(source, encoder.frames, batch_size=encoder.batch, workers=encoder.workers)
-    with batches as iterator:
-        for batch in iterator:
-            count.update(int(batch["valid"].sum()), batch["failures"])
-            video = sharding.to_global({"video": batch["video"]}, encoder.mesh)["video"]
-            static = (encoder.model, encoder.streams, encoder.image_frames)
-            reader = Reader(encoder, _memory(*static, encoder.parameters, video), search)
-            clips = {
-                row: schema.from_example(source[int(index)])
-                for row, (index, valid) in enumerate(zip(batch["index"], batch["valid"], strict=True))
-                if valid
-            }
-            asked = [(row, q) for row, clip in clips.items() for q in clip.questions if q.type not in without]
-            answers = reader.answer(asked, closed_list)
-            answered += [Answered(clips[row].id, q, *answer) for (row, q), answer in zip(asked, answers, strict=True)]
-            done += int((batch["index"] >= 0).sum())
-            update(done)
+    for batch, video in encoder.batches(source, max_failed_share, update):
+        reader = Reader(encoder, encoder.remember(video), search)
+        rows = np.flatnonzero(batch["valid"]).tolist()
+        clips = {row: without_media(source, int(batch["index"][row])) for row in rows}
+        asked = [(row, q) for row, clip in clips.items() for q in clip.questions if q.type not in without]
+        answers = reader.answer(asked, closed_list)
+        answered += [Answered(clips[row].id, q, *answer) for (row, q), answer in zip(asked, answers, strict=True)]
     return answered
 
 
@@ -151,12 +138,6 @@ class Reader:
                 ids[row, column, : count - start] = line[start:count]
                 lengths[row, column] = count - start
         return ids, lengths
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _memory(model, streams, image_frames, parameters, video) -> Memory:
-    visual = model.apply({"params": parameters}, video, streams, image_frames, method="encode_visual")
-    return decoder_of(model, Remember).apply({"params": parameters["decoder"]}, visual.streams)
 
 
 def _of_rows(memory: Memory, rows: jax.Array) -> Memory:

@@ -9,13 +9,13 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from vlab_jax.data import pipeline, schema
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import captioning
-from vlab_jax.evaluation.run import Encoder
-from vlab_jax.models.cached_decoder import NextTokens, Remember
+from vlab_jax.evaluation.run import Encoder, without_media
+from vlab_jax.models.cached_decoder import NextTokens
 from vlab_jax.models.generation import Search, Texts, generate
 from vlab_jax.models.vlab import decoder_of
 from vlab_jax.runtime import sharding
@@ -35,30 +35,21 @@ def caption_clips(
       max_failed_share: see `pipeline.FailureCount`.
       update: called with the number of clips done.
     """
-    count = pipeline.FailureCount(max_failed_share)
     prefix = np.full((encoder.batch, 1), encoder.tokenizer.start, np.int32)
-    captions, done = {}, 0
-    batches = pipeline.evaluation_batches(source, encoder.frames, batch_size=encoder.batch, workers=encoder.workers)
-    with batches as iterator:
-        for batch in iterator:
-            count.update(int(batch["valid"].sum()), batch["failures"])
-            given = sharding.to_global({"video": batch["video"], "prefix": prefix}, encoder.mesh)
-            static = (encoder.model, encoder.streams, encoder.image_frames, search)
-            tokens = np.asarray(_written(*static, encoder.parameters, given["video"], given["prefix"]).tokens)
-            for index, valid, row in zip(batch["index"], batch["valid"], tokens, strict=True):
-                if valid:
-                    captions[int(index)] = encoder.tokenizer.decode(row)
-            done += int((batch["index"] >= 0).sum())
-            update(done)
+    prefix = sharding.to_global({"prefix": prefix}, encoder.mesh)["prefix"]
+    captions = {}
+    for batch, video in encoder.batches(source, max_failed_share, update):
+        written = _written(encoder.model, search, encoder.parameters["decoder"], encoder.remember(video), prefix)
+        for index, valid, row in zip(batch["index"], batch["valid"], np.asarray(written.tokens), strict=True):
+            if valid:
+                captions[int(index)] = encoder.tokenizer.decode(row)
     return captions
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _written(model, streams, image_frames, search, parameters, video, prefix) -> Texts:
-    visual = model.apply({"params": parameters}, video, streams, image_frames, method="encode_visual")
-    memory = decoder_of(model, Remember).apply({"params": parameters["decoder"]}, visual.streams)
-    lengths = jax.numpy.full(prefix.shape[0], prefix.shape[1])
-    return generate(decoder_of(model, NextTokens), parameters["decoder"], memory, prefix, lengths, search)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _written(model, search, parameters, memory, prefix) -> Texts:
+    lengths = jnp.full(prefix.shape[0], prefix.shape[1])
+    return generate(decoder_of(model, NextTokens), parameters, memory, prefix, lengths, search)
 
 
 def evaluate_captioning(
@@ -81,7 +72,7 @@ def evaluate_captioning(
       InputError: no clip of the split has a caption, or the scorers are not installed.
     """
     written = caption_clips(encoder, source, search, max_failed_share, update)
-    clips = {index: schema.from_example(source[index]) for index in written}
+    clips = {index: without_media(source, index) for index in written}
     described = {index: clip for index, clip in clips.items() if clip.captions}
     if not described:
         raise InputError("no clip of the split to caption has a caption to compare with")

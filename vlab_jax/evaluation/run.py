@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import logging
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,8 @@ from vlab_jax.data import pipeline, schema
 from vlab_jax.data.tokenizer import Tokenizer
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import contact_sheet, report, retrieval
-from vlab_jax.models.vlab import VLAB
+from vlab_jax.models.cached_decoder import Memory, Remember
+from vlab_jax.models.vlab import VLAB, decoder_of
 from vlab_jax.runtime import sharding
 
 
@@ -43,6 +44,29 @@ class Encoder:
         divisor = sharding.batch_divisor(self.mesh)
         return -(-self.batch_size // divisor) * divisor
 
+    def batches(
+        self, source: Sequence, max_failed_share: float, update: Callable[[int], None]
+    ) -> Iterator[tuple[pipeline.Batch, jax.Array]]:
+        """Batches of all clips of a source (`pipeline.evaluation_batches`), each with its video on the mesh.
+
+        Args:
+          source: a data source of the schema.
+          max_failed_share: see `pipeline.FailureCount`.
+          update: called with the number of clips done.
+        """
+        count = pipeline.FailureCount(max_failed_share)
+        done = 0
+        with pipeline.evaluation_batches(source, self.frames, batch_size=self.batch, workers=self.workers) as batches:
+            for batch in batches:
+                count.update(int(batch["valid"].sum()), batch["failures"])
+                yield batch, sharding.to_global({"video": batch["video"]}, self.mesh)["video"]
+                done += int((batch["index"] >= 0).sum())
+                update(done)
+
+    def remember(self, video: jax.Array) -> Memory:
+        """What the decoder needs of clips, uint8 `[B, T, S, S, 3]`, to write about them."""
+        return _remember(self.model, self.streams, self.image_frames, self.parameters, video)
+
     def embed_clips(
         self,
         source: Sequence,
@@ -56,18 +80,11 @@ class Encoder:
           max_failed_share: see `pipeline.FailureCount`.
           update: called with the number of clips done.
         """
-        count = pipeline.FailureCount(max_failed_share)
-        embeddings, indices, done = [], [], 0
-        with pipeline.evaluation_batches(source, self.frames, batch_size=self.batch, workers=self.workers) as batches:
-            for batch in batches:
-                real = batch["index"] >= 0
-                count.update(int(batch["valid"].sum()), batch["failures"])
-                video = sharding.to_global({"video": batch["video"]}, self.mesh)["video"]
-                embedded = _embed_clips(self.model, self.streams, self.image_frames, self.parameters, video)
-                embeddings.append(np.asarray(embedded)[batch["valid"]])
-                indices.append(batch["index"][batch["valid"]])
-                done += int(real.sum())
-                update(done)
+        embeddings, indices = [], []
+        for batch, video in self.batches(source, max_failed_share, update):
+            embedded = _embed_clips(self.model, self.streams, self.image_frames, self.parameters, video)
+            embeddings.append(np.asarray(embedded)[batch["valid"]])
+            indices.append(batch["index"][batch["valid"]])
         return np.concatenate(embeddings), np.concatenate(indices)
 
     def embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "C E"]:
@@ -85,6 +102,12 @@ class Encoder:
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _embed_clips(model, streams, image_frames, parameters, video):
     return model.apply({"params": parameters}, video, streams, image_frames, method="encode_visual").embedding
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _remember(model, streams, image_frames, parameters, video):
+    visual = model.apply({"params": parameters}, video, streams, image_frames, method="encode_visual")
+    return decoder_of(model, Remember).apply({"params": parameters["decoder"]}, visual.streams)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -110,6 +133,11 @@ class Retrieval:
     indices: np.ndarray
 
 
+def without_media(source: Sequence, index: int) -> schema.Clip:
+    """A clip of a source, as light as its texts."""
+    return dataclasses.replace(schema.from_example(source[index]), media=b"")
+
+
 def evaluate_retrieval(
     encoder: Encoder,
     source: Sequence,
@@ -126,7 +154,7 @@ def evaluate_retrieval(
     if not len(source):
         raise InputError("the split to evaluate is empty")
     embeddings, indices = encoder.embed_clips(source, max_failed_share, update)
-    clips = [dataclasses.replace(schema.from_example(source[int(i)]), media=b"") for i in indices]
+    clips = [without_media(source, int(i)) for i in indices]
     captions = [caption for clip in clips for caption in clip.captions]
     if not captions:
         raise InputError("no clip of the split to evaluate has a caption")

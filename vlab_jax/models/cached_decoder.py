@@ -33,11 +33,6 @@ class Memory(struct.PyTreeNode):
     stored: dict[str, KeysAndValues]
     active: jax.Array | None
 
-    @property
-    def clips(self) -> int:
-        """How many clips it is of."""
-        return jax.tree.leaves(self.stored)[0].shape[1]
-
 
 class Remember(MultimodalDecoder):
     """The decoder's parameters, used to compute the `Memory` of clips."""

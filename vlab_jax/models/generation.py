@@ -156,8 +156,9 @@ def _one_by_one(advance: Any, logits: jax.Array, cache: KeyValueCache, search: S
 def _choose(logits: Float[Array, "N V"], search: Search, rng: Any) -> Int[Array, " N"]:
     if not search.temperature:
         return logits.argmax(axis=-1).astype(jnp.int32)
-    logits = jnp.where(nucleus(logits / search.temperature, search.top_p), logits / search.temperature, NEVER)
-    return jax.random.categorical(rng, logits).astype(jnp.int32)
+    logits = logits / search.temperature
+    drawn_from = jnp.where(nucleus(logits, search.top_p), logits, NEVER)
+    return jax.random.categorical(rng, drawn_from).astype(jnp.int32)
 
 
 def nucleus(logits: Float[Array, "N V"], top_p: float) -> Bool[Array, "N V"]:

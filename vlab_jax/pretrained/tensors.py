@@ -46,14 +46,6 @@ class Tensors(Mapping[str, tuple[int, ...]]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def file_of(self, name: str) -> str:
-        """The name of the file that a tensor is in."""
-        return self._entries[name].file.name
-
-    def dtype(self, name: str) -> str:
-        """A tensor's type, as safetensors spells it."""
-        return self._entries[name].dtype
-
     def read(self, names: Iterable[str]) -> list[np.ndarray]:
         """The values of some tensors, in the types they are stored in.
 

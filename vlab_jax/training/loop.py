@@ -320,7 +320,8 @@ def make_tokenizer(
         made = tokenizers.load(pretrained.files.folder, length)
         made.save(workdir)
     elif config.tokenizer.kind == "clip":
-        made = tokenizers.load_clip(config.tokenizer.path, length)
+        beside = "" if pretrained is None else str(pretrained.files.folder)
+        made = tokenizers.load_clip(config.tokenizer.path or beside, length)
         made.save(workdir)
     else:
         mixtures = [config.stage[name].train or config.data.train for name in config.stages]

@@ -60,8 +60,7 @@ def captioning(
       logits: at position i, for the token at i + 1.
       smoothing: the share of probability that label smoothing spreads over the vocabulary.
     """
-    present = jnp.arange(1, tokens.shape[1]) < lengths[:, None]  # [B, L-1]
-    return _mean_cross_entropy(logits[:, :-1], tokens[:, 1:], present, smoothing)
+    return question_answering(logits, tokens, jnp.ones_like(lengths), lengths, smoothing)
 
 
 def question_answering(

@@ -38,12 +38,11 @@ def pretrained_parameters(pretrained: Pretrained, model: VLAB, frames: int, seed
     """
     shapes = parameter_shapes(model, frames)
     loaded, origins = load_parameters(pretrained, shapes, sharding.shardings(shapes, mesh))
-    if pretrained.whole:
-        logging.info("%s (%s)\n%s", pretrained.name, pretrained.architecture.format, format_origins(origins, {}))
-        return loaded
-    parameters = start_from_clip({**random_parameters(model, frames, seed, mesh, without=tuple(loaded)), **loaded})
     table = format_origins(origins, _others(shapes, loaded))
     logging.info("%s (%s)\n%s", pretrained.name, pretrained.architecture.format, table)
+    if pretrained.whole:
+        return loaded
+    parameters = start_from_clip({**random_parameters(model, frames, seed, mesh, without=tuple(loaded)), **loaded})
     return {part: parameters[part] for part in shapes}
 
 
