@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 from vlab_jax.errors import InputError
 
-VIDEOS = "mp4|m4v|mkv|avi|mov|mpg|mpeg|webm|gif|wmv|flv|3gp|3g2|mts|m2ts|ts|ogv|vob|asf"
-IMAGES = "jpg|jpeg|png|webp|bmp|tif|tiff"
+VIDEOS = "mp4|m4v|mkv|avi|mov|mpg|mpeg|m1v|m2v|webm|gif|wmv|asf|flv|f4v|3gp|3g2|mts|m2ts|ts|ogv|vob|divx|rm|rmvb|mxf|h264|hevc"
+IMAGES = "jpg|jpeg|jfif|png|webp|bmp|tif|tiff|avif"
 _EXTENSIONS = re.compile(rf"(\.({VIDEOS}|{IMAGES})?)+\Z", re.IGNORECASE)
 _IMAGE = re.compile(rf"\.({IMAGES})\Z", re.IGNORECASE)
 _COMMIT_EVERY = 100_000  # files
@@ -31,6 +31,10 @@ CREATE TABLE IF NOT EXISTS directory (
 CREATE TABLE IF NOT EXISTS media (
     number INTEGER PRIMARY KEY, stem TEXT, suffix TEXT, directory INTEGER, size INTEGER, time INTEGER);
 """
+_MEDIA = (
+    "SELECT media.number, shown || '/' || stem || suffix, size, media.time FROM media "
+    "JOIN directory ON directory.number = media.directory"
+)
 
 
 class Media(NamedTuple):
@@ -107,15 +111,14 @@ class MediaIndex:
 
         A name is that of a file without its extension; one with folders, as in `00017/000170042`, has to stand at the
         end of the file's path. Where several files have it, the first of these counts: one that is not empty; one that
-        stands where the name says, counted from the folder; one of the first folder; a video; one in fewer subfolders;
-        the first by path.
+        has the extension, where the name has one; one that stands where the name says, counted from the folder; one of
+        the first folder; a video; one in fewer subfolders; the first by path.
 
         Raises:
           InputError: a name leads out of the folder.
         """
         for name in names:
-            name = checked_name(name)
-            found = list(self._named(name))
+            found = list(self._named(checked_name(name), name))
             if found:
                 return min(found)[-1]
         return None
@@ -129,15 +132,13 @@ class MediaIndex:
         return f"{total % 2**128:032x}"
 
     def __iter__(self) -> Iterator[Media]:
-        rows = self.database.execute(
-            "SELECT media.number, shown, stem, suffix, size, media.time FROM media "
-            "JOIN directory ON directory.number = media.directory"
-        )
-        for number, shown, stem, suffix, size, time in rows:
-            yield Media(number, f"{shown}/{stem}{suffix}", size, time)
+        return map(Media._make, self.database.execute(_MEDIA))
 
-    def _named(self, name: str) -> Iterator[tuple[bool, bool, int, bool, int, str, Media]]:
-        """The media of a name, each behind what it is ranked by."""
+    def __getitem__(self, number: int) -> Media:
+        return Media._make(self.database.execute(f"{_MEDIA} WHERE media.number = ?", (number,)).fetchone())
+
+    def _named(self, name: str, given: str) -> Iterator[tuple[bool, bool, bool, int, bool, int, str, Media]]:
+        """The media of a name, each behind what it is ranked by; `given` is the name before its extension was lost."""
         rows = self.database.execute(
             "SELECT media.number, shown, folder, suffix, size, media.time FROM media "
             "JOIN directory ON directory.number = media.directory WHERE stem = ?",
@@ -148,8 +149,8 @@ class MediaIndex:
             inside = os.path.relpath(stem, self.folders[folder])
             if f"/{inside}".endswith(f"/{name}"):
                 media = Media(number, stem + suffix, size, time)
-                rank = (not size, inside != name, folder, bool(_IMAGE.search(suffix)), inside.count("/"), media.path)
-                yield *rank, media
+                exact = (inside + suffix != given, inside != name)
+                yield not size, *exact, folder, bool(_IMAGE.search(suffix)), inside.count("/"), media.path, media
 
     def _list(self, number: int, real: str, shown: str, folder: int) -> int:
         """Lists one directory; returns how many media files it holds."""
