@@ -95,7 +95,7 @@ def check(
 
     source = source_of(dataset, manual_dir)
     state = CheckState(out.with_name(f"{out.name}.state"), source.identity, source.folders)
-    print(f"{source.name} in {' and '.join(map(str, source.folders))}{', going on' if state.resumed else ''}")
+    print(f"{source.name} in {' and '.join(map(str, source.folders))}{', going on' if state.resumed else ''}", flush=True)
     with _bar("listing media", " files", state.index.files) as bar:
         state.index.scan(bar.update)
     tallies, findings = {}, []
@@ -247,9 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--manual_dir", default="", help="where the files of official data sets lie")
     parser.add_argument("--allow_missing", action="store_true", help="clips without media will be left out: a warning")
     parser.add_argument("--workers", type=int, default=-1, help="processes that open media (default: cores less one)")
-    parser.add_argument(
-        "--probe", type=float, default=1.0, help="the share of the media to open (default: 1)"
-    )
+    parser.add_argument("--probe", type=float, default=1.0, help="the share of the media to open (default: 1)")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds for one file (default: 60)")
     parser.add_argument("--out", default="", help="the list of findings (default: check_<data set>.tsv)")
     given = parser.parse_args(arguments)

@@ -85,9 +85,7 @@ def _on_clips(state: CheckState, clips: Mapping[str, int], allow_missing: bool, 
             shares = ", ".join(f"{split} {count[split]:,} of {clips[split]:,}" for split in clips)
             text = f"{count.total():,} of {total:,} clips ({count.total() / total:.2%}) {KINDS[kind]}"
             if kind in ("missing", "empty"):
-                text += (
-                    "; they are left out" if left_out else "; add them, or leave the clips out: --allow_missing"
-                )
+                text += "; they are left out" if left_out else "; add them, or leave the clips out: --allow_missing"
             yield Finding(severities[kind], kind, f"{text}: {shares}")
 
 
@@ -125,9 +123,7 @@ def _on_splits(state: CheckState, listing: Listing) -> Iterator[Finding]:
         count += 1
         listing.add("duplicate", SPLITS[split], clip, "", "another clip of the split has this id")
     if count:
-        yield Finding(
-            ERROR, "duplicate", f"{count:,} ids are those of several clips of a split; mend the annotations"
-        )
+        yield Finding(ERROR, "duplicate", f"{count:,} ids are those of several clips of a split; mend the annotations")
     count = 0
     for video, splits in state.rows(
         "SELECT video, group_concat(DISTINCT split) FROM clip GROUP BY video HAVING min(split) < max(split)"
@@ -144,9 +140,7 @@ def _on_splits(state: CheckState, listing: Listing) -> Iterator[Finding]:
         count += 1
         listing.add("copy", "", "", path, f"another name has the same bytes; in {_named(splits)}")
     if count:
-        yield Finding(
-            WARNING, "copy", f"{count:,} media have a copy, under another name, in another split"
-        )
+        yield Finding(WARNING, "copy", f"{count:,} media have a copy, under another name, in another split")
 
 
 def _on_captions(state: CheckState) -> Iterator[Finding]:

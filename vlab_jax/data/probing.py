@@ -11,6 +11,9 @@ from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 
 from vlab_jax.data.video import DecodeError, probe
+from vlab_jax.errors import InputError
+
+_START = 120.0  # seconds for a process to start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +52,15 @@ def probe_files(paths: Iterable[str], workers: int, timeout: float) -> Iterator[
     Args:
       workers: processes.
       timeout: seconds after which a file counts as unreadable, and its worker is replaced.
+
+    Raises:
+      InputError: worker processes do not start.
     """
     paths = iter(paths)
     crew = [_Worker() for _ in range(max(workers, 1))]
     try:
         for worker in crew:
+            worker.wait_for_start()
             worker.give(next(paths, None), timeout)
         while any(worker.path is not None for worker in crew):
             busy = [worker for worker in crew if worker.path is not None]
@@ -68,6 +75,7 @@ def probe_files(paths: Iterable[str], workers: int, timeout: float) -> Iterator[
                 result = worker.result(timeout)
                 if worker.ended:
                     crew[place] = worker = _Worker()
+                    worker.wait_for_start()
                 yield result
                 worker.give(next(paths, None), timeout)
     finally:
@@ -88,15 +96,23 @@ class _Worker:
         self.path: str | None = None
         self.deadline = 0.0
         self.ended = False
-        self._begun = False
+
+    def wait_for_start(self) -> None:
+        """Returns when the process is ready, so that a file is not blamed for what the process lacks."""
+        with contextlib.suppress(EOFError, ConnectionError):
+            if self.connection.poll(_START):
+                self.connection.recv()
+                return
+        raise InputError(
+            "worker processes do not start: the system has no memory for them (ask for fewer: --workers=1), or the "
+            'program starts its work when it is imported, outside of `if __name__ == "__main__":`'
+        )
 
     def give(self, path: str | None, timeout: float) -> None:
         """Hands over the next file, if there is one."""
         self.path = path
         if path is not None:
-            # The first file waits for the process to have started.
-            self.deadline = time.monotonic() + timeout + (0 if self._begun else 60)
-            self._begun = True
+            self.deadline = time.monotonic() + timeout
             self.connection.send(path)
 
     def result(self, timeout: float) -> Probed:
@@ -121,5 +137,6 @@ class _Worker:
 def _serve(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
+        connection.send("ready")
         while True:
             connection.send(probe_file(connection.recv()))

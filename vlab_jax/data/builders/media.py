@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from vlab_jax.errors import InputError
 
-VIDEOS = "mp4|m4v|mkv|avi|mov|mpg|mpeg|m1v|m2v|webm|gif|wmv|asf|flv|f4v|3gp|3g2|mts|m2ts|ts|ogv|vob|divx|rm|rmvb|mxf|h264|hevc"
+VIDEOS = "mp4|m4v|mkv|avi|mov|mpg|mpeg|m1v|m2v|webm|gif|wmv|asf|flv|f4v|3gp|3g2|mts|m2ts|ts|ogv|vob|divx|rm|rmvb|mxf"
 IMAGES = "jpg|jpeg|jfif|png|webp|bmp|tif|tiff|avif"
 _EXTENSIONS = re.compile(rf"(\.({VIDEOS}|{IMAGES})?)+\Z", re.IGNORECASE)
 _IMAGE = re.compile(rf"\.({IMAGES})\Z", re.IGNORECASE)
