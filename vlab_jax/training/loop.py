@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from vlab_jax import config as configuration
 from vlab_jax.data import builders, pipeline, sampling, schema
 from vlab_jax.data import tokenizer as tokenizers
+from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import run as evaluation
 from vlab_jax.evaluation.tasks import Outcome, Plan, search_of
@@ -93,6 +94,7 @@ class Run:
         self.config, self.workdir, self.mesh = config, workdir, mesh
         self.checkpoints, self.writer = checkpoints, writer
         self.saved_config = configuration.plain(config.to_dict())
+        self.options = BuildOptions.from_fields(dict(config.data))
         self.workers = pipeline.default_workers(config.data.workers)
         self.results: dict[str, dict[str, float]] = {}
         check_workdir(checkpoints, self.saved_config)
@@ -214,7 +216,7 @@ class Run:
         )
 
     def _open(self, spec: str, split: str) -> Any:
-        return builders.open_split(spec, split, self.config.data.directory)
+        return builders.open_split(spec, split, self.options)
 
     def _frames(self, count: int) -> pipeline.FrameOptions:
         return pipeline.FrameOptions(count, self.config.model.vision.image_size, self.config.data.short)
@@ -326,7 +328,8 @@ def make_tokenizer(
     else:
         mixtures = [config.stage[name].train or config.data.train for name in config.stages]
         specs = dict.fromkeys(spec for mixture in mixtures for spec, _ in pipeline.parse_mixture(mixture))
-        made = tokenizers.train_bpe(_captions(list(specs), config.data.directory), vocab_size, length)
+        options = BuildOptions.from_fields(dict(config.data))
+        made = tokenizers.train_bpe(_captions(list(specs), options), vocab_size, length)
         made.save(workdir)
     if made.vocab_size > vocab_size:
         raise InputError(
@@ -335,10 +338,10 @@ def make_tokenizer(
     return made
 
 
-def _captions(specs: Sequence[str], directory: str, limit: int = 100_000):
+def _captions(specs: Sequence[str], options: BuildOptions, limit: int = 100_000):
     """Captions of the training splits, to train a tokenizer on."""
     for spec in specs:
-        source = builders.open_split(spec, "train", directory)
+        source = builders.open_split(spec, "train", options)
         for index in range(min(len(source), limit)):
             yield from schema.from_example(source[index]).captions
 
