@@ -6,29 +6,28 @@ A data set is named by its spec: `motion`, `motion/still` (a configuration), `fo
 import contextlib
 import difflib
 import fcntl
-import functools
-import io
 import pathlib
 import re
-import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.constants import get_default_data_dir
-from tqdm import tqdm
 
+from vlab_jax.data.builders import local_build, records
+from vlab_jax.data.builders.clip_builder import ClipBuilder
 from vlab_jax.data.builders.folder import Folder
 from vlab_jax.data.builders.motion import Motion
 from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.errors import InputError
 
 # A builder with a method `config_of` reads a directory, named after a colon.
-BUILDERS: dict[str, type[tfds.core.DatasetBuilder]] = {"motion": Motion, "folder": Folder}
+BUILDERS: dict[str, type[ClipBuilder]] = {"motion": Motion, "folder": Folder}
+# Writes the files of a data set into a directory.
+Build = Callable[[ClipBuilder, pathlib.Path, BuildOptions], None]
 
 
-def prepare(spec: str, options: BuildOptions) -> tfds.core.DatasetBuilder:
+def prepare(spec: str, options: BuildOptions, build: Build = local_build.build) -> tfds.core.DatasetBuilder:
     """The builder of a data set, its files written below `options.directory` if they are not there yet.
 
     Processes that ask for the same data at once wait for the first of them to build it.
@@ -36,21 +35,28 @@ def prepare(spec: str, options: BuildOptions) -> tfds.core.DatasetBuilder:
     Args:
       spec: `name`, `name/configuration` or `folder:directory`.
       options: where from, where to, in which form.
+      build: what writes the files.
 
     Raises:
       InputError: no such data set or configuration, or its source has errors.
     """
     data_dir = str(pathlib.Path(options.directory or get_default_data_dir()).expanduser().resolve())
     builder = _builder(spec, data_dir)
+    files = _files(builder, options)
+    if not records.is_prepared(files):
+        with _lock(files):
+            if not records.is_prepared(files):
+                build(builder, files, options)
+    return tfds.builder_from_directory(files)
+
+
+def _files(builder: ClipBuilder, options: BuildOptions) -> pathlib.Path:
+    """Where the data set is: of the frames variant, in a directory for each rate, size and quality."""
     files = pathlib.Path(builder.data_dir)
-    if files.exists():
-        return builder
-    with _lock(files):
-        if not files.exists():
-            _clear_left_overs(files)
-            _build(builder)
-    # Made again: only a builder that finds the files has read what they hold.
-    return _builder(spec, data_dir)
+    if options.variant == "file":
+        return files
+    form = f"{options.frame_rate:g}fps_{options.short_side}px_q{options.jpeg_quality}"
+    return files.parent.with_name(f"{files.parent.name}-frames_{form}") / files.name
 
 
 def open_split(spec: str, split: str, options: BuildOptions) -> Any:
@@ -66,7 +72,7 @@ def open_split(spec: str, split: str, options: BuildOptions) -> Any:
     return builder.as_data_source(split=split)
 
 
-def _builder(spec: str, data_dir: str) -> tfds.core.DatasetBuilder:
+def _builder(spec: str, data_dir: str) -> ClipBuilder:
     """The builder that `spec` names, not yet built."""
     name, mark, rest = re.fullmatch(r"([^:/]*)([:/]?)(.*)", spec, re.DOTALL).groups()
     if name not in BUILDERS:
@@ -100,58 +106,3 @@ def _lock(files: pathlib.Path) -> Iterator[None]:
     with open(files.parent / f".{files.name}.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _clear_left_overs(files: pathlib.Path) -> None:
-    """Removes what a killed build left beside `files`; to be called under the lock."""
-    for left_over in files.parent.glob(f"incomplete.*_{files.name}"):
-        shutil.rmtree(left_over)
-
-
-def _build(builder: tfds.core.DatasetBuilder) -> None:
-    """Writes the data set, with one progress bar instead of TFDS' many."""
-    total = getattr(builder.builder_config, "clips", None)
-    with (
-        tqdm(
-            total=total,
-            desc=f"preparing {builder.info.full_name}",
-            unit=" clips",
-            mininterval=0.5 if sys.stderr.isatty() else 10.0,
-        ) as bar,
-        _quiet(),
-    ):
-        builder._split_generators = _counted(builder._split_generators, bar)
-        builder.download_and_prepare()
-
-
-def _counted(split_generators: Callable[..., dict[str, Any]], bar: tqdm) -> Callable[..., dict[str, Any]]:
-    """`split_generators` with examples that move the bar on as they are made (Beam's are left alone)."""
-
-    def count(examples: Any) -> Any:
-        if not isinstance(examples, Iterator):
-            return examples
-        return _ticking(examples, bar)
-
-    # TFDS looks at the signature, which `wraps` keeps.
-    @functools.wraps(split_generators)
-    def counted(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {split: count(examples) for split, examples in split_generators(*args, **kwargs).items()}
-
-    return counted
-
-
-def _ticking(examples: Iterator[Any], bar: tqdm) -> Iterator[Any]:
-    for example in examples:
-        yield example
-        bar.update()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No bars and no words from TFDS."""
-    tfds.display_progress_bar(False)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        tfds.display_progress_bar(True)
