@@ -230,10 +230,8 @@ def shown_interval(
     """
     first, last = max(float(start), float(times[0])), min(float(end), stop)
     if first >= last:
-        raise DecodeError(
-            f"the interval [{start:g} s, {end:g} s) lies outside the media, which is shown "
-            f"from {times[0]:g} s to {stop:g} s"
-        )
+        bound = f"ends at {stop:g} s" if start >= stop else f"begins at {times[0]:g} s"
+        raise DecodeError(f"the interval [{start:g} s, {end:g} s) lies outside the media, which {bound}")
     return first, last
 
 

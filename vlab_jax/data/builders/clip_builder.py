@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 
 from vlab_jax.data import schema
+from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.data.builders.store import read
 
 
@@ -26,6 +27,10 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     @abc.abstractmethod
     def clips(self) -> dict[str, Iterator[schema.Clip]]:
         """The clips of each split, made as they are asked for; media may be paths."""
+
+    def title(self, options: BuildOptions) -> str:
+        """What a progress bar says is being prepared."""
+        return f"preparing {self.info.full_name}{' as frames' if options.variant == 'frames' else ''}"
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
         """For TFDS's own tools."""

@@ -33,8 +33,8 @@ def build(builder: ClipBuilder, files: pathlib.Path, options: BuildOptions) -> N
         raise InputError(
             f"{files} holds an unfinished data set, begun with --beam; finish it with the same command, or remove it"
         )
-    clear_left_overs(files)
-    with new_folder(files) as folder, progress_bar(builder, options) as bar:
+    _clear_left_overs(files)
+    with _new_folder(files) as folder, _progress(builder, options) as bar:
         failures = records.Failures(folder)
         splits = []
         for split, clips in builder.clips().items():
@@ -51,19 +51,8 @@ def build(builder: ClipBuilder, files: pathlib.Path, options: BuildOptions) -> N
         records.write_description(builder, options.variant, folder, splits)
 
 
-def progress_bar(builder: ClipBuilder, options: BuildOptions) -> tqdm:
-    """A bar over the clips of a data set."""
-    form = " as frames" if options.variant == "frames" else ""
-    return tqdm(
-        total=getattr(builder.builder_config, "clips", None),
-        desc=f"preparing {builder.info.full_name}{form}",
-        unit=" clips",
-        mininterval=0.5 if sys.stderr.isatty() else 10.0,
-    )
-
-
 @contextlib.contextmanager
-def new_folder(files: pathlib.Path) -> Iterator[pathlib.Path]:
+def _new_folder(files: pathlib.Path) -> Iterator[pathlib.Path]:
     """A folder that becomes `files` if all goes well, and is removed if not."""
     folder = files.parent / f"incomplete.{os.getpid()}_{files.name}"
     folder.mkdir(parents=True)
@@ -75,10 +64,16 @@ def new_folder(files: pathlib.Path) -> Iterator[pathlib.Path]:
         raise
 
 
-def clear_left_overs(files: pathlib.Path) -> None:
+def _clear_left_overs(files: pathlib.Path) -> None:
     """Removes what killed builds left beside `files`; nobody else may be building it."""
     for left_over in files.parent.glob(f"incomplete.*_{files.name}"):
         shutil.rmtree(left_over)
+
+
+def _progress(builder: ClipBuilder, options: BuildOptions) -> tqdm:
+    total = getattr(builder.builder_config, "clips", None)
+    seconds = 0.5 if sys.stderr.isatty() else 10.0
+    return tqdm(total=total, desc=builder.title(options), unit=" clips", mininterval=seconds)
 
 
 def _workers(options: BuildOptions) -> int:

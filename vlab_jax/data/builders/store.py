@@ -6,7 +6,6 @@ clips: whoever reads it is told, counts it, and names it, as with a file that ca
 
 import dataclasses
 import functools
-import pathlib
 from typing import NamedTuple
 
 import tensorflow_datasets as tfds
@@ -14,6 +13,7 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from vlab_jax.data import frames, schema, video
 from vlab_jax.data.builders.options import BuildOptions
+from vlab_jax.data.files import read_file
 
 
 class Stored(NamedTuple):
@@ -42,18 +42,8 @@ def without_media(clip: schema.Clip, options: BuildOptions, failure: str) -> Sto
 
 
 def read(media: bytes | tuple[bytes, ...] | str) -> bytes | tuple[bytes, ...]:
-    """The media of a clip that is not stored yet: given, or the file's bytes. Paths with `://` are read by Beam.
-
-    Raises `OSError`.
-    """
-    if not isinstance(media, str):
-        return media
-    if "://" not in media:
-        return pathlib.Path(media).read_bytes()
-    from apache_beam.io.filesystems import FileSystems  # an optional package, which such a path comes from
-
-    with FileSystems.open(media) as file:
-        return file.read()
+    """The media of a clip that is not stored yet: given, or those of a file. Raises `OSError`."""
+    return read_file(media) if isinstance(media, str) else media
 
 
 def _stored(clip: schema.Clip, media: bytes | tuple[bytes, ...], variant: str) -> Stored:
