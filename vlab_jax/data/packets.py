@@ -14,8 +14,9 @@ import dataclasses
 import io
 import itertools
 import math
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from fractions import Fraction
+from typing import TypeVar
 
 import av
 import numpy as np
@@ -26,6 +27,8 @@ from vlab_jax.data.sampling import even_times, fill_times
 # How far before the start of an interval to seek, in seconds, until a key frame lies before it.
 _SEEK_MARGINS = (0.0, 2.0, 20.0)
 _DEFAULT_RATE = 25
+
+T = TypeVar("T")
 
 
 class DecodeError(ValueError):
@@ -90,10 +93,11 @@ def decode_packets(
             continue
 
 
-def decode_frames(interval: Interval, wanted: Sequence[int]) -> dict[int, av.VideoFrame]:
-    """The frames at these places in display order, each decoded from the key frame before it.
+def decode_frames(interval: Interval, wanted: Sequence[int], take: Callable[[av.VideoFrame], T]) -> dict[int, T]:
+    """What `take` makes of the frames at these places in display order, each decoded from the key frame before it.
 
-    A frame that is damaged is replaced by the nearest earlier one that is not, or else by the nearest later.
+    A frame is let go of as soon as it is taken, so memory holds what `take` returns. A frame that is damaged is
+    replaced by the nearest earlier one that is not, or else by the nearest later.
 
     Raises:
         UnreliableTimes: the decoder's order of frames contradicts the packets' times.
@@ -102,8 +106,8 @@ def decode_frames(interval: Interval, wanted: Sequence[int]) -> dict[int, av.Vid
     wanted = sorted(set(wanted))
     if interval.places is None:
         counted = enumerate(decode_packets(interval.stream.codec_context, interval.packets))
-        return _some(_collect(counted, wanted)[0])
-    frames: dict[int, av.VideoFrame] = {}
+        return _some(_collect(counted, wanted, take)[0])
+    frames: dict[int, T] = {}
     damaged: list[int] = []
     for key, group in itertools.groupby(wanted, key=lambda frame: _key_place(interval, frame)):
         targets = list(group)
@@ -112,16 +116,16 @@ def decode_frames(interval: Interval, wanted: Sequence[int]) -> dict[int, av.Vid
         stamps = {interval.stamps[target] for target in targets}
         # AVI's stamps are checked against the decoder's order, which takes every frame.
         wanted_only = None if _stores_no_times(interval.stream) else stamps
-        found, inexact = _collect(_decode_numbered(interval, stretch, wanted_only), targets)
+        found, inexact = _collect(_decode_numbered(interval, stretch, wanted_only), targets, take)
         frames |= found
         damaged += inexact
     # An open GOP, or a key frame that is damaged itself, can need packets from before the key frame.
     if damaged:
-        frames |= _collect(_decode_numbered(interval, interval.packets, None), damaged)[0]
+        frames |= _collect(_decode_numbered(interval, interval.packets, None), damaged, take)[0]
     return _some(frames)
 
 
-def _some(frames: dict[int, av.VideoFrame]) -> dict[int, av.VideoFrame]:
+def _some(frames: dict[int, T]) -> dict[int, T]:
     if not frames:
         raise DecodeError("no frame of the media can be decoded")
     return frames
@@ -296,23 +300,23 @@ def _decode_numbered(
 
 
 def _collect(
-    numbered: Iterable[tuple[int, av.VideoFrame]], wanted: Sequence[int]
-) -> tuple[dict[int, av.VideoFrame], list[int]]:
-    """Each wanted number's frame, or the nearest before it, or else after it; and which are not exact."""
-    frames: dict[int, av.VideoFrame] = {}
+    numbered: Iterable[tuple[int, av.VideoFrame]], wanted: Sequence[int], take: Callable[[av.VideoFrame], T]
+) -> tuple[dict[int, T], list[int]]:
+    """Each wanted number's frame, or the nearest before it, or else after it, taken; and which are not exact."""
+    frames: dict[int, T] = {}
     inexact: list[int] = []
     pending = list(wanted)
     latest = None
     for number, frame in numbered:
         while pending and pending[0] < number:
             inexact.append(pending[0])
-            frames[pending.pop(0)] = latest or frame
+            frames[pending.pop(0)] = take(latest or frame)
         latest = frame
         if pending and pending[0] == number:
-            frames[pending.pop(0)] = frame
+            frames[pending.pop(0)] = take(frame)
         if not pending:
             break
     inexact += pending
-    if latest is not None:
-        frames |= dict.fromkeys(pending, latest)
+    if pending and latest is not None:
+        frames |= dict.fromkeys(pending, take(latest))
     return frames, inexact

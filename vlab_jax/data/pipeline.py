@@ -13,8 +13,6 @@ import logging
 import math
 import os
 import re
-import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +22,7 @@ from absl import flags
 
 from vlab_jax.data import schema, video
 from vlab_jax.data.tokenizer import Tokenizer
+from vlab_jax.data.workers import end_with_parent
 from vlab_jax.errors import InputError, RunStopped
 
 Batch = dict[str, Any]
@@ -287,19 +286,7 @@ def _in_background(batches: grain.MapDataset, workers: int) -> grain.IterDataset
         flags.FLAGS.mark_as_parsed()  # Grain asks for its own flags; a program without a command line has none
     quiet = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-    return batches.to_iter_dataset(quiet).mp_prefetch(options, _end_with_parent)
-
-
-def _end_with_parent(*_: int) -> None:
-    """Lets a worker process end when its parent is gone: after a SIGKILL nobody else tells it to."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    return batches.to_iter_dataset(quiet).mp_prefetch(options, end_with_parent)
 
 
 @dataclasses.dataclass

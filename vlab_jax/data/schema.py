@@ -33,12 +33,12 @@ class Clip:
     """A clip with its texts.
 
     `media` is the encoded file as obtained (a video, or an image: a one-frame video), or, in the `frames`
-    variant, one JPEG per frame in display order. `start` and `end` are seconds within the media; `end` is
-    `math.inf` where the clip ends with its media.
+    variant, one JPEG per frame in display order; of a clip that is not stored yet, it may be the file's path.
+    `start` and `end` are seconds within the media as obtained; `end` is `math.inf` where the clip ends with its media.
     """
 
     id: str
-    media: bytes | tuple[bytes, ...]
+    media: bytes | tuple[bytes, ...] | str
     captions: tuple[str, ...]
     questions: tuple[Question, ...] = ()
     start: float = 0.0
@@ -70,7 +70,7 @@ def features(variant: str = "file") -> tfds.features.FeaturesDict:
 
 
 def to_example(clip: Clip) -> dict[str, Any]:
-    """The clip as the dictionary that a TFDS builder yields."""
+    """The clip as the dictionary that a TFDS builder yields; its media are given, not their path."""
     return {
         "id": clip.id,
         "media": clip.media if isinstance(clip.media, bytes) else list(clip.media),

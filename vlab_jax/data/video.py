@@ -8,7 +8,8 @@ import contextlib
 import dataclasses
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import av
 import numpy as np
@@ -28,7 +29,21 @@ from vlab_jax.data.packets import (
 from vlab_jax.data.sampling import frames_at, segment_times
 from vlab_jax.errors import InputError
 
-__all__ = ["DecodeError", "MediaInfo", "decode_clip", "probe", "resize_and_crop", "upright"]
+__all__ = [
+    "DecodeError",
+    "MediaInfo",
+    "decode_clip",
+    "is_upright_jpeg",
+    "probe",
+    "read_frames",
+    "resize",
+    "resize_and_crop",
+    "shown_interval",
+    "shown_size",
+    "upright",
+]
+
+T = TypeVar("T")
 
 # How files of photographs begin, and how long one is shown, in seconds.
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG"
@@ -93,14 +108,45 @@ def decode_clip(
         InputError: an argument that no media could satisfy.
     """
     _check_arguments(num_frames, size, short)
+    if not isinstance(media, bytes):
+        return _decode_images(media, num_frames, size, rng, short)
+
+    def choose(times: Float[np.ndarray, " n"], stop: float) -> Int[np.ndarray, " t"]:
+        return _choose(times, stop, float(start), float(end), num_frames, rng, short)
+
+    return np.stack(read_frames(media, start, end, choose, lambda frame, aspect: resize_and_crop(frame, size, aspect)))
+
+
+def read_frames(
+    media: bytes,
+    start: float | int,
+    end: float | int,
+    choose: Callable[[Float[np.ndarray, " n"], float], Int[np.ndarray, " t"]],
+    take: Callable[[UInt8[np.ndarray, "h w 3"], float], T],
+) -> list[T]:
+    """What `take` makes of each frame that `choose` picks of the interval [start, end), in seconds.
+
+    Args:
+        media: an encoded video, or an image: a one-frame video.
+        choose: gets the times (seconds, increasing) at which the frames of the interval start, and when the last
+            one ends; returns which of them to take, in order. A frame may be picked more than once.
+        take: gets an upright RGB frame, and the width of its pixels over their height. Called once for each frame
+            that is picked (again, where times turn out to be unreliable), and frames are let go of then.
+
+    Raises `DecodeError`.
+    """
     with _one_kind_of_error():
-        if not isinstance(media, bytes):
-            return _decode_images(media, num_frames, size, rng, short)
         if not 0 <= start < end:
             raise DecodeError(f"the interval [{start:g} s, {end:g} s) is empty or begins before the media")
-        given = (media, float(start), float(end), num_frames, size, rng, short)
-        still = _decode_still(*given)
-        return _decode_video(*given) if still is None else still
+        still = _decode_still(media)
+        if still is not None:
+            chosen = choose(np.zeros(1), _STILL_DURATION)
+            return [take(still, 1.0)] * len(chosen)
+        with open_interval(media, float(start), float(end)) as interval:
+            if interval.places is not None:
+                with contextlib.suppress(UnreliableTimes):
+                    return _read_video(interval, media, choose, take)
+            return _read_video(with_decoded_times(interval), media, choose, take)
 
 
 def probe(media: bytes) -> MediaInfo:
@@ -113,7 +159,7 @@ def probe(media: bytes) -> MediaInfo:
             raise DecodeError("no frame of the media can be decoded")
         orientation = _orientation(frame, media)
         height, width = (frame.height, frame.width)[:: 1 if orientation[0, 0] else -1]
-        width, height = _shown_size(height, width, _pixel_aspect(interval.stream, orientation))
+        width, height = shown_size(height, width, _pixel_aspect(interval.stream, orientation))
         count, duration = len(interval.times), interval.stop - float(interval.times[0])
         return MediaInfo(width, height, duration, count, count / duration, round(frame.rotation))
 
@@ -127,15 +173,23 @@ def resize_and_crop(
     the crop's corner is rounded as torchvision's `CenterCrop` rounds it. A frame that has its size already is
     not resampled. `pixel_aspect` is the width of a pixel over its height.
     """
-    width, height = _shown_size(frame.shape[0], frame.shape[1], pixel_aspect)
-    short = min(width, height)
-    resized = tuple(size if side == short else int(size * side / short) for side in (width, height))
-    if resized != (frame.shape[1], frame.shape[0]):
-        image = Image.fromarray(np.ascontiguousarray(frame))
-        frame = np.asarray(image.resize(resized, Image.Resampling.BICUBIC))
+    frame = resize(frame, size, pixel_aspect)
     top = round((frame.shape[0] - size) / 2.0)
     left = round((frame.shape[1] - size) / 2.0)
     return np.ascontiguousarray(frame[top : top + size, left : left + size])
+
+
+def resize(
+    frame: UInt8[np.ndarray, "h w 3"], short_side: int, pixel_aspect: float = 1.0
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """The whole frame in square pixels, as `resize_and_crop` resizes it: the short side has `short_side` of them."""
+    width, height = shown_size(frame.shape[0], frame.shape[1], pixel_aspect)
+    short = min(width, height)
+    resized = tuple(short_side if side == short else int(short_side * side / short) for side in (width, height))
+    if resized == (frame.shape[1], frame.shape[0]):
+        return frame
+    image = Image.fromarray(np.ascontiguousarray(frame))
+    return np.asarray(image.resize(resized, Image.Resampling.BICUBIC))
 
 
 def upright(frame: UInt8[np.ndarray, "h w 3"], orientation: Int[np.ndarray, "2 2"]) -> UInt8[np.ndarray, "h2 w2 3"]:
@@ -152,16 +206,37 @@ def upright(frame: UInt8[np.ndarray, "h w 3"], orientation: Int[np.ndarray, "2 2
     return frame[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
 
 
-def _decode_still(
-    media: bytes,
-    start: float,
-    end: float,
-    num_frames: int,
-    size: int,
-    rng: np.random.Generator | None,
-    short: str,
-) -> UInt8[np.ndarray, "t s s 3"] | None:
-    """Frames of a photograph, by the decoder that CLIP's preprocessing has; None where the media is none.
+def is_upright_jpeg(media: bytes, short_side: int) -> bool:
+    """Whether the media is a JPEG that stands upright as stored, with a short side of at most so many pixels."""
+    if not media.startswith(_JPEG):
+        return False
+    with Image.open(io.BytesIO(media)) as image:
+        return (_exif_orientation(image) or 1) == 1 and min(image.size) <= short_side
+
+
+def shown_size(height: int, width: int, pixel_aspect: float) -> tuple[int, int]:
+    """Width and height in square pixels; one of them is stretched, and neither is ever shrunk."""
+    if pixel_aspect < 1:
+        return width, round(height / pixel_aspect)
+    return round(width * pixel_aspect), height
+
+
+def shown_interval(
+    times: Float[np.ndarray, " n"], stop: float, start: float | int, end: float | int
+) -> tuple[float, float]:
+    """The part of [start, end) that is shown, by frames that start at `times` and of which the last ends at `stop`.
+
+    All of these are seconds. Raises `DecodeError` where that is nothing.
+    """
+    first, last = max(float(start), float(times[0])), min(float(end), stop)
+    if first >= last:
+        bound = f"ends at {stop:g} s" if start >= stop else f"begins at {times[0]:g} s"
+        raise DecodeError(f"the interval [{start:g} s, {end:g} s) lies outside the media, which {bound}")
+    return first, last
+
+
+def _decode_still(media: bytes) -> UInt8[np.ndarray, "h w 3"] | None:
+    """A photograph, upright, by the decoder that CLIP's preprocessing has; None where the media is none.
 
     FFmpeg spreads a JPEG's colours over the pixels by another filter, which is off by up to 40 of 255 at edges.
     """
@@ -171,33 +246,24 @@ def _decode_still(
         if getattr(image, "n_frames", 1) > 1 and not media.startswith(_JPEG):  # animated
             return None
         orientation = np.array(_EXIF_ORIENTATIONS[_exif_orientation(image) or 1])
-        rgb = np.asarray(image.convert("RGB"))
-    chosen = _choose(np.zeros(1), _STILL_DURATION, start, end, num_frames, rng, short)
-    square = resize_and_crop(np.ascontiguousarray(upright(rgb, orientation)), size)
-    return np.stack([square] * len(chosen))
+        return np.ascontiguousarray(upright(np.asarray(image.convert("RGB")), orientation))
 
 
-def _decode_video(
+def _read_video(
+    interval: Interval,
     media: bytes,
-    start: float,
-    end: float,
-    num_frames: int,
-    size: int,
-    rng: np.random.Generator | None,
-    short: str,
-) -> UInt8[np.ndarray, "t s s 3"]:
-    with open_interval(media, start, end) as interval:
+    choose: Callable[[Float[np.ndarray, " n"], float], Int[np.ndarray, " t"]],
+    take: Callable[[UInt8[np.ndarray, "h w 3"], float], T],
+) -> list[T]:
+    def take_upright(frame: av.VideoFrame) -> T:
+        orientation = _orientation(frame, media)
+        # One thread: by default each frame would start a pool of them, which costs a small frame 50 times its work.
+        rgb = frame.reformat(format="rgb24", threads=1).to_ndarray()
+        return take(upright(rgb, orientation), _pixel_aspect(interval.stream, orientation))
 
-        def shown(interval: Interval) -> UInt8[np.ndarray, "t s s 3"]:
-            chosen = _choose(interval.times, interval.stop, start, end, num_frames, rng, short)
-            frames = decode_frames(interval, chosen.tolist())
-            squares = {number: _square(frame, interval, media, size) for number, frame in frames.items()}
-            return np.stack([squares[number] for number in chosen.tolist()])
-
-        if interval.places is not None:
-            with contextlib.suppress(UnreliableTimes):
-                return shown(interval)
-        return shown(with_decoded_times(interval))
+    chosen = choose(interval.times, interval.stop).tolist()
+    frames = decode_frames(interval, chosen, take_upright)
+    return [frames[number] for number in chosen]
 
 
 def _decode_images(
@@ -205,7 +271,7 @@ def _decode_images(
 ) -> UInt8[np.ndarray, "t s s 3"]:
     """Frames of a clip that is stored as a list of images; a damaged one shows the nearest earlier."""
     if not len(images):
-        raise DecodeError("the media is an empty list of frames")
+        raise DecodeError("it has no frames: its media could not be decoded when the data set was built")
     times = np.arange(len(images), dtype=np.float64)
     chosen = _choose(times, float(len(images)), 0.0, math.inf, num_frames, rng, short).tolist()
     squares = {}
@@ -232,24 +298,12 @@ def _choose(
     short: str,
 ) -> Int[np.ndarray, " t"]:
     """The places of the frames to show, out of frames that start at `times` and end at `stop`."""
-    first, last = max(start, float(times[0])), min(end, stop)
-    if first >= last:
-        raise DecodeError(
-            f"the interval [{start:g} s, {end:g} s) lies outside the media, which is shown "
-            f"from {times[0]:g} s to {stop:g} s"
-        )
+    first, last = shown_interval(times, stop, start, end)
     if short == "fail":
         held = int(np.searchsorted(times, last) - frames_at(np.array([first]), times)[0])
         if held < num_frames:
             raise DecodeError(f"the clip has {held} frames and {num_frames} were asked")
     return frames_at(segment_times(first, last, num_frames, rng), times)
-
-
-def _square(frame: av.VideoFrame, interval: Interval, media: bytes, size: int) -> UInt8[np.ndarray, "s s 3"]:
-    orientation = _orientation(frame, media)
-    # One thread: by default each frame would start a pool of them, which costs a small frame 50 times its work.
-    rgb = upright(frame.reformat(format="rgb24", threads=1).to_ndarray(), orientation)
-    return resize_and_crop(rgb, size, _pixel_aspect(interval.stream, orientation))
 
 
 def _orientation(frame: av.VideoFrame, media: bytes) -> Int[np.ndarray, "2 2"]:
@@ -285,13 +339,6 @@ def _pixel_aspect(stream: av.VideoStream, orientation: Int[np.ndarray, "2 2"]) -
     if not 0.25 <= aspect <= 4:
         return 1.0
     return aspect if orientation[0, 0] else 1 / aspect
-
-
-def _shown_size(height: int, width: int, pixel_aspect: float) -> tuple[int, int]:
-    """Width and height in square pixels; one of them is stretched, and neither is ever shrunk."""
-    if pixel_aspect < 1:
-        return width, round(height / pixel_aspect)
-    return round(width * pixel_aspect), height
 
 
 @contextlib.contextmanager

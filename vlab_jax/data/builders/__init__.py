@@ -7,21 +7,18 @@ import contextlib
 import dataclasses
 import difflib
 import fcntl
-import functools
-import io
 import pathlib
 import re
-import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import tensorflow_datasets as tfds
 from absl import logging
 from tensorflow_datasets.core.constants import get_default_data_dir
-from tqdm import tqdm
 
+from vlab_jax.data.builders import local_build, records
 from vlab_jax.data.builders.activitynet import Activitynet
+from vlab_jax.data.builders.clip_builder import ClipBuilder
 from vlab_jax.data.builders.didemo import Didemo
 from vlab_jax.data.builders.folder import Folder
 from vlab_jax.data.builders.image_text import Cc3m, ImageText
@@ -36,7 +33,7 @@ from vlab_jax.data.builders.webvid import Webvid
 from vlab_jax.data.builders.xu_qa import MsrvttQa, MsvdQa
 from vlab_jax.errors import InputError
 
-BUILDERS: dict[str, type[tfds.core.DatasetBuilder]] = {
+BUILDERS: dict[str, type[ClipBuilder]] = {
     each.name: each
     for each in (
         Motion,
@@ -55,9 +52,11 @@ BUILDERS: dict[str, type[tfds.core.DatasetBuilder]] = {
         ImageText,
     )
 }
+# Writes the files of a data set into a directory.
+Build = Callable[[ClipBuilder, pathlib.Path, BuildOptions], None]
 
 
-def prepare(spec: str, options: BuildOptions) -> tfds.core.DatasetBuilder:
+def prepare(spec: str, options: BuildOptions, build: Build = local_build.build) -> tfds.core.DatasetBuilder:
     """The builder of a data set, its files written below `options.directory` if they are not there yet.
 
     Processes that ask for the same data at once wait for the first of them to build it.
@@ -65,21 +64,26 @@ def prepare(spec: str, options: BuildOptions) -> tfds.core.DatasetBuilder:
     Args:
       spec: `name`, `name/configuration` or `folder:directory`.
       options: where from, where to, in which form.
+      build: what writes the files.
 
     Raises:
       InputError: no such data set or configuration, or its source has errors.
     """
     directory = pathlib.Path(options.directory or get_default_data_dir()).expanduser().resolve()
-    builder = _builder(spec, dataclasses.replace(options, directory=str(directory)))
+    options = dataclasses.replace(options, directory=str(directory))
+    builder = _builder(spec, options)
+    files = _files(builder, options)
+    if not records.is_prepared(files):
+        with _lock(files):
+            if not records.is_prepared(files):
+                build(builder, files, options)
+    return tfds.builder_from_directory(files)
+
+
+def _files(builder: ClipBuilder, options: BuildOptions) -> pathlib.Path:
+    """Where the data set is: of the frames variant, in a directory for each rate, size and quality."""
     files = pathlib.Path(builder.data_dir)
-    if files.exists():
-        return builder
-    with _lock(files):
-        if not files.exists():
-            _clear_left_overs(files)
-            _build(builder)
-    # Made again: only a builder that finds the files has read what they hold.
-    return _made(type(builder), builder.builder_config, str(directory))
+    return files.parent.with_name(files.parent.name + options.form) / files.name
 
 
 def open_split(spec: str, split: str, options: BuildOptions) -> Any:
@@ -95,7 +99,7 @@ def open_split(spec: str, split: str, options: BuildOptions) -> Any:
     return builder.as_data_source(split=split)
 
 
-def _builder(spec: str, options: BuildOptions) -> tfds.core.DatasetBuilder:
+def _builder(spec: str, options: BuildOptions) -> ClipBuilder:
     """The builder that `spec` names, not yet built."""
     builder_class, rest = find(spec)
     if builder_class is Folder:
@@ -104,19 +108,15 @@ def _builder(spec: str, options: BuildOptions) -> tfds.core.DatasetBuilder:
         config = builder_class.config_of(builder_class.protocol_of(rest), options)
     else:
         config = rest or None
-    return _made(builder_class, config, options.directory)
-
-
-def _made(builder_class: type[tfds.core.DatasetBuilder], config: Any, directory: str) -> tfds.core.DatasetBuilder:
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # TFDS prints each configuration that is not in its own list
     try:
-        return builder_class(config=config, data_dir=directory, file_format="array_record")
+        return builder_class(config=config, data_dir=options.directory, file_format="array_record")
     finally:
         logging.set_verbosity(verbosity)
 
 
-def find(spec: str) -> tuple[type[tfds.core.DatasetBuilder], str]:
+def find(spec: str) -> tuple[type[ClipBuilder], str]:
     """The builder's class and what follows its name: a configuration, empty for the default, or a directory.
 
     Raises:
@@ -156,58 +156,3 @@ def _lock(files: pathlib.Path) -> Iterator[None]:
     with open(files.parent / f".{files.name}.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _clear_left_overs(files: pathlib.Path) -> None:
-    """Removes what a killed build left beside `files`; to be called under the lock."""
-    for left_over in files.parent.glob(f"incomplete.*_{files.name}"):
-        shutil.rmtree(left_over)
-
-
-def _build(builder: tfds.core.DatasetBuilder) -> None:
-    """Writes the data set, with one progress bar instead of TFDS' many."""
-    total = getattr(builder.builder_config, "clips", None)
-    with (
-        tqdm(
-            total=total,
-            desc=f"preparing {builder.info.full_name}",
-            unit=" clips",
-            mininterval=0.5 if sys.stderr.isatty() else 10.0,
-        ) as bar,
-        _quiet(),
-    ):
-        builder._split_generators = _counted(builder._split_generators, bar)
-        builder.download_and_prepare()
-
-
-def _counted(split_generators: Callable[..., dict[str, Any]], bar: tqdm) -> Callable[..., dict[str, Any]]:
-    """`split_generators` with examples that move the bar on as they are made (Beam's are left alone)."""
-
-    def count(examples: Any) -> Any:
-        if not isinstance(examples, Iterator):
-            return examples
-        return _ticking(examples, bar)
-
-    # TFDS looks at the signature, which `wraps` keeps.
-    @functools.wraps(split_generators)
-    def counted(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {split: count(examples) for split, examples in split_generators(*args, **kwargs).items()}
-
-    return counted
-
-
-def _ticking(examples: Iterator[Any], bar: tqdm) -> Iterator[Any]:
-    for example in examples:
-        yield example
-        bar.update()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No bars and no words from TFDS."""
-    tfds.display_progress_bar(False)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        tfds.display_progress_bar(True)

@@ -13,9 +13,9 @@ Splits: where no line names one, they follow from a hash of the video's path: ab
 validation, 10 % test, at least one video each if there are three, and all clips of one video together. Where
 some line names one, lines without go to train.
 
-Each clip is stored with the whole file that it is part of. The configuration's name holds a hash of the
-annotations and of each file's size and time, so data that has changed is built anew, and else what was built
-is used again.
+Each clip is stored with the whole file that it is part of, or as frames of its own. The configuration's name
+holds a hash of the annotations and of each file's size and time, so data that has changed is built anew, and
+else what was built is used again.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ import hashlib
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
 from vlab_jax.data import schema
+from vlab_jax.data.builders.clip_builder import ClipBuilder
 from vlab_jax.data.builders.folder_annotations import ANNOTATIONS, Row, read_annotations
 
 
@@ -44,14 +44,8 @@ class FolderConfig(tfds.core.BuilderConfig):
         return len(self.rows)
 
 
-class Folder(tfds.core.GeneratorBasedBuilder):
+class Folder(ClipBuilder):
     """The clips of a directory; see the module's text."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First version."}
-    # Nothing is downloaded. TFDS would look for checksums with `importlib_resources`, which it does not
-    # install.
-    url_infos = None
 
     @classmethod
     def config_of(cls, path: str) -> FolderConfig:
@@ -73,21 +67,20 @@ class Folder(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(builder=self, description=__doc__, features=schema.features())
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
+    def clips(self) -> dict[str, Iterator[schema.Clip]]:
+        """The clips of each split, their videos as paths."""
         splits = assign_splits(self.builder_config.rows)
-        return {split: self._generate_examples(rows) for split, rows in splits.items()}
+        return {split: map(self._clip, rows) for split, rows in splits.items()}
 
-    def _generate_examples(self, rows: Sequence[Row]) -> Iterator[tuple[str, dict[str, Any]]]:
-        for row in rows:
-            clip = schema.Clip(
-                id=row.id,
-                media=pathlib.Path(self.builder_config.directory, row.video).read_bytes(),
-                captions=row.captions,
-                questions=row.questions,
-                start=row.start,
-                end=row.end,
-            )
-            yield clip.id, schema.to_example(clip)
+    def _clip(self, row: Row) -> schema.Clip:
+        return schema.Clip(
+            id=row.id,
+            media=str(pathlib.Path(self.builder_config.directory, row.video)),
+            captions=row.captions,
+            questions=row.questions,
+            start=row.start,
+            end=row.end,
+        )
 
 
 def assign_splits(rows: Sequence[Row]) -> dict[str, list[Row]]:

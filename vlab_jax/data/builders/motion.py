@@ -39,6 +39,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from vlab_jax.data import schema
+from vlab_jax.data.builders.clip_builder import ClipBuilder
 from vlab_jax.data.builders.motion_render import encode_image, encode_video, render
 from vlab_jax.data.builders.motion_scene import FRAMES, Scene, draw_scene
 from vlab_jax.data.builders.motion_still_text import still_captions, still_questions
@@ -81,14 +82,9 @@ class MotionConfig(tfds.core.BuilderConfig):
 _SMALL = {"train": 48, "validation": 16, "test": 16}
 
 
-class Motion(tfds.core.GeneratorBasedBuilder):
+class Motion(ClipBuilder):
     """Shapes in motion; see the module's text."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First version."}
-    # Nothing is downloaded. TFDS would look for checksums with `importlib_resources`, which it does not
-    # install.
-    url_infos = None
     BUILDER_CONFIGS: ClassVar[list[MotionConfig]] = [
         MotionConfig(name="video", description="Clips of 24 frames, with twins in validation and test."),
         MotionConfig(name="still", description="Single frames.", still=True, train=6000, validation=200, test=400),
@@ -104,13 +100,10 @@ class Motion(tfds.core.GeneratorBasedBuilder):
             license="Apache-2.0",
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
-        return {split: self._generate_examples(split) for split in SPLITS}
-
-    def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    def clips(self) -> dict[str, Iterator[schema.Clip]]:
+        """The clips of each split, rendered as they are asked for."""
         clips = still_clips if self.builder_config.still else video_clips
-        for clip in clips(self.builder_config, split):
-            yield clip.id, schema.to_example(clip)
+        return {split: clips(self.builder_config, split) for split in SPLITS}
 
 
 def still_clips(config: MotionConfig, split: str) -> Iterator[schema.Clip]:

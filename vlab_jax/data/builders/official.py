@@ -15,17 +15,20 @@ import hashlib
 import logging
 import pathlib
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
 from vlab_jax.data import schema
+from vlab_jax.data.builders import records
 from vlab_jax.data.builders.annotation import AnnotationFolder, Entry, Protocol, Tally
+from vlab_jax.data.builders.clip_builder import ClipBuilder
 from vlab_jax.data.builders.media import Media, MediaIndex
 from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.errors import InputError
 
 _MISSING_NAMED = 3
+_HASH = 12  # digits of the hash in a configuration's name
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -37,7 +40,7 @@ class OfficialConfig(tfds.core.BuilderConfig):
     options: BuildOptions = dataclasses.field(default_factory=BuildOptions)
 
 
-class Official(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class Official(ClipBuilder, skip_registration=True):
     """A data set that others have published; see the module's text.
 
     Attributes:
@@ -46,11 +49,6 @@ class Official(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       LICENSE, HOMEPAGE: as the authors state them.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First version."}
-    # Nothing is downloaded. TFDS would look for checksums with `importlib_resources`, which it does not
-    # install.
-    url_infos = None
     PROTOCOLS: ClassVar[tuple[Protocol, ...]] = ()
     FOLDERS: ClassVar[tuple[str, ...]] = ()
     LICENSE: ClassVar[str] = ""
@@ -97,7 +95,7 @@ class Official(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             digest.update(f"{file}\0{file.stat().st_size}\0{file.stat().st_mtime_ns}\n".encode())
         digest.update(MediaIndex(folders).scan().fingerprint().encode())
         return OfficialConfig(
-            name=f"{protocol.name}-{options.form}-{digest.hexdigest()[:12]}",
+            name=f"{protocol.name}-{digest.hexdigest()[:_HASH]}",
             description=protocol.description,
             protocol=protocol.name,
             folders=tuple(map(str, folders)),
@@ -107,8 +105,9 @@ class Official(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     @classmethod
     def _prepared(cls, protocol: Protocol, options: BuildOptions) -> OfficialConfig:
         """The configuration that was prepared before, if it is the only one."""
-        start = f"{protocol.name}-{options.form}-"
-        there = sorted(path.parent.name for path in pathlib.Path(options.directory, cls.name).glob(f"{start}*/1.*"))
+        pattern = f"{protocol.name}-{'?' * _HASH}{options.form}/*"
+        found = sorted(filter(records.is_prepared, pathlib.Path(options.directory, cls.name).glob(pattern)))
+        there = [files.parent.name.removesuffix(options.form) for files in found]
         if len(there) == 1:
             return OfficialConfig(
                 name=there[0], description=protocol.description, protocol=protocol.name, options=options
@@ -140,7 +139,7 @@ class Official(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return tfds.core.DatasetInfo(
             builder=self,
             description=f"{type(self).__doc__}\n\n{self.builder_config.description}",
-            features=schema.features(self.builder_config.options.variant),
+            features=schema.features(),
             license=self.LICENSE,
             homepage=self.HOMEPAGE or None,
         )
@@ -162,13 +161,6 @@ class Official(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         if not clips:
             raise InputError(f"{self.name}/{protocol.name}: no clip has a caption or a question")
         return clips
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
-        return {split: self._generate_examples(clips) for split, clips in self.clips().items()}
-
-    def _generate_examples(self, clips: Iterator[schema.Clip]) -> Iterator[tuple[str, dict[str, Any]]]:
-        for clip in clips:
-            yield clip.id, schema.to_example(dataclasses.replace(clip, media=pathlib.Path(clip.media).read_bytes()))
 
 
 @dataclasses.dataclass

@@ -41,10 +41,10 @@ class BuildOptions:
 
     @property
     def form(self) -> str:
-        """The variant with all that it depends on, as part of a directory's name."""
+        """What a directory's name ends with, so that each form has its own; nothing for the variant `file`."""
         if self.variant == "file":
-            return self.variant
-        return f"{self.variant}_{self.frame_rate:g}fps_{self.short_side}px_q{self.jpeg_quality}"
+            return ""
+        return f"-{self.variant}_{self.frame_rate:g}fps_{self.short_side}px_q{self.jpeg_quality}"
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> "BuildOptions":

@@ -1,0 +1,214 @@
+"""Stored frames against decoding: clips a second, error, bytes; and 8 frames of a minute against the whole of it.
+
+    python -m experiments.frames.measure --videos=/a/folder/of/videos
+
+Each subfolder of the folder is a group. A clip's media are in memory, as a record is once it is read; what is timed is
+`video.decode_clip`, 8 frames of 224 x 224 pixels at the centres of segments, by one process. All times of one
+comparison are taken in turns, and what counts is the ratio of medians.
+
+The minute is made of the videos themselves, cut to 480 x 360 pixels and 25 frames a second, one after the other, and
+encoded by libx264 with key frames at most so many frames apart: with more of them at cuts, as files usually have, and
+without. The whole of it is decoded plainly: every frame, none converted.
+"""
+
+import argparse
+import fractions
+import io
+import json
+import math
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import av
+import av.video.frame
+import numpy as np
+import PIL
+
+from vlab_jax.data import frames, video
+from vlab_jax.data.builders.options import BuildOptions
+
+FRAMES, SIZE = 8, 224
+RATE, SECONDS, PICTURE = 25, 60, (480, 360)
+# Frames between key frames at most, and whether there are others at cuts.
+GOPS = {
+    "250, and at cuts (x264's default)": (250, True),
+    "250": (250, False),
+    "50": (50, False),
+    "12": (12, False),
+    "one": (RATE * SECONDS, False),
+}
+
+
+def store(media: bytes, short_side: int) -> list[bytes]:
+    """A clip as frames, with the default rate and quality."""
+    default = BuildOptions()
+    form = {"frame_rate": default.frame_rate, "quality": default.jpeg_quality}
+    return frames.store(media, start=0.0, end=math.inf, short_side=short_side, **form)
+
+
+def decode(media: bytes | Sequence[bytes], num_frames: int = FRAMES) -> np.ndarray:
+    """What a model sees of a clip in evaluation."""
+    return video.decode_clip(media, num_frames=num_frames, size=SIZE)
+
+
+def decode_whole(media: bytes) -> int:
+    """The number of a video's frames, each of them decoded."""
+    with av.open(io.BytesIO(media)) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        return sum(1 for _ in container.decode(video=0))
+
+
+def videos(folder: pathlib.Path) -> dict[str, list[bytes]]:
+    """The media of each subfolder that can be decoded."""
+    groups: dict[str, list[bytes]] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        try:
+            media = path.read_bytes()
+            video.probe(media)
+        except video.DecodeError:
+            continue
+        groups.setdefault(path.relative_to(folder).parts[0], []).append(media)
+    return groups
+
+
+def compare_group(clips: list[bytes], repeats: int) -> dict[str, Any]:
+    """Clips a second of both ways, bytes of both forms, and the difference of their pixels."""
+    started = time.perf_counter()
+    stored = [store(media, BuildOptions().short_side) for media in clips]
+    storing = time.perf_counter() - started
+    seconds = medians(
+        {"direct": lambda: list(map(decode, clips)), "frames": lambda: list(map(decode, stored))}, repeats
+    )
+    held = sum(map(len, stored))
+    return {
+        "clips": len(clips),
+        "seconds of video": round(sum(video.probe(media).duration for media in clips), 1),
+        "clips a second, direct": len(clips) / seconds["direct"],
+        "clips a second, frames": len(clips) / seconds["frames"],
+        "direct / frames": seconds["direct"] / seconds["frames"],
+        "clips a second, storing": len(clips) / storing,
+        "bytes of the files": sum(map(len, clips)),
+        "bytes of the frames": sum(len(jpeg) for jpegs in stored for jpeg in jpegs),
+        "bytes a frame": sum(len(jpeg) for jpegs in stored for jpeg in jpegs) / held,
+        "difference, stored at 224": difference(clips, [store(media, SIZE) for media in clips]),
+        "difference, stored at 256": difference(clips, stored),
+    }
+
+
+def difference(clips: list[bytes], stored: list[list[bytes]]) -> dict[str, float]:
+    """Of all stored frames, to the same ones decoded directly: in levels of 256, and in decibels."""
+    means, squares = [], []
+    for media, jpegs in zip(clips, stored, strict=True):
+        error = decode(media, len(jpegs)).astype(np.float32) - decode(jpegs, len(jpegs))
+        means.append(float(np.abs(error).mean()))
+        squares.append(float((error**2).mean()))
+    psnr = 10 * math.log10(255**2 / statistics.mean(squares))
+    return {"mean": statistics.mean(means), "mean of the worst clip": max(means), "PSNR": psnr}
+
+
+def minute(clips: Sequence[bytes]) -> Iterator[av.VideoFrame]:
+    """Frames of the clips, one clip after the other, for a minute."""
+    width, height = PICTURE
+    number = 0
+    while True:
+        for media in clips:
+            with av.open(io.BytesIO(media)) as container:
+                for frame in container.decode(video=0):
+                    if number == RATE * SECONDS:
+                        return
+                    frame = frame.reformat(width, height, "yuv420p")
+                    frame.pts, frame.time_base = number, 1 / fractions.Fraction(RATE)
+                    frame.pict_type = av.video.frame.PictureType.NONE  # else the source's key frames are kept
+                    number += 1
+                    yield frame
+
+
+def encode(clips: Sequence[bytes], gop: int, cuts: bool) -> bytes:
+    """A minute of the clips with so many frames between key frames."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as output:
+        options = {"g": str(gop), "preset": "medium", **({} if cuts else {"sc_threshold": "0"})}
+        stream = output.add_stream("libx264", rate=RATE, options=options)
+        stream.width, stream.height = PICTURE
+        stream.pix_fmt = "yuv420p"
+        for frame in minute(clips):
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def compare_minute(media: bytes, repeats: int) -> dict[str, Any]:
+    """Seconds for 8 frames, of the video and of its frames, and for the whole of it."""
+    stored = store(media, BuildOptions().short_side)
+    assert decode_whole(media) == RATE * SECONDS
+    seconds = medians(
+        {
+            "whole": lambda: decode_whole(media),
+            "8 frames, direct": lambda: decode(media),
+            "8 frames, frames": lambda: decode(stored),
+        },
+        repeats,
+    )
+    with av.open(io.BytesIO(media)) as container:
+        keys = sum(packet.is_keyframe for packet in container.demux(video=0) if packet.size)
+    ratios = {f"{name} / whole": seconds[name] / seconds["whole"] for name in seconds if name != "whole"}
+    sizes = {"bytes": len(media), "bytes of the frames": sum(map(len, stored))}
+    return {"key frames": keys, **sizes, "seconds": seconds, **ratios}
+
+
+def medians(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Seconds of each run, the median of `repeats` taken in turns."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what this was measured."""
+    run = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    versions = {"python": platform.python_version(), "av": av.__version__, "pillow": PIL.__version__}
+    ffmpeg = ".".join(map(str, av.library_versions["libavcodec"]))
+    return {"commit": run.stdout.strip(), "cores": os.cpu_count(), "cpu": _cpu(), **versions, "libavcodec": ffmpeg}
+
+
+def _cpu() -> str:
+    """The processor's name, on Linux."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def main() -> None:
+    """Measures and writes `results.json` beside this file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--videos", type=pathlib.Path, required=True, help="a folder of folders of videos")
+    parser.add_argument("--repeats", type=int, default=7, help="runs that are counted")
+    parser.add_argument("--minute", default="misc", help="the group that the minute is made of")
+    given = parser.parse_args()
+    groups = videos(given.videos)
+    results: dict[str, Any] = {"groups": {}, "minute": {}}
+    for name, clips in groups.items():
+        results["groups"][name] = compare_group(clips, given.repeats)
+        print(name, json.dumps(results["groups"][name], indent=2), file=sys.stderr, flush=True)
+    for name, (gop, cuts) in GOPS.items():
+        results["minute"][name] = compare_minute(encode(groups[given.minute], gop, cuts), given.repeats)
+        print(name, json.dumps(results["minute"][name], indent=2), file=sys.stderr, flush=True)
+    recorded = {"repeats": given.repeats, **results, **machine()}
+    pathlib.Path(__file__).with_name("results.json").write_text(json.dumps(recorded, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Worker processes: how they end, and a map over them that keeps the order and bounds what is in memory."""
+
+import collections
+import concurrent.futures
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from vlab_jax.errors import RunStopped
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+_AHEAD = 4  # items a worker that are in work or done and not yet asked for
+
+
+def end_with_parent(*_: int) -> None:
+    """Lets a worker process end when its parent is gone: after a SIGKILL nobody else tells it to."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def map_in_order(function: Callable[[A], B], items: Iterable[A], workers: int, lost: Callable[[A], B]) -> Iterator[B]:
+    """`function` of each item, in the order of the items, by processes of their own; 0 workers: by this one.
+
+    Items are taken a few ahead of what is asked for, so memory does not grow with their number. Function, items and
+    results are pickled. An item whose process dies (a decoder that crashes, the system short of memory) is tried once
+    more, alone; if its process dies again, `lost` stands in for its result.
+
+    Raises what `function` raises, and `RunStopped` where no process can be started.
+    """
+    if not workers:
+        yield from map(function, items)
+        return
+    items, waiting, pool = iter(items), collections.deque(), _pool(workers)
+    try:
+        while True:
+            for item in itertools.islice(items, _AHEAD * workers - len(waiting)):
+                waiting.append((item, _submit(pool, function, item)))
+            if not waiting:
+                return
+            item, future = waiting.popleft()
+            try:
+                result = future.result()
+            except BrokenProcessPool:
+                pool.shutdown()
+                result = _alone(function, item, lost)
+                pool = _pool(workers)
+                for place, (later, future) in enumerate(waiting):
+                    if not _succeeded(future):
+                        waiting[place] = later, _submit(pool, function, later)
+            yield result
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _pool(workers: int) -> concurrent.futures.ProcessPoolExecutor:
+    # Spawned: a fork would copy the locks that threads of JAX may hold.
+    return concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin)
+
+
+def _begin() -> None:
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+
+
+def _submit(pool: concurrent.futures.Executor, function: Callable[[A], B], item: A) -> concurrent.futures.Future[B]:
+    try:
+        return pool.submit(function, item)
+    except BrokenProcessPool as error:
+        future: concurrent.futures.Future[B] = concurrent.futures.Future()
+        future.set_exception(error)
+        return future
+
+
+def _succeeded(future: concurrent.futures.Future) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
+
+
+def _alone(function: Callable[[A], B], item: A, lost: Callable[[A], B]) -> B:
+    with _pool(1) as pool:
+        try:
+            pool.submit(int).result()
+        except BrokenProcessPool as error:
+            raise RunStopped(
+                "worker processes cannot be started: the system has no memory for them, or the program's own file "
+                'starts its work when it is imported, outside of `if __name__ == "__main__":`'
+            ) from error
+        try:
+            return pool.submit(function, item).result()
+        except BrokenProcessPool:
+            return lost(item)
