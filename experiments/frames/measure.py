@@ -3,8 +3,9 @@
     python -m experiments.frames.measure --videos=/a/folder/of/videos
 
 Each subfolder of the folder is a group. A clip's media are in memory, as a record is once it is read; what is timed is
-`video.decode_clip`, 8 frames of 224 x 224 pixels at the centres of segments, by one process. All times of one
-comparison are taken in turns, and what counts is the ratio of medians.
+`video.decode_clip`, 8 frames of 224 x 224 pixels at the centres of segments. Seconds are those of the processor, of the
+one thread that works, so that others on the machine count little. All times of one comparison are taken in turns, and
+what counts is the ratio of medians.
 
 The minute is made of the videos themselves, cut to 480 x 360 pixels and 25 frames a second, one after the other, and
 encoded by libx264 with key frames at most so many frames apart: with more of them at cuts, as files usually have, and
@@ -80,9 +81,9 @@ def videos(folder: pathlib.Path) -> dict[str, list[bytes]]:
 
 def compare_group(clips: list[bytes], repeats: int) -> dict[str, Any]:
     """Clips a second of both ways, bytes of both forms, and the difference of their pixels."""
-    started = time.perf_counter()
+    started = time.process_time()
     stored = [store(media, BuildOptions().short_side) for media in clips]
-    storing = time.perf_counter() - started
+    storing = time.process_time() - started
     seconds = medians(
         {"direct": lambda: list(map(decode, clips)), "frames": lambda: list(map(decode, stored))}, repeats
     )
@@ -164,13 +165,13 @@ def compare_minute(media: bytes, repeats: int) -> dict[str, Any]:
 
 
 def medians(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Seconds of each run, the median of `repeats` taken in turns."""
+    """Processor seconds of each run, the median of `repeats` taken in turns."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            started = time.perf_counter()
+            started = time.process_time()
             run()
-            times[name].append(time.perf_counter() - started)
+            times[name].append(time.process_time() - started)
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
