@@ -77,7 +77,9 @@ class ReadForTraining:
                 failures.append(f"{clip.id}: {error}")
                 index = int(rng.integers(len(source)))
                 continue
-            caption = clip.captions[rng.integers(len(clip.captions))]
+            caption = (
+                clip.captions[rng.integers(len(clip.captions))] if clip.captions else ""
+            )  # a clip of questions alone
             tokens, lengths = self.tokenizer([caption])
             return {
                 "video": frames,

@@ -14,7 +14,7 @@ refused too.
 
 import csv
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vlab_jax.data.schema import Question
@@ -88,6 +88,14 @@ def read_tgif_qa(path: AnyFile, task: str) -> list[tuple[str, Question]]:
         path, ("gif_name", "question", *columns, "answer", "vid_id"), delimiter="\t", quoting=csv.QUOTE_NONE
     )
     return _not_empty([_tgif_question(row, task, where) for where, row in rows], path)
+
+
+def by_video(questions: Iterable[tuple[str, Question]]) -> dict[str, tuple[Question, ...]]:
+    """The questions of each video, videos in the order of their first question."""
+    grouped: dict[str, list[Question]] = {}
+    for video, question in questions:
+        grouped.setdefault(video, []).append(question)
+    return {video: tuple(asked) for video, asked in grouped.items()}
 
 
 def _tgif_question(row: Mapping[str, str], task: str, where: str) -> tuple[str, Question]:

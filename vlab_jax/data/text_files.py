@@ -120,6 +120,11 @@ def read_lines(file: AnyFile) -> Iterator[str]:
                 raise _not_utf8(file, number) from error
 
 
+def read_list(file: AnyFile) -> Iterator[str]:
+    """The lines of a file that are not empty, without surrounding space. Raises InputError as `read_lines`."""
+    return filter(None, (line.strip() for line in read_lines(file)))
+
+
 def read_table(file: AnyFile, columns: tuple[str, ...], **dialect: Any) -> Iterator[tuple[str, dict[str, str]]]:
     """Where each row of a table stands, and its fields by column.
 

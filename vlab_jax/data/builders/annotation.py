@@ -1,10 +1,11 @@
 """What an official data set is: entries read from the authors' files, and how many of them there must be."""
 
 import dataclasses
+import hashlib
 import math
 import pathlib
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from vlab_jax.data.schema import Question
 from vlab_jax.data.text_files import TextFile
@@ -96,6 +97,7 @@ class Protocol:
       files: of each split, the annotation files that it is read from; a split without them is left out.
       read: the entries of a split, in the files' order, from the folder that holds the files; raises InputError.
       expected: the official counts of a split, or of several together, as in `train+validation`.
+      optional: files that `read` takes into account where they are there.
     """
 
     name: str
@@ -103,6 +105,7 @@ class Protocol:
     files: Mapping[str, tuple[Names, ...]]
     read: Callable[[AnnotationFolder, str], Iterator[Entry]]
     expected: Mapping[str, Counts] = dataclasses.field(default_factory=dict)
+    optional: tuple[Names, ...] = ()
 
     def splits(self, folder: AnnotationFolder) -> list[str]:
         """The splits whose annotation files are all there."""
@@ -114,17 +117,47 @@ class Protocol:
 
     def sources(self, folder: AnnotationFolder, split: str) -> list[TextFile]:
         """The annotation files of a split that are there."""
-        return [file for names in self.files[split] for file in folder.find_all(names)]
+        return [file for names in (*self.files[split], *self.optional) for file in folder.find_all(names)]
+
+    def tally(self, split: str) -> "Tally":
+        """A counter for the entries of a split."""
+        return Tally(videos=any(split in each.split("+") and counts.videos for each, counts in self.expected.items()))
+
+    def problems(self, tallies: Mapping[str, "Tally"], folder: AnnotationFolder) -> Iterator[str]:
+        """Each count that is not the official one, by name, in a line; splits that were not counted are passed over."""
+        for joined, expected in self.expected.items():
+            splits = joined.split("+")
+            if not set(splits) <= set(tallies):
+                continue
+            names = [names for split in splits for names in self.files[split]]
+            files = dict.fromkeys(str(file) for each in names for file in folder.find_all(each)[:3])
+            for name, wanted in dataclasses.asdict(expected).items():
+                found = sum(tallies[split].counts[name] for split in splits)
+                if wanted is not None and found != wanted:
+                    yield (
+                        f"{joined} has {found:,} {name}, and the official files have {wanted:,}; "
+                        f"get anew, as the authors ship it: {', '.join(files)}"
+                    )
+
+
+def held_out(video: str, share: float) -> bool:
+    """Whether a training video serves as validation where the authors have no such split: by a hash of its name."""
+    return int(hashlib.sha256(video.encode()).hexdigest()[:8], 16) < share * 16**8
 
 
 class Tally:
-    """Counts entries as they go by, and compares with what is expected of a split."""
+    """Counts the entries of a split as they go by.
 
-    def __init__(self, expected: Counts = Counts()) -> None:
-        self.expected = expected
+    Args:
+      videos: whether videos are counted, too; their names are kept for that.
+
+    Attributes:
+      counts: by the names of `Counts`.
+    """
+
+    def __init__(self, *, videos: bool = False) -> None:
         self.counts = {field.name: 0 for field in dataclasses.fields(Counts)}
-        # Names are kept only where they are to be counted: nobody expects that of a split with millions.
-        self._videos: set[str] | None = None if expected.videos is None else set()
+        self._videos: set[str] | None = set() if videos else None
 
     def add(self, entry: Entry) -> None:
         """Counts an entry."""
@@ -136,17 +169,10 @@ class Tally:
             self._videos.add(entry.video)
             self.counts["videos"] = len(self._videos)
 
-    def problems(self, where: str, sources: Iterable[TextFile]) -> Iterator[str]:
-        """Each count that is not the expected one, by name, in a line."""
-        files = ", ".join(dict.fromkeys(map(str, sources)))
-        for name, wanted in dataclasses.asdict(self.expected).items():
-            if wanted is not None and self.counts[name] != wanted:
-                yield f"{where}: {self.counts[name]:,} {name}, and the official files have {wanted:,}; get anew {files}"
-
 
 def _plain(folder: pathlib.Path, name: str) -> list[TextFile]:
-    """Files of a name in a folder, or else one folder deeper."""
-    for pattern in (name, f"*/{name}"):
+    """Files of a name in a folder, or else, if it is no glob, one folder deeper."""
+    for pattern in (name,) if "*" in name else (name, f"*/{name}"):
         found = sorted(path for path in folder.glob(pattern) if path.is_file())
         if found:
             return [TextFile(path) for path in (found if "*" in name else found[:1])]
@@ -159,7 +185,7 @@ def _zipped(folder: pathlib.Path, name: str) -> list[TextFile]:
         for path in sorted(folder.glob(pattern)):
             for member in _members(path):
                 # macOS adds members of the same name when it zips a folder.
-                if pathlib.PurePosixPath(member).name == name and not member.startswith("__MACOSX/"):
+                if pathlib.PurePosixPath(member).match(name) and not member.startswith("__MACOSX/"):
                     return [TextFile(path, member)]
     return []
 
