@@ -66,8 +66,8 @@ def decode_whole(media: bytes) -> int:
         return sum(1 for _ in container.decode(video=0))
 
 
-def videos(folder: pathlib.Path) -> dict[str, list[bytes]]:
-    """The media of each subfolder that can be decoded."""
+def videos(folder: pathlib.Path, most: int) -> dict[str, list[bytes]]:
+    """The media of each subfolder that can be decoded; of more than `most`, evenly spread ones."""
     groups: dict[str, list[bytes]] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
@@ -76,7 +76,7 @@ def videos(folder: pathlib.Path) -> dict[str, list[bytes]]:
         except video.DecodeError:
             continue
         groups.setdefault(path.relative_to(folder).parts[0], []).append(media)
-    return groups
+    return {name: clips[:: math.ceil(len(clips) / most)] for name, clips in groups.items()}
 
 
 def compare_group(clips: list[bytes], repeats: int) -> dict[str, Any]:
@@ -197,9 +197,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=pathlib.Path, required=True, help="a folder of folders of videos")
     parser.add_argument("--repeats", type=int, default=7, help="runs that are counted")
+    parser.add_argument("--most", type=int, default=20, help="clips of a group")
     parser.add_argument("--minute", default="misc", help="the group that the minute is made of")
     given = parser.parse_args()
-    groups = videos(given.videos)
+    groups = videos(given.videos, given.most)
     results: dict[str, Any] = {"groups": {}, "minute": {}}
     for name, clips in groups.items():
         results["groups"][name] = compare_group(clips, given.repeats)
@@ -207,7 +208,7 @@ def main() -> None:
     for name, (gop, cuts) in GOPS.items():
         results["minute"][name] = compare_minute(encode(groups[given.minute], gop, cuts), given.repeats)
         print(name, json.dumps(results["minute"][name], indent=2), file=sys.stderr, flush=True)
-    recorded = {"repeats": given.repeats, **results, **machine()}
+    recorded = {"repeats": given.repeats, "most": given.most, **results, **machine()}
     pathlib.Path(__file__).with_name("results.json").write_text(json.dumps(recorded, indent=2) + "\n")
 
 
