@@ -222,6 +222,8 @@ def test_the_command_prepares_what_a_run_then_finds(some, options, tmp_path, cap
     ("flags", "words"),
     [
         (["--dataset=moton"], "no data set 'moton'"),
+        (["--dataset=motion", "--short_side=8"], "short_side is 8; it must be from 16 to 65500"),
+        (["--dataset=motion", "--frame_rate=nan"], "frame_rate is nan; it must be"),
         (["--dataset=motion", "--clips_per_shard=9"], "are for --beam; add it"),
         (["--dataset=motion", "--beam", "--beam_paths=x"], "must be here=there"),
     ],

@@ -88,8 +88,7 @@ def _split_flags(text: str) -> tuple[str, ...]:
 def _told(builder: tfds.core.DatasetBuilder) -> str:
     lines = [f"{builder.info.full_name} in {builder.data_dir}"]
     for name, split in builder.info.splits.items():
-        size = f"{split.num_bytes / 1e6:,.1f} MB"
-        lines.append(f"  {name}: {split.num_examples:,} clips, {size}, {split.num_shards} shards")
+        lines.append(f"  {name}: {split.num_examples:,} clips, {split.num_bytes / 1e6:,.1f} MB")
     return "\n".join(lines)
 
 

@@ -26,7 +26,8 @@ def build(builder: ClipBuilder, files: pathlib.Path, options: BuildOptions) -> N
     Memory does not grow with the data set.
 
     Raises:
-      InputError: no clip has media that can be decoded, or two have one id, or the directory is there already.
+      InputError: as `builder.clips` raises it; no clip has media that can be decoded; two have one id; the directory is
+        there already.
       RunStopped: worker processes cannot be started.
     """
     if files.exists():
@@ -34,10 +35,11 @@ def build(builder: ClipBuilder, files: pathlib.Path, options: BuildOptions) -> N
             f"{files} holds an unfinished data set, begun with --beam; finish it with the same command, or remove it"
         )
     _clear_left_overs(files)
+    everything = builder.clips()  # before the bar, since it may have much to say
     with _new_folder(files) as folder, _progress(builder, options) as bar:
         failures = records.Failures(folder)
         splits = []
-        for split, clips in builder.clips().items():
+        for split, clips in everything.items():
             stored = map_in_order(
                 functools.partial(store.store, options=options),
                 clips,
@@ -77,7 +79,7 @@ def _progress(builder: ClipBuilder, options: BuildOptions) -> tqdm:
 
 
 def _workers(options: BuildOptions) -> int:
-    """Files are read by this process; decoding takes a process for each core, or as many as asked for."""
+    """Files are read by this process; decoding takes as many as asked for, or one for each core."""
     if options.variant == "file":
         return 0
     return options.workers if options.workers >= 0 else len(os.sched_getaffinity(0))

@@ -7,6 +7,12 @@ from typing import Any
 from vlab_jax.errors import InputError
 
 VARIANTS = ("file", "frames")
+_RANGES = {
+    "frame_rate": (0.01, 1000.0),
+    "short_side": (16, 65500),  # as much as JPEG allows
+    "jpeg_quality": (1, 100),
+    "workers": (-1, 1024),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,10 +26,10 @@ class BuildOptions:
         itself.
       allow_missing: leave out clips whose media are missing, instead of refusing to build.
       variant: `file`: encoded files as obtained; `frames`: resized JPEG frames.
-      frame_rate: of the frames variant: frames a second.
-      short_side: of the frames variant: pixels of the short side.
+      frame_rate: of the frames variant: frames a second, at most.
+      short_side: of the frames variant: pixels of the short side, at most.
       jpeg_quality: of the frames variant: 1 to 100.
-      workers: processes that read or decode media; -1: one core fewer than there are.
+      workers: of the frames variant: processes that decode; -1: one for each core; 0: this process.
     """
 
     directory: str = ""
@@ -38,6 +44,9 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
             raise InputError(f"variant is {self.variant!r}; it must be one of {', '.join(VARIANTS)}")
+        for name, (low, high) in _RANGES.items():
+            if not low <= getattr(self, name) <= high:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be from {low} to {high}")
 
     @property
     def form(self) -> str:
