@@ -48,6 +48,4 @@ def entries(spec: str, manual_dir: pathlib.Path, split: str) -> Iterator[Entry]:
 
 def official() -> list[str]:
     """All official data sets, each with each configuration."""
-    return [
-        f"{name}/{each.name}" for name, builder in BUILDERS.items() for each in getattr(builder, "PROTOCOLS", ())
-    ]
+    return [f"{name}/{each.name}" for name, builder in BUILDERS.items() for each in getattr(builder, "PROTOCOLS", ())]

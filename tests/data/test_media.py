@@ -5,7 +5,7 @@ import pathlib
 import sqlite3
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlab_jax.data.builders import media
@@ -72,6 +72,7 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(name, tmp_path):
         index.find(name)
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(blacklist_categories=["Cs"])))
 def test_no_name_is_ever_made_into_a_path_outside(name):
     try:
@@ -81,6 +82,7 @@ def test_no_name_is_ever_made_into_a_path_outside(name):
     assert not os.path.isabs(made) and ".." not in made.split("/")
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(codec="ascii", exclude_characters=".")), st.sampled_from(["mp4", "AVI", "gif", "jpg"]))
 def test_only_the_extension_of_media_is_taken_off_a_name(name, extension):
     assert without_extension(f"{name}.x1") == f"{name}.x1"
