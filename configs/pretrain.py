@@ -84,6 +84,10 @@ def _tiny(config: ConfigDict) -> None:
         clip_learning_rate=1e-3,
     )
     config.stage.blend.objectives.masked_lm = 0.0  # to save time; `adapt` trains it
+    config.stage.blend.objectives.question_answering = 1.0
+    config.evaluation.tasks = ("retrieval", "captioning", "question_answering")
+    for name in ("clip", "adapt"):  # which teach neither captions nor answers to the end
+        config.stage[name].evaluate = ("retrieval",)
     for name in config.stages:
         config.stage[name].warmup_steps = 20
         config.stage[name].b2 = 0.95

@@ -93,7 +93,7 @@ def training_config() -> ConfigDict:
                 "remat": "none",
                 "unroll": 1,
             },
-            # `bpe` is trained on the training captions, with model.text.vocab_size ids at most; `clip` is read from
+            # `bpe` is trained on the training texts, with model.text.vocab_size ids at most; `clip` is read from
             # `path`, a directory or a model name of CLIP's tokenizer (empty: beside the weights). `auto`: `clip` with
             # model.pretrained, and `bpe` without.
             "tokenizer": {"kind": "auto", "path": ""},
@@ -116,12 +116,14 @@ def training_config() -> ConfigDict:
             "stage": {},
             # What is evaluated: `retrieval`, `captioning`, `question_answering`; the types of questions that retrieval
             # answers by similarity (and question answering leaves out); the answers of the closed list that question
-            # answering ranks besides generating its own, 0: none.
+            # answering ranks besides generating its own, 0: none; how many of the clips that retrieval finds best are
+            # ranked anew by the decoder's likelihood of the query, in a row of their own, 0: none.
             "evaluation": {
                 "batch_size": 32,
                 "tasks": ("retrieval",),
                 "multiple_choice": ("twin",),
                 "closed_list": 1000,
+                "rerank": 0,
             },
             "generation": generation_config(),
             # Devices per axis of the mesh; -1: as many as are left.
@@ -179,6 +181,8 @@ def stage_config(**fields: Any) -> ConfigDict:
             "start_from_clip": False,
             # Steps between evaluations on validation data; 0: at the stage's end alone.
             "evaluate_every": 0,
+            # What is evaluated after this stage; empty: evaluation.tasks.
+            "evaluate": (),
         }
     )
     unknown_keys(fields, config.to_dict(), "stage_config")
@@ -201,6 +205,7 @@ def evaluation_config() -> ConfigDict:
             "tasks": ("retrieval",),
             "multiple_choice": ("twin",),
             "closed_list": 1000,
+            "rerank": 0,
             "generation": generation_config(),
             "data": {"directory": "", "workers": -1, "short": "repeat", "max_failed_share": 0.01},
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},

@@ -51,6 +51,8 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "evaluation.batch_size": (1, None),
     "batch_size": (1, None),
     "closed_list": (0, None),
+    "rerank": (0, None),
+    "evaluation.rerank": (0, None),
     "evaluation.closed_list": (0, None),
     "generation.beams": (1, None),
     "generation.length_penalty": (0.0, None),
@@ -175,6 +177,8 @@ def _check_stage(name: str, stage: ConfigDict, blending: str) -> None:
         raise InputError(
             f"config.stage.{name}.streams is {tuple(stage.streams)}; it must name 'video', 'image' or both"
         )
+    if stage.evaluate:
+        check_tasks(f"stage.{name}.evaluate", stage.evaluate)
     if not any(stage.objectives.values()):
         raise InputError(f"config.stage.{name}.objectives are all 0; give at least one of them a weight")
     needed = {"none": {"video"}, "image_only": {"image"}}.get(blending, {"video", "image"})

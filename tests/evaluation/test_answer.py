@@ -104,14 +104,15 @@ def test_every_question_of_every_clip_is_answered_but_those_left_out(encoder, so
 
 def test_all_conventions_are_scored_and_every_prediction_is_saved(encoder, source, data_dir, tmp_path):
     training = [builders.open_split("motion/tiny", "train", data_dir)]
-    metrics = evaluate_question_answering(
+    metrics, answered, headline, judged = evaluate_question_answering(
         encoder, source, Search(3, encoder.tokenizer.end), training, list_size=3, without=("twin",), folder=tmp_path
     )
     assert {"QA all", "QA appearance", "QA ranked", "QA ceiling"} <= set(metrics)
     assert 0 < metrics["QA ceiling"] < 100 and metrics["QA ranked"] <= metrics["QA ceiling"]
     lines = [json.loads(line) for line in (tmp_path / "questions.jsonl").read_text().splitlines()]
     right = [line["predictions"]["headline"]["right"] for line in lines]
-    assert metrics["QA all"] == pytest.approx(100 * np.mean(right))
+    assert metrics["QA all"] == pytest.approx(100 * np.mean(right)) and right == judged
+    assert [line["predictions"]["headline"]["answer"] for line in lines] == headline and len(answered) == len(lines)
     assert set(lines[0]["predictions"]) == {"headline", "ranked"}
 
 

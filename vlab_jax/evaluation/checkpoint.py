@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from vlab_jax import config as configuration
 from vlab_jax.data import builders, pipeline, sampling
 from vlab_jax.data import tokenizer as tokenizers
-from vlab_jax.evaluation import retrieval
+from vlab_jax.evaluation import retrieval, sheets
 from vlab_jax.evaluation import run as evaluation
 from vlab_jax.evaluation.tasks import Plan, search_of
 from vlab_jax.models.vlab import VLAB, parameter_shapes
@@ -42,19 +42,20 @@ def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
             tuple(config.multiple_choice),
             search_of(dict(config.generation), encoder.tokenizer),
             config.closed_list,
+            config.rerank,
             lambda: [builders.open_split(spec, "train", config.data.directory) for spec, _ in trained],
             config.data.max_failed_share,
         )
         outcome = plan.evaluate(encoder, source, config.split, None if workdir is None else workdir / "texts")
-        results = {row: outcome.metrics}
+        results = outcome.by_row(row)
         if workdir is None:
             print(retrieval.format_table(results))
         else:
-            evaluation.write_report(
+            sheets.write_report(
                 workdir / "report",
                 home / meters.METRICS_FILE,
                 results,
-                outcome.retrieval,
+                outcome,
                 source,
                 encoder.frames,
                 queries=config.report.queries,

@@ -7,18 +7,26 @@ from typing import Any, NamedTuple
 
 from vlab_jax.data.tokenizer import Tokenizer
 from vlab_jax.errors import InputError
-from vlab_jax.evaluation.answer import evaluate_question_answering
-from vlab_jax.evaluation.caption import evaluate_captioning
+from vlab_jax.evaluation.answer import Scored, evaluate_question_answering
+from vlab_jax.evaluation.caption import Captioned, evaluate_captioning
+from vlab_jax.evaluation.rerank import rerank
 from vlab_jax.evaluation.run import Encoder, Retrieval, evaluate_retrieval
 from vlab_jax.models.generation import Search
 from vlab_jax.runtime import meters
 
 
 class Outcome(NamedTuple):
-    """The figures of all tasks, and what retrieval found, if it was among them."""
+    """The figures of all tasks, further rows of figures by name, and what each task found, if it was among them."""
 
     metrics: dict[str, float]
+    rows: dict[str, dict[str, float]]
     retrieval: Retrieval | None
+    captions: Captioned | None
+    answers: Scored | None
+
+    def by_row(self, name: str) -> dict[str, dict[str, float]]:
+        """The rows of a results table: that of a model, and under it those that do not compare with others'."""
+        return {name: self.metrics, **{f"{name}, {row}": figures for row, figures in self.rows.items()}}
 
 
 def search_of(generation: Mapping[str, Any], tokenizer: Tokenizer) -> Search:
@@ -50,6 +58,7 @@ class Plan:
       multiple_choice: types of questions that retrieval answers by similarity, and question answering leaves out.
       search: how texts are generated.
       list_size: answers of the closed list that question answering ranks.
+      rerank: how many of the clips that retrieval finds best are ranked anew by the decoder's likelihood; 0: none.
       training: opens the splits trained on, of which the closed list is made.
       max_failed_share: see `pipeline.FailureCount`.
     """
@@ -58,6 +67,7 @@ class Plan:
     multiple_choice: tuple[str, ...]
     search: Search
     list_size: int
+    rerank: int
     training: Callable[[], list[Sequence]]
     max_failed_share: float
 
@@ -68,22 +78,29 @@ class Plan:
           name: what the progress bars call it.
           folder: where captions, references and answers go; None: nowhere.
         """
-        metrics: dict[str, float] = {}
-        found = None
+        given = (encoder, source)
         shared = {"max_failed_share": self.max_failed_share}
+        retrieval = captions = answers = None
+        rows: dict[str, dict[str, float]] = {}
         if "retrieval" in self.tasks:
             with meters.Progress(f"evaluate {name}", len(source)) as bar:
                 choice = {"multiple_choice": self.multiple_choice}
-                found = evaluate_retrieval(encoder, source, **choice, **shared, update=bar.update)
-            metrics |= found.metrics
+                retrieval = evaluate_retrieval(*given, **choice, **shared, update=bar.update)
+        if retrieval and self.rerank:
+            with meters.Progress(f"re-rank {name}", len(source)) as bar:
+                best = rerank(*given, retrieval, self.rerank, **shared, update=bar.update)
+            rows[f"best {self.rerank} re-ranked"] = best
         if "captioning" in self.tasks:
             with meters.Progress(f"caption {name}", len(source)) as bar:
-                metrics |= evaluate_captioning(encoder, source, self.search, folder, **shared, update=bar.update)
+                captions = evaluate_captioning(*given, self.search, folder, **shared, update=bar.update)
         if "question_answering" in self.tasks:
             training = self.training() if self.list_size else []
             asked = {"list_size": self.list_size, "without": self.multiple_choice, "folder": folder}
             with meters.Progress(f"answer {name}", len(source)) as bar:
-                metrics |= evaluate_question_answering(
-                    encoder, source, self.search, training, **asked, **shared, update=bar.update
+                answers = evaluate_question_answering(
+                    *given, self.search, training, **asked, **shared, update=bar.update
                 )
-        return Outcome(metrics, found)
+        metrics = {
+            key: value for found in (retrieval, captions, answers) if found for key, value in found.metrics.items()
+        }
+        return Outcome(metrics, rows, retrieval, captions, answers)

@@ -20,6 +20,7 @@ from vlab_jax.data import builders, pipeline, sampling, schema
 from vlab_jax.data import tokenizer as tokenizers
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import run as evaluation
+from vlab_jax.evaluation import sheets
 from vlab_jax.evaluation.tasks import Outcome, Plan, search_of
 from vlab_jax.models.vlab import VLAB, start_from_clip
 from vlab_jax.pretrained.load import Pretrained, check_model, open_checkpoint
@@ -231,17 +232,18 @@ class Run:
             figures = {f"{split}/{key}": value for key, value in outcome.metrics.items()}
             self.writer.write(total, figures, stage=name)
         if keep:
-            self.results[row] = outcome.metrics
+            self.results |= outcome.by_row(row)
             write_results(self.workdir, self.results)
         return outcome
 
     def _plan(self, name: str) -> Plan:
         trained = pipeline.parse_mixture(self.config.stage[name].train or self.config.data.train)
         return Plan(
-            tuple(self.config.evaluation.tasks),
+            tuple(self.config.stage[name].evaluate or self.config.evaluation.tasks),
             tuple(self.config.evaluation.multiple_choice),
             search_of(dict(self.config.generation), self.tokenizer),
             self.config.evaluation.closed_list,
+            self.config.evaluation.rerank,
             lambda: [self._open(spec, "train") for spec, _ in trained],
             self.config.data.max_failed_share,
         )
@@ -265,11 +267,11 @@ class Run:
         last = self.config.stages[-1]
         total = sum(self.config.stage[name].steps for name in self.config.stages)
         outcome = self._evaluate(last, parameters, "test", total)
-        evaluation.write_report(
+        sheets.write_report(
             self.workdir / "report",
             self.workdir / meters.METRICS_FILE,
             self.results,
-            outcome.retrieval,
+            outcome,
             self._open(self.config.data.evaluate, "test"),
             self._frames(self.config.frames),
             queries=self.config.report.queries,
@@ -306,7 +308,7 @@ def open_pretrained(config: ConfigDict) -> Pretrained:
 def make_tokenizer(
     config: ConfigDict, workdir: pathlib.Path, fresh: bool, pretrained: Pretrained | None
 ) -> tokenizers.Tokenizer:
-    """The tokenizer of an export that the run starts from, or CLIP's, or a BPE of the training captions.
+    """The tokenizer of an export that the run starts from, or CLIP's, or a BPE of the training texts.
 
     It is kept in the workdir, so that this suffices later.
 
@@ -326,7 +328,9 @@ def make_tokenizer(
     else:
         mixtures = [config.stage[name].train or config.data.train for name in config.stages]
         specs = dict.fromkeys(spec for mixture in mixtures for spec, _ in pipeline.parse_mixture(mixture))
-        made = tokenizers.train_bpe(_captions(list(specs), config.data.directory), vocab_size, length)
+        asks = any(config.stage[name].objectives.question_answering for name in config.stages)
+        without = tuple(config.evaluation.multiple_choice) if asks else None
+        made = tokenizers.train_bpe(_texts(list(specs), config.data.directory, without), vocab_size, length)
         made.save(workdir)
     if made.vocab_size > vocab_size:
         raise InputError(
@@ -335,12 +339,17 @@ def make_tokenizer(
     return made
 
 
-def _captions(specs: Sequence[str], directory: str, limit: int = 100_000):
-    """Captions of the training splits, to train a tokenizer on."""
+def _texts(specs: Sequence[str], directory: str, without: tuple[str, ...] | None, limit: int = 100_000):
+    """Texts of the training splits, to train a tokenizer on: captions, and questions of other types than `without`
+    with their answers (None: no questions)."""
     for spec in specs:
         source = builders.open_split(spec, "train", directory)
         for index in range(min(len(source), limit)):
-            yield from schema.from_example(source[index]).captions
+            clip = schema.from_example(source[index])
+            yield from clip.captions
+            for question in clip.questions if without is not None else ():
+                if question.type not in without:
+                    yield from (question.question, question.answer)
 
 
 def read_results(workdir: pathlib.Path) -> dict[str, dict[str, float]]:
