@@ -115,14 +115,16 @@ def training_config() -> ConfigDict:
             "stages": (),
             "stage": {},
             # What is evaluated: `retrieval`, `captioning`, `question_answering`; the types of questions that retrieval
-            # answers by similarity (and question answering leaves out); the answers of the closed list that question
-            # answering ranks besides generating its own, 0: none; how many of the clips that retrieval finds best are
-            # ranked anew by the decoder's likelihood of the query, in a row of their own, 0: none.
+            # answers by similarity (and question answering leaves out); how many answers the closed list has that
+            # question answering ranks besides generating its own (the most frequent of the training split; 0: none is
+            # ranked); a JSON file with a list to rank instead; how many of the clips that retrieval finds best are
+            # ranked anew by the decoder's likelihood of the query, in a row of their own (0: none).
             "evaluation": {
                 "batch_size": 32,
                 "tasks": ("retrieval",),
                 "multiple_choice": ("twin",),
                 "closed_list": 1000,
+                "answer_list": "",
                 "rerank": 0,
             },
             "generation": generation_config(),
@@ -205,6 +207,7 @@ def evaluation_config() -> ConfigDict:
             "tasks": ("retrieval",),
             "multiple_choice": ("twin",),
             "closed_list": 1000,
+            "answer_list": "",
             "rerank": 0,
             "generation": generation_config(),
             "data": {"directory": "", "workers": -1, "short": "repeat", "max_failed_share": 0.01},

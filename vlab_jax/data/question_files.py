@@ -47,6 +47,18 @@ def read_qa_json(path: _Path) -> list[tuple[str, Question]]:
     return _not_empty([_json_question(record, f"{path} question {i}") for i, record in enumerate(records, 1)], path)
 
 
+def read_answer_list(path: _Path) -> tuple[str, ...]:
+    """A closed list of answers: a JSON list of texts, as published beside MSRVTT-QA.
+
+    Raises:
+        InputError: the file is missing, or is not such a list.
+    """
+    answers = _json(path)
+    if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
+        raise InputError(f"{path} must be a JSON list of answers, each a text that is not empty")
+    return tuple(answer.strip() for answer in answers)
+
+
 def _json(path: _Path) -> Any:
     try:
         with open(path, "rb") as file:

@@ -42,6 +42,7 @@ def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
             tuple(config.multiple_choice),
             search_of(dict(config.generation), encoder.tokenizer),
             config.closed_list,
+            config.answer_list,
             config.rerank,
             lambda: [builders.open_split(spec, "train", config.data.directory) for spec, _ in trained],
             config.data.max_failed_share,
