@@ -114,17 +114,7 @@ def training_config() -> ConfigDict:
             },
             "stages": (),
             "stage": {},
-            # What is evaluated: `retrieval`, `captioning`, `question_answering`; the types of questions that retrieval
-            # answers by similarity (and question answering leaves out); the answers of the closed list that question
-            # answering ranks besides generating its own, 0: none; how many of the clips that retrieval finds best are
-            # ranked anew by the decoder's likelihood of the query, in a row of their own, 0: none.
-            "evaluation": {
-                "batch_size": 32,
-                "tasks": ("retrieval",),
-                "multiple_choice": ("twin",),
-                "closed_list": 1000,
-                "rerank": 0,
-            },
+            "evaluation": {"batch_size": 32, **_scored()},
             "generation": generation_config(),
             # Devices per axis of the mesh; -1: as many as are left.
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
@@ -136,6 +126,28 @@ def training_config() -> ConfigDict:
             "report": {"queries": 8},
         }
     )
+
+
+def _scored() -> dict[str, Any]:
+    """What is evaluated, in a run and of a checkpoint."""
+    return {
+        # Of `retrieval`, `captioning` and `question_answering`.
+        "tasks": ("retrieval",),
+        # The types of questions that retrieval answers by similarity, and question answering leaves out.
+        "multiple_choice": ("twin",),
+        # The answers of the closed list that question answering ranks besides generating its own; 0: none.
+        "closed_list": 1000,
+        # How many of the clips that retrieval finds best are ranked anew by the decoder's likelihood of the query, in
+        # a row of their own; 0: none.
+        "rerank": 0,
+        # Further rows of retrieval, which see other queries than the one they rank for: `dual_softmax` those of the
+        # test, `querybank` captions trained on. Never the headline; see `evaluation.query_normalisation`.
+        "query_normalisation": (),
+        "dual_softmax_temperature": 0.01,
+        # Training captions in the bank (reconstruction: QB-Norm takes all), and the factor of their cosines.
+        "querybank_size": 10_000,
+        "querybank_beta": 20.0,
+    }
 
 
 def generation_config() -> ConfigDict:
@@ -201,11 +213,7 @@ def evaluation_config() -> ConfigDict:
             # Streams that make the video embedding; empty: those of the last stage.
             "streams": (),
             "batch_size": 32,
-            # As in `training_config`'s `evaluation`.
-            "tasks": ("retrieval",),
-            "multiple_choice": ("twin",),
-            "closed_list": 1000,
-            "rerank": 0,
+            **_scored(),
             "generation": generation_config(),
             "data": {"directory": "", "workers": -1, "short": "repeat", "max_failed_share": 0.01},
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},

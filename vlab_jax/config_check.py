@@ -24,6 +24,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 TASKS = ("retrieval", "captioning", "question_answering")
+QUERY_NORMALISATIONS = ("dual_softmax", "querybank")
 
 # Least and greatest values; None: any.
 RANGES: dict[str, tuple[float, float | None]] = {
@@ -48,12 +49,13 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "stage.label_smoothing": (0.0, 1.0),
     "stage.masked_share": (0.0, 1.0),
     "stage.evaluate_every": (0, None),
-    "evaluation.batch_size": (1, None),
+    # Of the config of an evaluation, and of `evaluation` in that of a run.
     "batch_size": (1, None),
     "closed_list": (0, None),
     "rerank": (0, None),
-    "evaluation.rerank": (0, None),
-    "evaluation.closed_list": (0, None),
+    "dual_softmax_temperature": (1e-4, None),
+    "querybank_size": (1, None),
+    "querybank_beta": (1e-4, None),
     "generation.beams": (1, None),
     "generation.length_penalty": (0.0, None),
     "generation.max_tokens": (0, None),
@@ -80,10 +82,10 @@ def check(config: ConfigDict) -> None:
         known.stage = {name: stage_config() for name in config.get("stage", {})}
     _check_tree(config.to_dict(), known.to_dict(), "")
     if task == "train":
-        check_tasks("evaluation.tasks", config.evaluation.tasks)
+        _check_scored(config.evaluation, "evaluation.")
         _check_sense(config)
     else:
-        check_tasks("tasks", config.tasks)
+        _check_scored(config, "")
 
 
 def _check_tree(given: Mapping[str, Any], known: Mapping[str, Any], prefix: str) -> None:
@@ -107,7 +109,8 @@ def _check_tree(given: Mapping[str, Any], known: Mapping[str, Any], prefix: str)
 def _check_range(name: str, value: Any) -> None:
     """Whole numbers of the model count something; the ranges of a stage stand under `stage`, whatever its name."""
     counts = name.startswith("model.") and type(value) is int
-    low, high = RANGES.get(re.sub(r"^stage\.[^.]+", "stage", name), (1 if counts else None, None))
+    general = re.sub(r"^evaluation\.", "", re.sub(r"^stage\.[^.]+", "stage", name))
+    low, high = RANGES.get(general, (1 if counts else None, None))
     if (low is not None and not value >= low) or (high is not None and not value <= high):
         bounds = f"at least {low}" if high is None else f"from {low} to {high}"
         raise InputError(f"config.{name} is {value!r}; it must be {bounds}")
@@ -164,6 +167,15 @@ def _check_sense(config: ConfigDict) -> None:
     if not 1 <= every <= depth:
         raise InputError(f"config.model.decoder.cross_attention_every is {every}; it must be from 1 to {depth}")
     adapted_blocks(adapter.blocks, vision.depth)
+
+
+def _check_scored(fields: ConfigDict, prefix: str) -> None:
+    check_tasks(f"{prefix}tasks", fields.tasks)
+    if not set(fields.query_normalisation) <= set(QUERY_NORMALISATIONS):
+        raise InputError(
+            f"config.{prefix}query_normalisation is {tuple(fields.query_normalisation)}; it may name "
+            f"{' and '.join(QUERY_NORMALISATIONS)}"
+        )
 
 
 def check_tasks(name: str, tasks: Sequence[str]) -> None:

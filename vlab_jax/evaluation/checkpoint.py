@@ -11,6 +11,7 @@ from vlab_jax.data import builders, pipeline, sampling
 from vlab_jax.data import tokenizer as tokenizers
 from vlab_jax.evaluation import retrieval, sheets
 from vlab_jax.evaluation import run as evaluation
+from vlab_jax.evaluation.query_normalisation import Normalisation
 from vlab_jax.evaluation.tasks import Plan, search_of
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.runtime import meters, sharding
@@ -43,6 +44,7 @@ def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
             search_of(dict(config.generation), encoder.tokenizer),
             config.closed_list,
             config.rerank,
+            Normalisation.of(dict(config)),
             lambda: [builders.open_split(spec, "train", config.data.directory) for spec, _ in trained],
             config.data.max_failed_share,
         )

@@ -9,6 +9,7 @@ from vlab_jax.data.tokenizer import Tokenizer
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation.answer import Scored, evaluate_question_answering
 from vlab_jax.evaluation.caption import Captioned, evaluate_captioning
+from vlab_jax.evaluation.query_normalisation import Normalisation
 from vlab_jax.evaluation.rerank import rerank
 from vlab_jax.evaluation.run import Encoder, Retrieval, evaluate_retrieval
 from vlab_jax.models.generation import Search
@@ -59,7 +60,8 @@ class Plan:
       search: how texts are generated.
       list_size: answers of the closed list that question answering ranks.
       rerank: how many of the clips that retrieval finds best are ranked anew by the decoder's likelihood; 0: none.
-      training: opens the splits trained on, of which the closed list is made.
+      normalisation: rows of retrieval that see other queries.
+      training: opens the splits trained on, of which the closed list and the querybank are made.
       max_failed_share: see `pipeline.FailureCount`.
     """
 
@@ -68,6 +70,7 @@ class Plan:
     search: Search
     list_size: int
     rerank: int
+    normalisation: Normalisation
     training: Callable[[], list[Sequence]]
     max_failed_share: float
 
@@ -86,6 +89,8 @@ class Plan:
             with meters.Progress(f"evaluate {name}", len(source)) as bar:
                 choice = {"multiple_choice": self.multiple_choice}
                 retrieval = evaluate_retrieval(*given, **choice, **shared, update=bar.update)
+        if retrieval:
+            rows |= self.normalisation.rows(encoder, retrieval, self.training)
         if retrieval and self.rerank:
             with meters.Progress(f"re-rank {name}", len(source)) as bar:
                 best = rerank(*given, retrieval, self.rerank, **shared, update=bar.update)

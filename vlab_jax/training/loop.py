@@ -21,6 +21,7 @@ from vlab_jax.data import tokenizer as tokenizers
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import run as evaluation
 from vlab_jax.evaluation import sheets
+from vlab_jax.evaluation.query_normalisation import Normalisation
 from vlab_jax.evaluation.tasks import Outcome, Plan, search_of
 from vlab_jax.models.vlab import VLAB, start_from_clip
 from vlab_jax.pretrained.load import Pretrained, check_model, open_checkpoint
@@ -244,6 +245,7 @@ class Run:
             search_of(dict(self.config.generation), self.tokenizer),
             self.config.evaluation.closed_list,
             self.config.evaluation.rerank,
+            Normalisation.of(dict(self.config.evaluation)),
             lambda: [self._open(spec, "train") for spec, _ in trained],
             self.config.data.max_failed_share,
         )
