@@ -15,6 +15,7 @@ from vlab_jax.errors import InputError
 # What may change between a checkpoint and the run that resumes from it: how it runs, not what it computes.
 FREE_ON_RESUME = (
     "data.directory",
+    "data.manual_dir",
     "data.workers",
     "data.max_failed_share",
     "checkpoint",
@@ -103,8 +104,7 @@ def training_config() -> ConfigDict:
                 "train": ("motion",),
                 # The data set whose `validation` and `test` splits are evaluated.
                 "evaluate": "motion",
-                # Where data sets are built; empty: TFDS's default.
-                "directory": "",
+                **build_fields(),
                 # Worker processes that decode; -1: one core fewer than there are, at most 16; 0: threads.
                 "workers": -1,
                 # The share of clips that may fail to decode before the run stops.
@@ -147,6 +147,24 @@ def _scored() -> dict[str, Any]:
         # Training captions in the bank (reconstruction: QB-Norm takes all), and the factor of their cosines.
         "querybank_size": 10_000,
         "querybank_beta": 20.0,
+    }
+
+
+def build_fields() -> dict[str, Any]:
+    """How data sets are prepared; with `data.workers`, the fields of `data.builders.options.BuildOptions`."""
+    return {
+        # Where data sets are built; empty: TFDS's default.
+        "directory": "",
+        # Where official annotation files and media lie: <manual_dir>/<data set>/, or manual_dir itself.
+        "manual_dir": "",
+        # Leave out the clips of official data sets whose media are missing, instead of refusing to build.
+        "allow_missing": False,
+        # What is stored: `file`, the encoded files as obtained; `frames`, JPEGs, so many a second, of which the short
+        # side has so many pixels.
+        "variant": "file",
+        "frame_rate": 4.0,
+        "short_side": 256,
+        "jpeg_quality": 90,
     }
 
 
@@ -215,7 +233,7 @@ def evaluation_config() -> ConfigDict:
             "batch_size": 32,
             **_scored(),
             "generation": generation_config(),
-            "data": {"directory": "", "workers": -1, "short": "repeat", "max_failed_share": 0.01},
+            "data": {**build_fields(), "workers": -1, "short": "repeat", "max_failed_share": 0.01},
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             "report": {"queries": 8},
         }

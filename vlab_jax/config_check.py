@@ -21,6 +21,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.text.activation": ("gelu", "quick_gelu"),
     "tokenizer.kind": ("auto", "bpe", "clip"),
     "data.short": ("repeat", "fail"),
+    "data.variant": ("file", "frames"),
 }
 
 TASKS = ("retrieval", "captioning", "question_answering")
@@ -34,6 +35,9 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "model.vision.rotary_grid": (0, None),
     "data.workers": (-1, None),
     "data.max_failed_share": (0.0, 1.0),
+    "data.frame_rate": (0.01, 1000.0),
+    "data.short_side": (16, None),
+    "data.jpeg_quality": (1, 100),
     "stage.steps": (1, None),
     "stage.batch_size": (1, None),
     "stage.frames": (0, None),

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from listed_source import ListedSource, StampedFrames, grey_clips
 
 from vlab_jax.data import builders, pipeline, schema
+from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.data.tokenizer import train_bpe
 from vlab_jax.errors import InputError, RunStopped
 
@@ -27,7 +28,7 @@ TOKENIZER = train_bpe(["clip one two three 0 1 2 3 4 5 6 7 8 9"], vocab_size=280
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Any:
     """The training split of `motion/tiny`: 48 clips of 24 H.264 frames, with four captions each."""
-    return builders.open_split("motion/tiny", "train", str(tmp_path_factory.mktemp("data")))
+    return builders.open_split("motion/tiny", "train", BuildOptions(str(tmp_path_factory.mktemp("data"))))
 
 
 def draw(sources: list, count: int, *, batch_size: int = 4, seed: int = 0, **options: Any) -> list[pipeline.Batch]:

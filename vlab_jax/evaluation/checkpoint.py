@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from vlab_jax import config as configuration
 from vlab_jax.data import builders, pipeline, sampling
 from vlab_jax.data import tokenizer as tokenizers
+from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.evaluation import retrieval, sheets
 from vlab_jax.evaluation import run as evaluation
 from vlab_jax.evaluation.query_normalisation import Normalisation
@@ -35,7 +36,8 @@ def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
         encoder = _encoder(config, saved, name, home, mesh, checkpoints, step)
     with jax.set_mesh(mesh), jax.default_matmul_precision(saved["matmul_precision"]):
         dataset = config.dataset or saved["data"]["evaluate"]
-        source = builders.open_split(dataset, config.split, config.data.directory)
+        options = BuildOptions.from_fields(dict(config.data))
+        source = builders.open_split(dataset, config.split, options)
         row = f"{name}, step {step} ({dataset} {config.split})"
         trained = pipeline.parse_mixture(saved["stage"][name]["train"] or saved["data"]["train"])
         plan = Plan(
@@ -45,7 +47,7 @@ def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
             config.closed_list,
             config.rerank,
             Normalisation.of(dict(config)),
-            lambda: [builders.open_split(spec, "train", config.data.directory) for spec, _ in trained],
+            lambda: [builders.open_split(spec, "train", options) for spec, _ in trained],
             config.data.max_failed_share,
         )
         outcome = plan.evaluate(encoder, source, config.split, None if workdir is None else workdir / "texts")

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from vlab_jax import config as configuration
 from vlab_jax.data import builders, pipeline, sampling, schema
 from vlab_jax.data import tokenizer as tokenizers
+from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import run as evaluation
 from vlab_jax.evaluation import sheets
@@ -95,6 +96,7 @@ class Run:
         self.config, self.workdir, self.mesh = config, workdir, mesh
         self.checkpoints, self.writer = checkpoints, writer
         self.saved_config = configuration.plain(config.to_dict())
+        self.options = BuildOptions.from_fields(dict(config.data))
         self.workers = pipeline.default_workers(config.data.workers)
         self.results: dict[str, dict[str, float]] = {}
         check_workdir(checkpoints, self.saved_config)
@@ -216,7 +218,7 @@ class Run:
         )
 
     def _open(self, spec: str, split: str) -> Any:
-        return builders.open_split(spec, split, self.config.data.directory)
+        return builders.open_split(spec, split, self.options)
 
     def _frames(self, count: int) -> pipeline.FrameOptions:
         return pipeline.FrameOptions(count, self.config.model.vision.image_size, self.config.data.short)
@@ -332,7 +334,8 @@ def make_tokenizer(
         specs = dict.fromkeys(spec for mixture in mixtures for spec, _ in pipeline.parse_mixture(mixture))
         asks = any(config.stage[name].objectives.question_answering for name in config.stages)
         without = tuple(config.evaluation.multiple_choice) if asks else None
-        made = tokenizers.train_bpe(_texts(list(specs), config.data.directory, without), vocab_size, length)
+        options = BuildOptions.from_fields(dict(config.data))
+        made = tokenizers.train_bpe(_texts(list(specs), options, without), vocab_size, length)
         made.save(workdir)
     if made.vocab_size > vocab_size:
         raise InputError(
@@ -341,11 +344,11 @@ def make_tokenizer(
     return made
 
 
-def _texts(specs: Sequence[str], directory: str, without: tuple[str, ...] | None, limit: int = 100_000):
+def _texts(specs: Sequence[str], options: BuildOptions, without: tuple[str, ...] | None, limit: int = 100_000):
     """Texts of the training splits, to train a tokenizer on: captions, and questions of other types than `without`
     with their answers (None: no questions)."""
     for spec in specs:
-        source = builders.open_split(spec, "train", directory)
+        source = builders.open_split(spec, "train", options)
         for index in range(min(len(source), limit)):
             clip = schema.from_example(source[index])
             yield from clip.captions

@@ -21,26 +21,26 @@ from tqdm import tqdm
 
 from vlab_jax.data.builders.folder import Folder
 from vlab_jax.data.builders.motion import Motion
+from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.errors import InputError
 
 # A builder with a method `config_of` reads a directory, named after a colon.
 BUILDERS: dict[str, type[tfds.core.DatasetBuilder]] = {"motion": Motion, "folder": Folder}
 
 
-def prepare(spec: str, data_dir: str) -> tfds.core.DatasetBuilder:
-    """The builder of a data set, its files written below `data_dir` if they are not there yet.
+def prepare(spec: str, options: BuildOptions) -> tfds.core.DatasetBuilder:
+    """The builder of a data set, its files written below `options.directory` if they are not there yet.
 
     Processes that ask for the same data at once wait for the first of them to build it.
 
     Args:
       spec: `name`, `name/configuration` or `folder:directory`.
-      data_dir: where prepared data sets live, made if missing; empty: TFDS's default (`TFDS_DATA_DIR`, or
-        `~/tensorflow_datasets`).
+      options: where from, where to, in which form.
 
     Raises:
       InputError: no such data set or configuration, or its source has errors.
     """
-    data_dir = str(pathlib.Path(data_dir or get_default_data_dir()).expanduser().resolve())
+    data_dir = str(pathlib.Path(options.directory or get_default_data_dir()).expanduser().resolve())
     builder = _builder(spec, data_dir)
     files = pathlib.Path(builder.data_dir)
     if files.exists():
@@ -53,13 +53,13 @@ def prepare(spec: str, data_dir: str) -> tfds.core.DatasetBuilder:
     return _builder(spec, data_dir)
 
 
-def open_split(spec: str, split: str, data_dir: str) -> Any:
+def open_split(spec: str, split: str, options: BuildOptions) -> Any:
     """A split as a `tfds.data_source`: a sequence of examples as dictionaries; random access; can be pickled.
 
     Raises:
       InputError: as `prepare`; no such split.
     """
-    builder = prepare(spec, data_dir)
+    builder = prepare(spec, options)
     if split not in builder.info.splits:
         known = ", ".join(builder.info.splits)
         raise InputError(f"data set {spec!r} has no split {split!r}; it has: {known}")
