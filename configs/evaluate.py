@@ -2,8 +2,8 @@
 
     python -m vlab_jax.main --config=configs/evaluate.py --checkpoint=workdir
 
-`--checkpoint` is a run's workdir (its newest checkpoint) or one of its `checkpoints/<step>`. The data set is the run's
-own unless `--config.dataset` names another, as in
+`--checkpoint` is a run's workdir (the checkpoint it was tested with, or its newest) or one of its
+`checkpoints/<step>`. The data set is the run's own unless `--config.dataset` names another, as in
 
     --config.dataset=folder:/my/videos --config.split=validation
 

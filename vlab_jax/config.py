@@ -18,7 +18,8 @@ FREE_ON_RESUME = (
     "data.manual_dir",
     "data.workers",
     "data.max_failed_share",
-    "checkpoint",
+    "checkpoint.every",
+    "checkpoint.keep",
     "log_every",
     "mesh",
     "stop_after",
@@ -118,7 +119,19 @@ def training_config() -> ConfigDict:
             "generation": generation_config(),
             # Devices per axis of the mesh; -1: as many as are left.
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
-            "checkpoint": {"every": 500, "keep": 3},
+            "checkpoint": {
+                # Steps between checkpoints, and how many of the newest are kept; the best so far is kept besides.
+                "every": 500,
+                "keep": 3,
+                # The checkpoint that is tested: the best on `validation` data of those that the last stage was
+                # evaluated with (stage.evaluate_every, and its end), or the `last`. On `test` data it would be chosen
+                # by what it is tested on, and its figures would be too good: that is refused without
+                # i_select_on_test_data, and marked in every table with it.
+                "select_on": "validation",
+                "i_select_on_test_data": False,
+                # The figure that decides; empty: text_to_video/R@1, CIDEr or QA all, by the first task.
+                "select_by": "",
+            },
             "log_every": 10,
             # Stop after this many steps in all, as if interrupted; 0: run to the end.
             "stop_after": 0,

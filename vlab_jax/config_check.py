@@ -19,12 +19,19 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.decoder.blending": ("concat", "parallel", "stacked", "none", "image_only"),
     "model.vision.activation": ("gelu", "quick_gelu", "silu"),
     "model.text.activation": ("gelu", "quick_gelu"),
+    "checkpoint.select_on": ("validation", "last", "test"),
     "tokenizer.kind": ("auto", "bpe", "clip"),
     "data.short": ("repeat", "fail"),
     "data.variant": ("file", "frames"),
 }
 
 TASKS = ("retrieval", "captioning", "question_answering")
+# What the figures of each task are called.
+FIGURES = {
+    "retrieval": r"(text_to_video|video_to_text)/(R@1|R@5|R@10|median_rank|mean_rank)|.+_accuracy",
+    "captioning": r"BLEU-[1-4]|METEOR|ROUGE-L|CIDEr",
+    "question_answering": r"QA .+",
+}
 QUERY_NORMALISATIONS = ("dual_softmax", "querybank")
 
 # Least and greatest values; None: any.
@@ -171,6 +178,7 @@ def _check_sense(config: ConfigDict) -> None:
     if not 1 <= every <= depth:
         raise InputError(f"config.model.decoder.cross_attention_every is {every}; it must be from 1 to {depth}")
     adapted_blocks(adapter.blocks, vision.depth)
+    _check_selection(config.checkpoint, config.stage[config.stages[-1]].evaluate or config.evaluation.tasks)
 
 
 def _check_scored(fields: ConfigDict, prefix: str) -> None:
@@ -186,6 +194,20 @@ def check_tasks(name: str, tasks: Sequence[str]) -> None:
     """Raises InputError where a field of tasks names none, or one that there is not."""
     if not tasks or not set(tasks) <= set(TASKS):
         raise InputError(f"config.{name} is {tuple(tasks)}; it must name one or more of {', '.join(TASKS)}")
+
+
+def _check_selection(fields: ConfigDict, tasks: Sequence[str]) -> None:
+    if fields.select_by and not any(re.fullmatch(FIGURES[task], fields.select_by) for task in tasks):
+        raise InputError(
+            f"config.checkpoint.select_by is {fields.select_by!r}; it must be a figure of {' or '.join(tasks)}, as "
+            "'text_to_video/R@1', 'CIDEr' or 'QA all'"
+        )
+    if (fields.select_on == "test") != fields.i_select_on_test_data:
+        raise InputError(
+            f"config.checkpoint.select_on is {fields.select_on!r} and i_select_on_test_data "
+            f"{fields.i_select_on_test_data}; a checkpoint chosen by the test data looks better than it is: select on "
+            "'validation', or say both select_on='test' and i_select_on_test_data=True, and every table will say so too"
+        )
 
 
 def _check_stage(name: str, stage: ConfigDict, blending: str) -> None:

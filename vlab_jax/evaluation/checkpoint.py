@@ -38,7 +38,7 @@ def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
         dataset = config.dataset or saved["data"]["evaluate"]
         options = BuildOptions.from_fields(dict(config.data))
         source = builders.open_split(dataset, config.split, options)
-        row = f"{name}, step {step} ({dataset} {config.split})"
+        row = f"{name}, step {step} ({dataset} {config.split}{_selected_on_test(saved, dataset, config.split)})"
         trained = pipeline.parse_mixture(saved["stage"][name]["train"] or saved["data"]["train"])
         plan = Plan(
             tuple(config.tasks),
@@ -67,6 +67,12 @@ def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
             )
             (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     return results
+
+
+def _selected_on_test(saved: dict, dataset: str, split: str) -> str:
+    """The mark of figures on the data that their checkpoint was selected by."""
+    on = saved["checkpoint"].get("select_on")  # which configs of older runs lack
+    return ", selected on test" if on == split == "test" and dataset == saved["data"]["evaluate"] else ""
 
 
 def _encoder(

@@ -8,7 +8,6 @@ import logging
 import os
 import pathlib
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,21 +15,21 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vlab_jax import config as configuration
-from vlab_jax.data import builders, pipeline, sampling, schema
-from vlab_jax.data import tokenizer as tokenizers
+from vlab_jax.data import builders, pipeline, sampling
 from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import run as evaluation
 from vlab_jax.evaluation import sheets
 from vlab_jax.evaluation.query_normalisation import Normalisation
 from vlab_jax.evaluation.tasks import Outcome, Plan, search_of
-from vlab_jax.models.vlab import VLAB, start_from_clip
+from vlab_jax.models.vlab import VLAB, parameter_shapes, start_from_clip
 from vlab_jax.pretrained.load import Pretrained, check_model, open_checkpoint
 from vlab_jax.runtime import meters, sharding
 from vlab_jax.runtime.checkpoint import CONFIG, PROGRESS, Checkpoints
 from vlab_jax.training import optim, start
 from vlab_jax.training import stage as stages
 from vlab_jax.training.record import StepRecord
+from vlab_jax.training.selection import Selection
 from vlab_jax.training.step import TrainState
 
 
@@ -99,6 +98,8 @@ class Run:
         self.options = BuildOptions.from_fields(dict(config.data))
         self.workers = pipeline.default_workers(config.data.workers)
         self.results: dict[str, dict[str, float]] = {}
+        last = config.stages[-1]
+        self.selection = Selection(workdir, dict(config.checkpoint), self._tasks(last), last)
         check_workdir(checkpoints, self.saved_config)
         self.model = VLAB.from_fields(configuration.model_fields(self.saved_config))
         stages.check(self.model, config, mesh)
@@ -106,10 +107,8 @@ class Run:
             self._open(config.data.evaluate, split)  # missing, it would be missed only after training
         fresh = checkpoints.latest() is None
         self.pretrained = open_pretrained(config) if fresh and config.model.pretrained else None
-        self.tokenizer = make_tokenizer(config, workdir, fresh, self.pretrained)
-        search_of(
-            dict(config.generation), self.tokenizer
-        )  # too long texts would be missed only at the first evaluation
+        self.tokenizer = start.make_tokenizer(config, workdir, fresh, self.pretrained)
+        search_of(dict(config.generation), self.tokenizer)  # too long texts would be missed only when evaluated
 
     def begin(self) -> tuple[Progress, Any]:
         """Fresh parameters, or (None) those that the stage in progress will restore."""
@@ -120,6 +119,8 @@ class Run:
             return Progress(), self._initial_parameters()
         progress = Progress(**self.checkpoints.read_json(latest, PROGRESS))
         self.writer.truncate(progress.total)
+        self.selection.resume(progress.total)
+        self.checkpoints.keep_also(self.selection.best())
         self.results = read_results(self.workdir)
         name = self.config.stages[progress.stage]
         logging.info(
@@ -151,10 +152,12 @@ class Run:
             state = setup.initial(parameters)
             progress = dataclasses.replace(progress, stage=number, step=0)
         offset = progress.total - progress.step
+        self._evaluate_on_the_way(name, state, progress)  # what a run that was interrupted has left out
         state, progress = self._steps(name, setup, state, progress, offset)
-        final = state.parameters if state.average is None else state.average
-        self._evaluate(name, final, "validation", progress.total)
-        return final, progress
+        self._evaluate(name, state.evaluated, "validation", progress.total)
+        if number == len(self.config.stages) - 1:
+            self._add_to_selection(name, state, progress)
+        return state.evaluated, progress
 
     def _steps(
         self, name: str, setup: stages.Stage, state: TrainState, progress: Progress, offset: int
@@ -178,16 +181,35 @@ class Run:
                 total = offset + step
                 progress = Progress(progress.stage, step, total, failures.seen, failures.failed)
                 stop = total == self.config.stop_after
-                if step == stage.steps or stop or total % self.config.checkpoint.every == 0:
+                on_the_way = self._is_on_the_way(name, step)
+                if step == stage.steps or stop or on_the_way or total % self.config.checkpoint.every == 0:
                     record.flush()  # what is saved has a finite loss
                     self._save(state, progress)
                 if stop:
                     raise Interrupted
-                if stage.evaluate_every and step % stage.evaluate_every == 0 and step < stage.steps:
-                    record.flush()
-                    current = state.parameters if state.average is None else state.average
-                    self._evaluate(name, current, "validation", total, keep=False)
+                self._evaluate_on_the_way(name, state, progress)
         return state, progress
+
+    def _is_on_the_way(self, name: str, step: int) -> bool:
+        """Whether a stage is evaluated after a step that is not its last."""
+        every, steps = self.config.stage[name].evaluate_every, self.config.stage[name].steps
+        return bool(every) and step % every == 0 and 0 < step < steps
+
+    def _evaluate_on_the_way(self, name: str, state: TrainState, progress: Progress) -> None:
+        if self._is_on_the_way(name, progress.step):
+            self._add_to_selection(name, state, progress)
+
+    def _add_to_selection(self, name: str, state: TrainState, progress: Progress) -> None:
+        """Evaluates, unless it is done already, and keeps the checkpoint if it is the best so far."""
+        if not self.selection.has(progress.total):
+            split = self.selection.split(name)
+            row = f"{name} ({split})"
+            if progress.step == self.config.stage[name].steps and row in self.results:
+                metrics = self.results[row]
+            else:
+                metrics = self._evaluate(name, state.evaluated, split, progress.total, keep=False).metrics
+            self.selection.add(progress.total, name, metrics)
+        self.checkpoints.keep_also(self.selection.best())
 
     def _save(self, state: TrainState, progress: Progress) -> None:
         self.checkpoints.save(progress.total, state, dataclasses.asdict(progress), self.saved_config)
@@ -223,9 +245,11 @@ class Run:
     def _frames(self, count: int) -> pipeline.FrameOptions:
         return pipeline.FrameOptions(count, self.config.model.vision.image_size, self.config.data.short)
 
-    def _evaluate(self, name: str, parameters: Any, split: str, total: int, keep: bool = True) -> Outcome | None:
+    def _evaluate(
+        self, name: str, parameters: Any, split: str, total: int, keep: bool = True, row: str = ""
+    ) -> Outcome | None:
         """Evaluates on the run's own data set; with `keep`, once, and the figures go into the results."""
-        row = f"{name} ({split})"
+        row = row or f"{name} ({split})"
         if keep and row in self.results and split != "test":
             return None
         source = self._open(self.config.data.evaluate, split)
@@ -239,10 +263,13 @@ class Run:
             write_results(self.workdir, self.results)
         return outcome
 
+    def _tasks(self, name: str) -> tuple[str, ...]:
+        return tuple(self.config.stage[name].evaluate or self.config.evaluation.tasks)
+
     def _plan(self, name: str) -> Plan:
         trained = pipeline.parse_mixture(self.config.stage[name].train or self.config.data.train)
         return Plan(
-            tuple(self.config.stage[name].evaluate or self.config.evaluation.tasks),
+            self._tasks(name),
             tuple(self.config.evaluation.multiple_choice),
             search_of(dict(self.config.generation), self.tokenizer),
             self.config.evaluation.closed_list,
@@ -267,10 +294,14 @@ class Run:
         )
 
     def finish(self, parameters: Any) -> dict[str, dict[str, float]]:
-        """Evaluates the test split and writes the report."""
+        """Evaluates the selected checkpoint on the test split and writes the report."""
         last = self.config.stages[-1]
         total = sum(self.config.stage[name].steps for name in self.config.stages)
-        outcome = self._evaluate(last, parameters, "test", total)
+        selected = self.selection.select()
+        if selected.step != total:
+            parameters = self._saved_parameters(last, selected.step)
+        self.results |= selected.rows(last, total)
+        outcome = self._evaluate(last, parameters, "test", total, row=selected.test_row(last, total))
         sheets.write_report(
             self.workdir / "report",
             self.workdir / meters.METRICS_FILE,
@@ -282,6 +313,13 @@ class Run:
             title="VLAB-JAX run",
         )
         return self.results
+
+    def _saved_parameters(self, name: str, total: int) -> Any:
+        self.checkpoints.wait()
+        shapes = parameter_shapes(self.model, self.config.frames)
+        averaged = bool(self.config.stage[name].average_decay)
+        with Checkpoints(self.checkpoints.directory) as saved:  # Orbax restores parts by a manager that saved nothing
+            return saved.restore_parameters(total, shapes, sharding.shardings(shapes, self.mesh), averaged)
 
 
 def check_workdir(checkpoints: Checkpoints, saved: dict[str, Any]) -> None:
@@ -307,54 +345,6 @@ def open_pretrained(config: ConfigDict) -> Pretrained:
     for note in check_model(pretrained, configuration.plain(config.model.to_dict())):
         logging.info("%s", note)
     return pretrained
-
-
-def make_tokenizer(
-    config: ConfigDict, workdir: pathlib.Path, fresh: bool, pretrained: Pretrained | None
-) -> tokenizers.Tokenizer:
-    """The tokenizer of an export that the run starts from, or CLIP's, or a BPE of the training texts.
-
-    It is kept in the workdir, so that this suffices later.
-
-    Raises:
-      InputError: there is no such tokenizer, or it has more ids than the model.
-    """
-    vocab_size, length = config.model.text.vocab_size, config.model.text.context_length
-    if not fresh:
-        made = tokenizers.load(workdir, length)
-    elif pretrained is not None and pretrained.whole:
-        made = tokenizers.load(pretrained.files.folder, length)
-        made.save(workdir)
-    elif config.tokenizer.kind == "clip":
-        beside = "" if pretrained is None else str(pretrained.files.folder)
-        made = tokenizers.load_clip(config.tokenizer.path or beside, length)
-        made.save(workdir)
-    else:
-        mixtures = [config.stage[name].train or config.data.train for name in config.stages]
-        specs = dict.fromkeys(spec for mixture in mixtures for spec, _ in pipeline.parse_mixture(mixture))
-        asks = any(config.stage[name].objectives.question_answering for name in config.stages)
-        without = tuple(config.evaluation.multiple_choice) if asks else None
-        options = BuildOptions.from_fields(dict(config.data))
-        made = tokenizers.train_bpe(_texts(list(specs), options, without), vocab_size, length)
-        made.save(workdir)
-    if made.vocab_size > vocab_size:
-        raise InputError(
-            f"the tokenizer has {made.vocab_size} ids, config.model.text.vocab_size={vocab_size}; raise the latter"
-        )
-    return made
-
-
-def _texts(specs: Sequence[str], options: BuildOptions, without: tuple[str, ...] | None, limit: int = 100_000):
-    """Texts of the training splits, to train a tokenizer on: captions, and questions of other types than `without`
-    with their answers (None: no questions)."""
-    for spec in specs:
-        source = builders.open_split(spec, "train", options)
-        for index in range(min(len(source), limit)):
-            clip = schema.from_example(source[index])
-            yield from clip.captions
-            for question in clip.questions if without is not None else ():
-                if question.type not in without:
-                    yield from (question.question, question.answer)
 
 
 def read_results(workdir: pathlib.Path) -> dict[str, dict[str, float]]:
