@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 import re
+import types
 
 import jax
 import numpy as np
@@ -14,10 +15,12 @@ from ml_collections import ConfigDict
 
 from vlab_jax import config as configuration
 from vlab_jax import config_check
+from vlab_jax.data.builders import open_split
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation.checkpoint import evaluate
 from vlab_jax.evaluation.tasks import Plan
 from vlab_jax.runtime.checkpoint import Checkpoints, find_checkpoint
+from vlab_jax.training import loop
 from vlab_jax.training.loop import train
 from vlab_jax.training.selection import Selection
 
@@ -144,6 +147,16 @@ def test_the_best_checkpoint_is_kept_tested_and_found_and_an_interruption_change
     config.stop_after = 0
     train(config, parted)
     assert files(parted) == files(whole)
+
+
+def test_a_run_whose_data_have_no_validation_tests_its_last_checkpoint_or_is_refused(config, tmp_path, monkeypatch):
+    without = types.SimpleNamespace(info=types.SimpleNamespace(splits=("train", "test")))
+    monkeypatch.setattr(loop, "builders", types.SimpleNamespace(prepare=lambda *_: without, open_split=open_split))
+    with pytest.raises(InputError, match=r"^data set 'motion/tiny' has no validation split .*select_on='last'$"):
+        train(config, tmp_path)
+    evaluated_often(config).checkpoint.select_on = "last"
+    assert list(train(config, tmp_path)) == ["blend (test)"]
+    assert find_checkpoint(tmp_path) == (tmp_path, 3)
 
 
 def test_a_run_selected_on_test_data_is_marked_wherever_its_figures_stand(config, falling, tmp_path, capsys):

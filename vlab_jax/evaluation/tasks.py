@@ -74,6 +74,11 @@ class Plan:
     training: Callable[[], list[Sequence]]
     max_failed_share: float
 
+    def headline(self, by: str) -> "Plan":
+        """The plan without what costs time and does not decide: further rows, and the closed list but where it does."""
+        size = self.list_size if by in ("QA ranked", "QA ceiling") else 0
+        return dataclasses.replace(self, list_size=size, rerank=0, normalisation=Normalisation())
+
     def evaluate(self, encoder: Encoder, source: Sequence, name: str, folder: pathlib.Path | None) -> Outcome:
         """Runs the tasks.
 

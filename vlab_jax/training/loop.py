@@ -103,8 +103,8 @@ class Run:
         check_workdir(checkpoints, self.saved_config)
         self.model = VLAB.from_fields(configuration.model_fields(self.saved_config))
         stages.check(self.model, config, mesh)
-        for split in ("validation", "test"):
-            self._open(config.data.evaluate, split)  # missing, it would be missed only after training
+        self.validated = validates(config, self.options)
+        self._open(config.data.evaluate, "test")  # missing, it would be missed only after training
         fresh = checkpoints.latest() is None
         self.pretrained = open_pretrained(config) if fresh and config.model.pretrained else None
         self.tokenizer = start.make_tokenizer(config, workdir, fresh, self.pretrained)
@@ -154,7 +154,8 @@ class Run:
         offset = progress.total - progress.step
         self._evaluate_on_the_way(name, state, progress)  # what a run that was interrupted has left out
         state, progress = self._steps(name, setup, state, progress, offset)
-        self._evaluate(name, state.evaluated, "validation", progress.total)
+        if self.validated:
+            self._evaluate(name, state.evaluated, "validation", progress.total)
         if number == len(self.config.stages) - 1:
             self._add_to_selection(name, state, progress)
         return state.evaluated, progress
@@ -193,7 +194,10 @@ class Run:
     def _is_on_the_way(self, name: str, step: int) -> bool:
         """Whether a stage is evaluated after a step that is not its last."""
         every, steps = self.config.stage[name].evaluate_every, self.config.stage[name].steps
-        return bool(every) and step % every == 0 and 0 < step < steps
+        return self._is_evaluated(name) and bool(every) and step % every == 0 and 0 < step < steps
+
+    def _is_evaluated(self, name: str) -> bool:
+        return self.validated or self.selection.split(name) == "test"
 
     def _evaluate_on_the_way(self, name: str, state: TrainState, progress: Progress) -> None:
         if self._is_on_the_way(name, progress.step):
@@ -204,7 +208,9 @@ class Run:
         if not self.selection.has(progress.total):
             split = self.selection.split(name)
             row = f"{name} ({split})"
-            if progress.step == self.config.stage[name].steps and row in self.results:
+            if not self._is_evaluated(name):
+                metrics = {}
+            elif progress.step == self.config.stage[name].steps and row in self.results:
                 metrics = self.results[row]
             else:
                 metrics = self._evaluate(name, state.evaluated, split, progress.total, keep=False).metrics
@@ -237,6 +243,7 @@ class Run:
             workers=self.workers,
             questions=bool(stage.objectives.question_answering),
             without=tuple(self.config.evaluation.multiple_choice),
+            captions=any(weight for each, weight in stage.objectives.items() if each != "question_answering"),
         )
 
     def _open(self, spec: str, split: str) -> Any:
@@ -254,7 +261,8 @@ class Run:
             return None
         source = self._open(self.config.data.evaluate, split)
         encoder = self._encoder(parameters, self.config.stage[name])
-        outcome = self._plan(name).evaluate(encoder, source, row, self.workdir / "texts" / row if keep else None)
+        plan = self._plan(name) if keep else self._plan(name).headline(self.selection.by)
+        outcome = plan.evaluate(encoder, source, row, self.workdir / "texts" / row if keep else None)
         if row not in self.results:
             figures = {f"{split}/{key}": value for key, value in outcome.metrics.items()}
             self.writer.write(total, figures, stage=name)
@@ -320,6 +328,22 @@ class Run:
         averaged = bool(self.config.stage[name].average_decay)
         with Checkpoints(self.checkpoints.directory) as saved:  # Orbax restores parts by a manager that saved nothing
             return saved.restore_parameters(total, shapes, sharding.shardings(shapes, self.mesh), averaged)
+
+
+def validates(config: ConfigDict, options: BuildOptions) -> bool:
+    """Whether the data set that is evaluated has a validation split.
+
+    Raises:
+      InputError: it has none, and needs one.
+    """
+    spec = config.data.evaluate
+    if "validation" in builders.prepare(spec, options).info.splits:
+        return True
+    if config.checkpoint.select_on != "validation":
+        return False
+    raise InputError(
+        f"data set {spec!r} has no validation split to select the checkpoint on; set config.checkpoint.select_on='last'"
+    )
 
 
 def check_workdir(checkpoints: Checkpoints, saved: dict[str, Any]) -> None:
