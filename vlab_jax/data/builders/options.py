@@ -39,6 +39,13 @@ class BuildOptions:
         if self.variant not in VARIANTS:
             raise InputError(f"variant is {self.variant!r}; it must be one of {', '.join(VARIANTS)}")
 
+    @property
+    def form(self) -> str:
+        """The variant with all that it depends on, as part of a directory's name."""
+        if self.variant == "file":
+            return self.variant
+        return f"{self.variant}_{self.frame_rate:g}fps_{self.short_side}px_q{self.jpeg_quality}"
+
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> "BuildOptions":
         """The options that the `data` fields of a config say (`config.build_fields`); other fields are passed over."""
