@@ -36,7 +36,8 @@ def assets() -> pathlib.Path:
 def data_dir(tmp_path_factory) -> str:
     """`motion/tiny`, built once."""
     from vlab_jax.data import builders  # here, because the hook must be there first
+    from vlab_jax.data.builders.options import BuildOptions
 
     folder = str(tmp_path_factory.mktemp("data"))
-    builders.prepare("motion/tiny", folder)
+    builders.prepare("motion/tiny", BuildOptions(folder))
     return folder

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from vlab_jax.data.builders import open_split, prepare
+from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.data.schema import from_example
 from vlab_jax.errors import InputError
 
@@ -18,14 +19,14 @@ from vlab_jax.errors import InputError
 def data_dir(tmp_path_factory) -> str:
     """A directory in which `motion/tiny` is prepared."""
     path = str(tmp_path_factory.mktemp("data"))
-    prepare("motion/tiny", path)
+    prepare("motion/tiny", BuildOptions(path))
     return path
 
 
 def test_a_prepared_data_set_has_its_splits_and_is_read_in_the_schema(data_dir):
     counts = {"train": 48, "validation": 16, "test": 16}
     for split, count in counts.items():
-        source = open_split("motion/tiny", split, data_dir)
+        source = open_split("motion/tiny", split, BuildOptions(data_dir))
         clips = [from_example(source[i]) for i in range(len(source))]
         assert len({clip.id for clip in clips}) == len(clips) == count
         types = collections.Counter(q.type for clip in clips for q in clip.questions)
@@ -35,16 +36,16 @@ def test_a_prepared_data_set_has_its_splits_and_is_read_in_the_schema(data_dir):
 
 
 def test_stills_prepare_with_their_own_splits(data_dir):
-    source = open_split("motion/tiny_still", "validation", data_dir)
+    source = open_split("motion/tiny_still", "validation", BuildOptions(data_dir))
     clips = [from_example(source[i]) for i in range(len(source))]
     assert len(clips) == 16 and all(clip.media.startswith(b"\xff\xd8") for clip in clips)
 
 
 def test_preparing_again_reuses_the_files(data_dir, capfd):
-    builder = prepare("motion/tiny", data_dir)
+    builder = prepare("motion/tiny", BuildOptions(data_dir))
     files = {path: path.stat().st_mtime_ns for path in pathlib.Path(builder.data_dir).iterdir()}
     capfd.readouterr()
-    again = prepare("motion/tiny", data_dir)
+    again = prepare("motion/tiny", BuildOptions(data_dir))
     assert again.data_dir == builder.data_dir
     assert {path: path.stat().st_mtime_ns for path in pathlib.Path(again.data_dir).iterdir()} == files
     assert sum(path.name.count(".array_record") for path in files) == 3
@@ -52,7 +53,7 @@ def test_preparing_again_reuses_the_files(data_dir, capfd):
 
 
 def test_preparing_shows_one_bar_and_nothing_else(tmp_path, capfd):
-    prepare("motion/tiny_still", str(tmp_path))
+    prepare("motion/tiny_still", BuildOptions(str(tmp_path)))
     out, err = capfd.readouterr()
     assert out == ""
     assert "80/80" in err and all("preparing motion/tiny_still" in line for line in err.splitlines() if line)
@@ -62,12 +63,12 @@ def test_what_a_killed_build_left_is_cleared_away(tmp_path):
     left = tmp_path / "motion" / "tiny_still" / "incomplete.ABCDEF_2.0.0"
     left.mkdir(parents=True)
     (left / "half").write_bytes(b"0")
-    assert len(open_split("motion/tiny_still", "train", str(tmp_path))) == 48
+    assert len(open_split("motion/tiny_still", "train", BuildOptions(str(tmp_path)))) == 48
     assert not left.exists()
 
 
 def test_a_data_source_survives_pickling(data_dir):
-    source = open_split("motion/tiny", "test", data_dir)
+    source = open_split("motion/tiny", "test", BuildOptions(data_dir))
     first = from_example(source[0])
     copy = pickle.loads(pickle.dumps(source))
     assert len(copy) == len(source) and from_example(copy[0]) == first
@@ -75,7 +76,7 @@ def test_a_data_source_survives_pickling(data_dir):
 
 def test_the_directory_may_be_relative(data_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    source = open_split("motion/tiny", "test", os.path.relpath(data_dir))
+    source = open_split("motion/tiny", "test", BuildOptions(os.path.relpath(data_dir)))
     monkeypatch.chdir("/")
     assert from_example(pickle.loads(pickle.dumps(source))[3]).captions
 
@@ -83,11 +84,12 @@ def test_the_directory_may_be_relative(data_dir, tmp_path, monkeypatch):
 def test_no_directory_means_the_default_of_tfds(data_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", data_dir)
-    assert len(open_split("motion/tiny", "test", "")) == 16
+    assert len(open_split("motion/tiny", "test", BuildOptions(""))) == 16
     monkeypatch.delenv("TFDS_DATA_DIR")
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "tensorflow_datasets").symlink_to(data_dir)
-    assert pathlib.Path(prepare("motion/tiny", "").data_dir).is_relative_to(pathlib.Path(data_dir).resolve())
+    found = pathlib.Path(prepare("motion/tiny", BuildOptions("")).data_dir)
+    assert found.is_relative_to(pathlib.Path(data_dir).resolve())
     assert [path.name for path in tmp_path.iterdir()] == ["tensorflow_datasets"]
 
 
@@ -107,7 +109,7 @@ def test_no_directory_means_the_default_of_tfds(data_dir, tmp_path, monkeypatch)
 )
 def test_a_name_that_is_not_known_is_refused_in_one_line(spec, words, tmp_path):
     with pytest.raises(InputError) as caught:
-        prepare(spec, str(tmp_path))
+        prepare(spec, BuildOptions(str(tmp_path)))
     message = str(caught.value)
     assert "\n" not in message and all(word in message for word in words), message
     assert not list(tmp_path.iterdir())
@@ -115,7 +117,7 @@ def test_a_name_that_is_not_known_is_refused_in_one_line(spec, words, tmp_path):
 
 def test_a_split_that_is_not_there_is_refused_with_those_there_are(data_dir):
     with pytest.raises(InputError, match=r"'motion/tiny' has no split 'dev'; it has: .*train.*"):
-        open_split("motion/tiny", "dev", data_dir)
+        open_split("motion/tiny", "dev", BuildOptions(data_dir))
 
 
 def test_two_processes_prepare_the_same_data_at_once_and_import_no_tensorflow(tmp_path):
@@ -125,8 +127,9 @@ def test_two_processes_prepare_the_same_data_at_once_and_import_no_tensorflow(tm
     program = (
         "import importlib.util, sys\n"
         "from vlab_jax.data.builders import open_split\n"
+        "from vlab_jax.data.builders.options import BuildOptions\n"
         "assert importlib.util.find_spec('tensorflow')\n"
-        "examples = list(open_split('motion/tiny', 'test', sys.argv[1]))\n"
+        "examples = list(open_split('motion/tiny', 'test', BuildOptions(sys.argv[1])))\n"
         "assert 'tensorflow' not in sys.modules, 'TensorFlow was imported'\n"
         "print(sum(len(example['media']) for example in examples))\n"
     )

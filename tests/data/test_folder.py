@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from vlab_jax.data.builders import open_split, prepare
 from vlab_jax.data.builders.folder import Folder, assign_splits
 from vlab_jax.data.builders.folder_annotations import ANNOTATIONS, Row, read_annotations
+from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.data.schema import Clip, Question, from_example
 from vlab_jax.errors import InputError
 
@@ -57,7 +58,7 @@ def test_a_clip_comes_back_as_the_line_says(tmp_path):
         clip("b.mp4", questions=[{"question": "who?", "answer": "a man"}], id=None),
         videos=("in/a.mp4", "b.mp4"),
     )
-    source = open_split(f"folder:{tmp_path}", "train", str(tmp_path / "data"))
+    source = open_split(f"folder:{tmp_path}", "train", BuildOptions(str(tmp_path / "data")))
     clips = {found.id: found for found in map(from_example, source)}
     assert clips == {
         "mine": Clip(
@@ -158,7 +159,7 @@ def test_all_bad_lines_stand_in_one_report_and_nothing_is_built(tmp_path):
         mine = [problem for problem in found if problem.startswith(f"{ANNOTATIONS} line {number}: ")]
         assert any(all(word in problem for word in words) for problem in mine), (number, found)
     with pytest.raises(InputError):
-        prepare(f"folder:{tmp_path}", str(tmp_path / "data"))
+        prepare(f"folder:{tmp_path}", BuildOptions(str(tmp_path / "data")))
     assert not (tmp_path / "data").exists()
 
 
@@ -208,7 +209,7 @@ def test_a_missing_directory_or_file_is_one_line_with_what_to_do(there, tmp_path
     if there:
         directory.mkdir()
     with pytest.raises(InputError) as caught:
-        prepare(f"folder:{directory}", str(tmp_path / "data"))
+        prepare(f"folder:{directory}", BuildOptions(str(tmp_path / "data")))
     message = str(caught.value)
     assert "\n" not in message and str(directory) in message and ANNOTATIONS in message
     assert ('{"video": ' in message) == there
@@ -251,24 +252,24 @@ def test_lines_without_a_split_train_where_others_name_one():
 def test_a_split_that_no_clip_is_in_is_refused_by_name(tmp_path):
     write(tmp_path, clip(), clip("b.mp4"))
     with pytest.raises(InputError, match="no split 'test'; it has: train"):
-        open_split(f"folder:{tmp_path}", "test", str(tmp_path / "data"))
+        open_split(f"folder:{tmp_path}", "test", BuildOptions(str(tmp_path / "data")))
 
 
 def test_changed_data_is_built_anew_and_unchanged_data_used_again(tmp_path):
     write(tmp_path / "clips", clip())
     spec, data = f"folder:{tmp_path / 'clips'}", str(tmp_path / "data")
-    first = prepare(spec, data).data_path
-    again = prepare(spec + "/", data).data_path
+    first = prepare(spec, BuildOptions(data)).data_path
+    again = prepare(spec + "/", BuildOptions(data)).data_path
     assert first == again and first.exists()
     names = {first}
     os.utime(tmp_path / "clips" / "a.mp4", ns=(1, 1))
-    names.add(prepare(spec, data).data_path)
+    names.add(prepare(spec, BuildOptions(data)).data_path)
     (tmp_path / "clips" / "a.mp4").write_bytes(b"other")
-    names.add(prepare(spec, data).data_path)
+    names.add(prepare(spec, BuildOptions(data)).data_path)
     write(tmp_path / "clips", clip(captions=["new words"]))
-    names.add(prepare(spec, data).data_path)
+    names.add(prepare(spec, BuildOptions(data)).data_path)
     assert len(names) == 4
-    (example,) = open_split(spec, "train", data)
+    (example,) = open_split(spec, "train", BuildOptions(data))
     assert from_example(example).captions == ("new words",)
     # What no clip uses may change.
     (tmp_path / "clips" / "b.mp4").write_bytes(b"unused")
@@ -280,11 +281,11 @@ def test_real_files_are_stored_as_they_are(assets, tmp_path):
     for file in files:
         (tmp_path / file.name).symlink_to(file)
     write(tmp_path, *(clip(file.name) for file in files), videos=())
-    builder = prepare(f"folder:{tmp_path}", str(tmp_path / "data"))
+    builder = prepare(f"folder:{tmp_path}", BuildOptions(str(tmp_path / "data")))
     clips = [
         from_example(example)
         for split in builder.info.splits
-        for example in open_split(f"folder:{tmp_path}", split, str(tmp_path / "data"))
+        for example in open_split(f"folder:{tmp_path}", split, BuildOptions(str(tmp_path / "data")))
     ]
     assert {found.id: found.media for found in clips} == {file.name: file.read_bytes() for file in files}
     with av.open(io.BytesIO(clips[0].media)) as container:

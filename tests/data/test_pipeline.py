@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from listed_source import ListedSource, StampedFrames, grey_clips
 
 from vlab_jax.data import builders, pipeline, schema
+from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.data.tokenizer import train_bpe
 from vlab_jax.errors import InputError, RunStopped
 
@@ -27,7 +28,7 @@ TOKENIZER = train_bpe(["clip one two three 0 1 2 3 4 5 6 7 8 9"], vocab_size=280
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Any:
     """The training split of `motion/tiny`: 48 clips of 24 H.264 frames, with four captions each."""
-    return builders.open_split("motion/tiny", "train", str(tmp_path_factory.mktemp("data")))
+    return builders.open_split("motion/tiny", "train", BuildOptions(str(tmp_path_factory.mktemp("data"))))
 
 
 def draw(sources: list, count: int, *, batch_size: int = 4, seed: int = 0, **options: Any) -> list[pipeline.Batch]:
@@ -183,6 +184,15 @@ def test_a_clip_that_cannot_be_decoded_is_replaced_by_one_of_its_source_and_name
     assert failures.keys() == {"mixed-2", "mixed-4"} and min(failures.values()) >= 2
     assert all(len(str(failure).split(": ")) > 1 for batch in batches for failure in batch["failures"])
     assert_same(draw(sources, 4, first=5), batches[5:9])  # the clips in their place are the same every time
+
+
+def test_a_clip_without_captions_is_for_questions_alone():
+    asked = (schema.Question("what is it?", "clip one"),)
+    source = ListedSource([schema.Clip("asked", schema.from_example(grey_clips(1)[0]).media, (), asked)])
+    with pytest.raises(InputError, match=r"^clip 'asked' has no caption to learn from; "):
+        draw([source], 1, batch_size=1, frames=FRAMES, questions=True)
+    (batch,) = draw([source], 1, batch_size=1, frames=FRAMES, questions=True, captions=False)
+    assert batch["question_lengths"][0] > batch["answer_starts"][0] and batch["lengths"].tolist() == [2]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -21,6 +21,7 @@ from vlab_jax.data import schema
 from vlab_jax.data.schema import Question
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import question_answering as scoring
+from vlab_jax.evaluation.counting import count_error
 from vlab_jax.evaluation.likelihood import stacked, text_likelihoods
 from vlab_jax.evaluation.run import Encoder, without_media
 from vlab_jax.models.cached_decoder import Memory, NextTokens
@@ -170,7 +171,8 @@ def evaluate_question_answering(
     """Accuracy, in percent: `QA <type>` and `QA all` of the headline convention, and of the others.
 
     The headline is exact match of free generation for open-ended questions, and the likeliest option for others.
-    `QA ranked` is the accuracy of ranking the closed list, `QA ceiling` the share of answers that it holds.
+    `QA ranked` is the accuracy of ranking the closed list, `QA ceiling` the share of answers that it holds; counts have
+    `QA count MSE` besides.
 
     Args:
       training: the splits trained on, of whose questions the closed list is made.
@@ -193,7 +195,7 @@ def evaluate_question_answering(
     questions = [each.question for each in answered]
     right = scoring.exact_match(headline, questions)
     accuracy = scoring.accuracy_by_type(right, [question.type for question in questions])
-    metrics = {f"QA {kind}": share for kind, share in accuracy.items()}
+    metrics = {f"QA {kind}": share for kind, share in accuracy.items()} | count_error(headline, questions)
     conventions = {"headline": headline}
     open_ended = [each for each in answered if not each.question.options]
     if spelled and open_ended:

@@ -9,8 +9,10 @@ from ml_collections import ConfigDict
 from vlab_jax import config as configuration
 from vlab_jax.data import builders, pipeline, sampling
 from vlab_jax.data import tokenizer as tokenizers
+from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.evaluation import retrieval, sheets
 from vlab_jax.evaluation import run as evaluation
+from vlab_jax.evaluation.query_normalisation import Normalisation
 from vlab_jax.evaluation.tasks import Plan, search_of
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.runtime import meters, sharding
@@ -34,8 +36,9 @@ def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
         encoder = _encoder(config, saved, name, home, mesh, checkpoints, step)
     with jax.set_mesh(mesh), jax.default_matmul_precision(saved["matmul_precision"]):
         dataset = config.dataset or saved["data"]["evaluate"]
-        source = builders.open_split(dataset, config.split, config.data.directory)
-        row = f"{name}, step {step} ({dataset} {config.split})"
+        options = BuildOptions.from_fields(dict(config.data))
+        source = builders.open_split(dataset, config.split, options)
+        row = f"{name}, step {step} ({dataset} {config.split}{_selected_on_test(saved, dataset, config.split)})"
         trained = pipeline.parse_mixture(saved["stage"][name]["train"] or saved["data"]["train"])
         plan = Plan(
             tuple(config.tasks),
@@ -44,7 +47,8 @@ def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
             config.closed_list,
             config.answer_list,
             config.rerank,
-            lambda: [builders.open_split(spec, "train", config.data.directory) for spec, _ in trained],
+            Normalisation.of(dict(config)),
+            lambda: [builders.open_split(spec, "train", options) for spec, _ in trained],
             config.data.max_failed_share,
         )
         outcome = plan.evaluate(encoder, source, config.split, None if workdir is None else workdir / "texts")
@@ -64,6 +68,12 @@ def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
             )
             (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     return results
+
+
+def _selected_on_test(saved: dict, dataset: str, split: str) -> str:
+    """The mark of figures on the data that their checkpoint was selected by."""
+    on = saved["checkpoint"].get("select_on")  # which configs of older runs lack
+    return ", selected on test" if on == split == "test" and dataset == saved["data"]["evaluate"] else ""
 
 
 def _encoder(

@@ -123,6 +123,7 @@ class Retrieval:
       captions: the `C` queries; clip_of_caption: the row of each one's clip.
       similarity: cosine of caption and clip, `[C, V]`.
       indices: each clip's index in the source, `[V]`.
+      embeddings: the clips', `[V, E]`.
     """
 
     metrics: dict[str, float]
@@ -130,6 +131,7 @@ class Retrieval:
     clip_of_caption: np.ndarray
     similarity: np.ndarray
     indices: np.ndarray
+    embeddings: np.ndarray
 
 
 def without_media(source: Sequence, index: int) -> schema.Clip:
@@ -175,4 +177,4 @@ def evaluate_retrieval(
         accuracy = retrieval.by_type(scores, answers, [question.type for _, question in asked])
         metrics |= {f"{kind}_accuracy": share for kind, share in accuracy.items()}
     logging.info("evaluated %d clips with %d captions", len(clips), len(captions))
-    return Retrieval(metrics, tuple(captions), clip_of_caption, similarity, indices)
+    return Retrieval(metrics, tuple(captions), clip_of_caption, similarity, indices, embeddings)

@@ -10,6 +10,7 @@ from vlab_jax.data.tokenizer import Tokenizer
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation.answer import Scored, evaluate_question_answering
 from vlab_jax.evaluation.caption import Captioned, evaluate_captioning
+from vlab_jax.evaluation.query_normalisation import Normalisation
 from vlab_jax.evaluation.rerank import rerank
 from vlab_jax.evaluation.run import Encoder, Retrieval, evaluate_retrieval
 from vlab_jax.models.generation import Search
@@ -61,7 +62,8 @@ class Plan:
       list_size: answers of the closed list that question answering ranks, of those most frequent in training.
       list_file: a JSON file with such a list, used instead; empty: none.
       rerank: how many of the clips that retrieval finds best are ranked anew by the decoder's likelihood; 0: none.
-      training: opens the splits trained on, of which the closed list is made.
+      normalisation: rows of retrieval that see other queries.
+      training: opens the splits trained on, of which the closed list and the querybank are made.
       max_failed_share: see `pipeline.FailureCount`.
     """
 
@@ -71,8 +73,14 @@ class Plan:
     list_size: int
     list_file: str
     rerank: int
+    normalisation: Normalisation
     training: Callable[[], list[Sequence]]
     max_failed_share: float
+
+    def headline(self, by: str) -> "Plan":
+        """The plan without what costs time and does not decide: further rows, and the closed list but where it does."""
+        size = self.list_size if by in ("QA ranked", "QA ceiling") else 0
+        return dataclasses.replace(self, list_size=size, rerank=0, normalisation=Normalisation())
 
     def evaluate(self, encoder: Encoder, source: Sequence, name: str, folder: pathlib.Path | None) -> Outcome:
         """Runs the tasks.
@@ -89,6 +97,8 @@ class Plan:
             with meters.Progress(f"evaluate {name}", len(source)) as bar:
                 choice = {"multiple_choice": self.multiple_choice}
                 retrieval = evaluate_retrieval(*given, **choice, **shared, update=bar.update)
+        if retrieval:
+            rows |= self.normalisation.rows(encoder, retrieval, self.training)
         if retrieval and self.rerank:
             with meters.Progress(f"re-rank {name}", len(source)) as bar:
                 best = rerank(*given, retrieval, self.rerank, **shared, update=bar.update)

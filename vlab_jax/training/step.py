@@ -23,6 +23,11 @@ class TrainState(struct.PyTreeNode):
     optimizer: Any
     average: Any = None
 
+    @property
+    def evaluated(self) -> Any:
+        """The parameters that are evaluated: their average, if it is kept."""
+        return self.parameters if self.average is None else self.average
+
 
 @dataclasses.dataclass(frozen=True)
 class Objective:

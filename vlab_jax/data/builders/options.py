@@ -1,0 +1,52 @@
+"""Where data sets are read from and written to, and in which form: what `prepare` needs to know besides a spec."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from vlab_jax.errors import InputError
+
+VARIANTS = ("file", "frames")
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildOptions:
+    """How data sets are prepared.
+
+    Attributes:
+      directory: where prepared data sets live, made if missing; empty: TFDS's default (`TFDS_DATA_DIR`, or
+        `~/tensorflow_datasets`).
+      manual_dir: where official annotation files and media lie: `<manual_dir>/<data set name>/`, or `manual_dir`
+        itself.
+      allow_missing: leave out clips whose media are missing, instead of refusing to build.
+      variant: `file`: encoded files as obtained; `frames`: resized JPEG frames.
+      frame_rate: of the frames variant: frames a second.
+      short_side: of the frames variant: pixels of the short side.
+      jpeg_quality: of the frames variant: 1 to 100.
+      workers: processes that read or decode media; -1: one core fewer than there are.
+    """
+
+    directory: str = ""
+    manual_dir: str = ""
+    allow_missing: bool = False
+    variant: str = "file"
+    frame_rate: float = 4.0
+    short_side: int = 256
+    jpeg_quality: int = 90
+    workers: int = -1
+
+    def __post_init__(self) -> None:
+        if self.variant not in VARIANTS:
+            raise InputError(f"variant is {self.variant!r}; it must be one of {', '.join(VARIANTS)}")
+
+    @property
+    def form(self) -> str:
+        """The variant with all that it depends on, as part of a directory's name."""
+        if self.variant == "file":
+            return self.variant
+        return f"{self.variant}_{self.frame_rate:g}fps_{self.short_side}px_q{self.jpeg_quality}"
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> "BuildOptions":
+        """The options that the `data` fields of a config say (`config.build_fields`); other fields are passed over."""
+        return cls(**{field.name: fields[field.name] for field in dataclasses.fields(cls)})
