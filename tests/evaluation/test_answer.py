@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
+from jax.sharding import AxisType
 from listed_source import ListedSource
 from PIL import Image
 from tiny_models import quick_jit, random_like
@@ -150,7 +151,8 @@ def test_every_validation_question_of_msrvtt_qa_is_answered_and_scored(encoder, 
     Image.fromarray(np.full((16, 16, 3), 128, np.uint8)).save(picture, "JPEG")
     clips = [schema.Clip(video, picture.getvalue(), (), tuple(questions)) for video, questions in asked.items()]
     source = ListedSource(clips)
-    large = dataclasses.replace(encoder, batch_size=512)
+    axes = {"axis_types": (AxisType.Auto,) * 3, "devices": jax.devices()[:1]}  # many small steps: on one device
+    large = dataclasses.replace(encoder, batch_size=512, mesh=jax.make_mesh((1, 1, 1), sharding.AXES, **axes))
     search = Search(2, encoder.tokenizer.end)
     metrics, answered, _, right = evaluate_question_answering(
         large, source, search, [], list_size=0, answers=listed[:8], without=(), folder=tmp_path
