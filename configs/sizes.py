@@ -85,7 +85,7 @@ def _tiny() -> dict[str, Any]:
     }
     text = {
         "vocab_size": 512,
-        "context_length": 32,
+        "context_length": 24,
         "width": 96,
         "depth": 4,
         "heads": 4,

@@ -148,8 +148,10 @@ def _scored() -> dict[str, Any]:
         "tasks": ("retrieval",),
         # The types of questions that retrieval answers by similarity, and question answering leaves out.
         "multiple_choice": ("twin",),
-        # The answers of the closed list that question answering ranks besides generating its own; 0: none.
+        # How many answers the closed list has that question answering ranks besides generating its own: the most
+        # frequent of the training split; 0: none is ranked. A JSON file with a list to rank instead.
         "closed_list": 1000,
+        "answer_list": "",
         # How many of the clips that retrieval finds best are ranked anew by the decoder's likelihood of the query, in
         # a row of their own; 0: none.
         "rerank": 0,

@@ -71,3 +71,22 @@ def test_a_caption_longer_than_the_text_tower_is_refused():
     generation.max_tokens = 16
     with pytest.raises(InputError, match=r"^config\.generation\.max_tokens is 16; .* there are 15 places"):
         search_of(dict(generation), tokenizer)
+
+
+def test_a_stage_is_evaluated_on_what_it_names_and_the_sheet_shows_what_was_written(data_dir, tmp_path):
+    import tiny_run
+
+    config: ConfigDict = tiny_run.get_config()
+    config.data.directory = data_dir
+    config.stage.adapt.steps = config.stage.blend.steps = 1
+    config.evaluation.tasks, config.stage.adapt.evaluate = ("retrieval", "question_answering"), ("retrieval",)
+    config.evaluation.closed_list, config.evaluation.rerank = 0, 3
+    results = train(config, tmp_path)
+    rows = {
+        f"{stage} ({split})" for stage, split in (("adapt", "validation"), ("blend", "validation"), ("blend", "test"))
+    }
+    assert set(results) == rows | {f"{row}, best 3 re-ranked" for row in rows}
+    assert "QA all" not in results["adapt (validation)"] and "QA all" in results["blend (test)"]
+    assert set(results["blend (test), best 3 re-ranked"]) < set(results["blend (test)"])
+    assert "samples.png" in (tmp_path / "report" / "index.html").read_text()
+    assert (tmp_path / "report" / "samples.png").is_file()

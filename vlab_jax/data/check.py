@@ -95,7 +95,9 @@ def check(
 
     source = source_of(dataset, manual_dir)
     state = CheckState(out.with_name(f"{out.name}.state"), source.identity, source.folders)
-    print(f"{source.name} in {' and '.join(map(str, source.folders))}{', going on' if state.resumed else ''}", flush=True)
+    print(
+        f"{source.name} in {' and '.join(map(str, source.folders))}{', going on' if state.resumed else ''}", flush=True
+    )
     with _bar("listing media", " files", state.index.files) as bar:
         state.index.scan(bar.update)
     tallies, findings = {}, []

@@ -22,7 +22,7 @@ from vlab_jax.data.schema import Question
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import question_answering as scoring
 from vlab_jax.evaluation.counting import count_error
-from vlab_jax.evaluation.likelihood import text_likelihoods
+from vlab_jax.evaluation.likelihood import stacked, text_likelihoods
 from vlab_jax.evaluation.run import Encoder, without_media
 from vlab_jax.models.cached_decoder import Memory, NextTokens
 from vlab_jax.models.generation import Search, generate
@@ -96,17 +96,19 @@ class Reader:
     ) -> list[tuple[str | None, np.ndarray | None]]:
         """For each (row of a clip, question): the generated answer and the scores, as `Answered` has them."""
         made: list[tuple[str | None, np.ndarray | None]] = [(None, None)] * len(asked)
+        listed = stacked([self._answers(closed_list)], self._longest) if closed_list else None
         open_ended = [place for place, (_, question) in enumerate(asked) if not question.options]
         for places in _chunks(open_ended, self._encoder.batch):
             rows, questions = self._padded([asked[place] for place in places])
             words = self._generate(rows, questions)
-            scores = self._rank(rows, questions, [closed_list] * len(rows)) if closed_list else itertools.repeat(None)
+            scores = self._rank(rows, questions, self._to_all(listed)) if closed_list else itertools.repeat(None)
             for place, text, score in zip(places, words, scores, strict=False):
                 made[place] = (text, score)
         closed = [place for place, (_, question) in enumerate(asked) if question.options]
         for places in _chunks(closed, self._encoder.batch):
             rows, questions = self._padded([asked[place] for place in places])
-            scores = self._rank(rows, questions, [question.options for question in questions])
+            options = stacked([self._answers(question.options) for question in questions], self._longest)
+            scores = self._rank(rows, questions, options)
             for place, score, question in zip(places, scores, questions, strict=False):
                 made[place] = (None, score[: len(question.options)])
         return made
@@ -125,17 +127,21 @@ class Reader:
         tokens = _generated(model, self._search, parameters, self._memory, rows, *self._prefix(questions))
         return [self._encoder.tokenizer.decode(row) for row in np.asarray(tokens)]
 
-    def _rank(self, rows: np.ndarray, questions: Sequence[Question], texts: Sequence[Sequence[str]]) -> np.ndarray:
-        """Log-likelihoods `[Q, R]` of each question's texts, `R` the most that one has; where one has fewer, `-inf`."""
-        return text_likelihoods(
-            self._encoder, self._memory, rows, self._prefix(questions), texts, self._answers, self._longest
-        )
+    def _rank(
+        self, rows: np.ndarray, questions: Sequence[Question], texts: tuple[np.ndarray, np.ndarray]
+    ) -> np.ndarray:
+        """Log-likelihoods `[Q, R]` of each question's texts; where a question has fewer than others, `-inf`."""
+        return text_likelihoods(self._encoder, self._memory, rows, self._prefix(questions), texts)
 
-    def _answers(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
+    def _to_all(self, texts: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """The texts of one row for each."""
+        ids, lengths = (np.broadcast_to(each, (self._encoder.batch, *each.shape[1:])) for each in texts)
+        return ids, lengths
+
+    def _answers(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The token ids of answers, with their end."""
         tokens, counts, starts = self._encoder.tokenizer.pairs([""] * len(texts), list(texts))
-        for line, count, start in zip(tokens, counts, starts, strict=True):
-            yield line[start:count]
+        return [line[start:count] for line, count, start in zip(tokens, counts, starts, strict=True)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -156,6 +162,7 @@ def evaluate_question_answering(
     training: Sequence[Sequence],
     *,
     list_size: int,
+    answers: Sequence[str] = (),
     without: Sequence[str],
     folder: pathlib.Path | None,
     max_failed_share: float = 0.01,
@@ -170,14 +177,15 @@ def evaluate_question_answering(
     Args:
       training: the splits trained on, of whose questions the closed list is made.
       list_size: answers in the list; 0: none is ranked.
+      answers: a list to rank instead.
       without: types of questions to leave out.
       folder: where `questions.jsonl` goes, a line for each question; None: nowhere.
 
     Raises:
       InputError: no clip of the split has a question.
     """
-    trained = _questions(training, without) if list_size else []
-    listed = scoring.answer_list(trained, list_size) if trained else ()
+    trained = _questions(training, without) if list_size and not answers else []
+    listed = scoring.answer_list(trained, list_size) if trained else tuple(answers)
     spelled = scoring.spellings(listed, trained)
     given = {"closed_list": spelled, "without": without, "max_failed_share": max_failed_share, "update": update}
     answered = answer_questions(encoder, source, search, **given)

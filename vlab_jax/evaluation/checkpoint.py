@@ -45,6 +45,7 @@ def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
             tuple(config.multiple_choice),
             search_of(dict(config.generation), encoder.tokenizer),
             config.closed_list,
+            config.answer_list,
             config.rerank,
             Normalisation.of(dict(config)),
             lambda: [builders.open_split(spec, "train", options) for spec, _ in trained],

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vlab_jax.evaluation import retrieval
-from vlab_jax.evaluation.likelihood import TEXTS_AT_ONCE, text_likelihoods
+from vlab_jax.evaluation.likelihood import TEXTS_AT_ONCE, stacked, text_likelihoods
 from vlab_jax.evaluation.run import Encoder, Retrieval
 from vlab_jax.models.cached_decoder import Memory
 
@@ -98,9 +98,5 @@ def _likelihoods(
     """Of captions, whole."""
     tokenizer = encoder.tokenizer
     prefix = (np.full((len(rows), 1), tokenizer.start, np.int32), np.ones(len(rows), np.int32))
-
-    def encode(some: Sequence[str]) -> Iterator[np.ndarray]:
-        tokens, lengths = tokenizer(some)
-        return (line[1:length] for line, length in zip(tokens, lengths, strict=True))
-
-    return text_likelihoods(encoder, memory, rows, prefix, texts, encode, tokenizer.context_length - 1)
+    ids = [[line[1:length] for line, length in zip(*tokenizer(some), strict=True)] for some in texts]
+    return text_likelihoods(encoder, memory, rows, prefix, stacked(ids, tokenizer.context_length - 1))

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from vlab_jax.data.question_files import read_answer_list
 from vlab_jax.data.tokenizer import Tokenizer
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation.answer import Scored, evaluate_question_answering
@@ -58,7 +59,8 @@ class Plan:
       tasks: of `retrieval`, `captioning` and `question_answering`.
       multiple_choice: types of questions that retrieval answers by similarity, and question answering leaves out.
       search: how texts are generated.
-      list_size: answers of the closed list that question answering ranks.
+      list_size: answers of the closed list that question answering ranks, of those most frequent in training.
+      list_file: a JSON file with such a list, used instead; empty: none.
       rerank: how many of the clips that retrieval finds best are ranked anew by the decoder's likelihood; 0: none.
       normalisation: rows of retrieval that see other queries.
       training: opens the splits trained on, of which the closed list and the querybank are made.
@@ -69,6 +71,7 @@ class Plan:
     multiple_choice: tuple[str, ...]
     search: Search
     list_size: int
+    list_file: str
     rerank: int
     normalisation: Normalisation
     training: Callable[[], list[Sequence]]
@@ -104,8 +107,9 @@ class Plan:
             with meters.Progress(f"caption {name}", len(source)) as bar:
                 captions = evaluate_captioning(*given, self.search, folder, **shared, update=bar.update)
         if "question_answering" in self.tasks:
-            training = self.training() if self.list_size else []
-            asked = {"list_size": self.list_size, "without": self.multiple_choice, "folder": folder}
+            listed = read_answer_list(self.list_file) if self.list_file else ()
+            training = self.training() if self.list_size and not listed else []
+            asked = {"list_size": self.list_size, "answers": listed, "without": self.multiple_choice, "folder": folder}
             with meters.Progress(f"answer {name}", len(source)) as bar:
                 answers = evaluate_question_answering(
                     *given, self.search, training, **asked, **shared, update=bar.update

@@ -281,6 +281,7 @@ class Run:
             tuple(self.config.evaluation.multiple_choice),
             search_of(dict(self.config.generation), self.tokenizer),
             self.config.evaluation.closed_list,
+            self.config.evaluation.answer_list,
             self.config.evaluation.rerank,
             Normalisation.of(dict(self.config.evaluation)),
             lambda: [self._open(spec, "train") for spec, _ in trained],
