@@ -1,5 +1,6 @@
 """Benchmarks: every config is in order, every value has a source, every command of the results page runs a config."""
 
+import dataclasses
 import pathlib
 import re
 import shlex
@@ -11,6 +12,7 @@ from configs import benchmarks, evaluate
 from configs.captioning import get_config as captioning
 from configs.fine_tuning import fine_tuning
 from vlab_jax import config_check, config_file
+from vlab_jax.data import builders
 from vlab_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -56,6 +58,20 @@ def test_every_value_has_a_source_and_what_is_published_nowhere_says_so(task, na
         short, colon, place = source.partition(": ")
         assert short in benchmarks.SOURCES and colon and place, f"{key}: {source!r}"
     assert any(source.startswith(("CLIP4Clip: ", "VALOR: ")) for _, source in values.values())
+
+
+@pytest.mark.parametrize(("task", "name"), ALL)
+def test_a_benchmark_s_data_set_has_its_splits_and_as_many_examples_as_are_counted(task, name):
+    benchmark = benchmarks.BENCHMARKS[task][name]
+    data, _, configuration = benchmark.data.partition("/")
+    protocol = builders.BUILDERS[data].protocol_of(configuration)
+    assert protocol.name == configuration and {"train", "test"} <= set(protocol.files)
+    assert ("validation" in protocol.files) == (benchmark.select_on == "validation")
+    trained = (counts for splits, counts in protocol.expected.items() if splits.startswith("train"))
+    counted = {number for counts in trained for number in dataclasses.astuple(counts)}
+    # Of MSVD's training split: its captions, and the clips that MSVD-QA's questions are on.
+    counted |= {"msvd": {48_774}, "msvd_qa": {1200}}.get(data, set())
+    assert benchmark.values["examples"].value in counted
 
 
 def test_parameter_groups_leave_frozen_what_a_task_does_not_train(clip):

@@ -1,5 +1,6 @@
 """What a config asks to be evaluated is evaluated, captions included, and what was written can be scored again."""
 
+import dataclasses
 import json
 
 import pytest
@@ -12,7 +13,9 @@ from vlab_jax.data.tokenizer import train_bpe
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation.captioning import score_captions
 from vlab_jax.evaluation.checkpoint import evaluate
-from vlab_jax.evaluation.tasks import search_of
+from vlab_jax.evaluation.query_normalisation import Normalisation
+from vlab_jax.evaluation.tasks import Plan, search_of
+from vlab_jax.models.generation import Search
 from vlab_jax.training.loop import train
 
 SCORES = {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"}
@@ -62,6 +65,15 @@ def test_a_checkpoint_is_evaluated_on_both_tasks(captioned, data_dir, tmp_path):
     (row,) = evaluate(made, workdir, tmp_path).values()
     assert {name: row[name] for name in SCORES} == pytest.approx(results["blend (test)"])
     assert "text_to_video/R@1" in row and (tmp_path / "texts" / "predictions.json").is_file()
+
+
+def test_on_the_way_to_a_selection_only_what_decides_is_evaluated():
+    given = (("retrieval",), ("twin",), Search(3, 1), 5, "list.json", 7, Normalisation(("dual_softmax",)), list, 0.1)
+    plan = Plan(*given)
+    quick = plan.headline("text_to_video/R@1")
+    assert (quick.list_size, quick.list_file, quick.rerank, quick.normalisation) == (0, "", 0, Normalisation())
+    assert dataclasses.replace(quick, list_size=5, list_file="list.json") == plan.headline("QA ranked")
+    assert (quick.tasks, quick.multiple_choice, quick.search) == (plan.tasks, plan.multiple_choice, plan.search)
 
 
 def test_a_caption_longer_than_the_text_tower_is_refused():

@@ -79,8 +79,8 @@ class Plan:
 
     def headline(self, by: str) -> "Plan":
         """The plan without what costs time and does not decide: further rows, and the closed list but where it does."""
-        size = self.list_size if by in ("QA ranked", "QA ceiling") else 0
-        return dataclasses.replace(self, list_size=size, rerank=0, normalisation=Normalisation())
+        listed = {} if by in ("QA ranked", "QA ceiling") else {"list_size": 0, "list_file": ""}
+        return dataclasses.replace(self, **listed, rerank=0, normalisation=Normalisation())
 
     def evaluate(self, encoder: Encoder, source: Sequence, name: str, folder: pathlib.Path | None) -> Outcome:
         """Runs the tasks.
