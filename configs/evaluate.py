@@ -2,10 +2,14 @@
 
     python -m vlab_jax.main --config=configs/evaluate.py --checkpoint=workdir
 
-`--checkpoint` is a run's workdir (its newest checkpoint) or one of its `checkpoints/<step>`. The data set is the run's
-own unless `--config.dataset` names another, as in
+`--checkpoint` is a run's workdir (the checkpoint it was tested with, or its newest) or one of its
+`checkpoints/<step>`. The data set is the run's own unless `--config.dataset` names another, as in
 
     --config.dataset=folder:/my/videos --config.split=validation
+
+or the config's argument does, with a benchmark of `configs/benchmarks.py` behind its task:
+
+    --config=configs/evaluate.py:retrieval/msrvtt_1ka,manual_dir=/data/msrvtt
 
 What the model writes is scored with
 
@@ -16,9 +20,23 @@ It prints a table; with `--workdir`, it also writes a report there, and captions
 
 from ml_collections import ConfigDict
 
+from configs import benchmarks
+from configs.fine_tuning import parse
 from vlab_jax.config import evaluation_config
+from vlab_jax.errors import InputError
 
 
-def get_config() -> ConfigDict:
-    """The fields of `vlab_jax.config.evaluation_config`, unchanged."""
-    return evaluation_config()
+def get_config(argument: str = "") -> ConfigDict:
+    """The fields of `vlab_jax.config.evaluation_config`, as they are or for a benchmark, as in `retrieval/msvd`."""
+    name, options = parse(argument, "configs/evaluate.py", ("manual_dir",))
+    config = evaluation_config()
+    if name:
+        task, _, name = name.partition("/")
+        if task not in benchmarks.BENCHMARKS:
+            known = ", ".join(benchmarks.BENCHMARKS)
+            raise InputError(f"configs/evaluate.py takes a task and a benchmark, as in retrieval/msvd; tasks: {known}")
+        benchmark = benchmarks.find(task, name)
+        config.dataset = benchmark.data
+        benchmarks.evaluate(config, config.generation, task, benchmark)
+    config.data.manual_dir = options.get("manual_dir", "")
+    return config

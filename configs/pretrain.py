@@ -5,6 +5,7 @@
 trains a tiny model on the rendered data set `motion`, on two cores. What it reaches stands in the
 README's results. An argument after a colon changes it; several are joined by commas:
 
+    --config=configs/pretrain.py:long              the same with more clips and steps: an hour, for better answers
     --config=configs/pretrain.py:no_adapter        the control without adapters, all else equal
     --config=configs/pretrain.py:data=folder:/my/videos
                                                    on one's own clips (a directory with annotations.jsonl)
@@ -28,18 +29,19 @@ from vlab_jax.errors import InputError
 
 
 def get_config(argument: str = "tiny") -> ConfigDict:
-    """The config of a size (default `tiny`), changed by `no_adapter`, `data=<data set>` and `pretrained=<weights>`."""
+    """The config of a size (default `tiny`), changed by `long` (of `tiny`), `no_adapter`, `data=<data set>` and
+    `pretrained=<weights>`."""
     size, options = "", {}
     for part in filter(None, argument.split(",")):
         name, _, value = part.partition("=")
         if part in SIZES:
             size = part
-        elif part == "no_adapter" or (name in ("data", "pretrained") and value):
+        elif part in ("long", "no_adapter") or (name in ("data", "pretrained") and value):
             options[name] = value
         else:
             raise InputError(
-                f"configs/pretrain.py takes {', '.join(SIZES)}, no_adapter, data=<data set> and pretrained=<weights>, "
-                f"not {part!r}"
+                f"configs/pretrain.py takes {', '.join(SIZES)}, long, no_adapter, data=<data set> and "
+                f"pretrained=<weights>, not {part!r}"
             )
     config = training_config()
     if size or "pretrained" not in options:
@@ -53,6 +55,10 @@ def get_config(argument: str = "tiny") -> ConfigDict:
         _accelerator(config)
     if not size:
         start_from(config, options["pretrained"])
+    if "long" in options:
+        if size != "tiny":
+            raise InputError("configs/pretrain.py: `long` is for the tiny model; set config.stage.<name>.steps instead")
+        _long(config)
     if "no_adapter" in options:
         config.model.adapter.blocks = "none"
     if "data" in options:
@@ -84,10 +90,21 @@ def _tiny(config: ConfigDict) -> None:
         clip_learning_rate=1e-3,
     )
     config.stage.blend.objectives.masked_lm = 0.0  # to save time; `adapt` trains it
+    config.stage.blend.objectives.question_answering = 2.0  # an answer has few words, most of them the question's
+    config.evaluation.tasks = ("retrieval", "captioning", "question_answering")
+    for name in ("clip", "adapt"):  # which teach neither captions nor answers to the end
+        config.stage[name].evaluate = ("retrieval",)
     for name in config.stages:
         config.stage[name].warmup_steps = 20
         config.stage[name].b2 = 0.95
     config.checkpoint.every = 100
+
+
+def _long(config: ConfigDict) -> None:
+    """The tiny model given time: four times the clips, so that what it learns holds for other clips."""
+    config.data.train = ("motion/large",)
+    config.stage.clip.update({"steps": 400, "batch_size": 192})
+    config.stage.blend.steps = 2400
 
 
 def _accelerator(config: ConfigDict) -> None:

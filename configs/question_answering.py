@@ -15,16 +15,22 @@ Every prediction is in `<workdir>/texts/…/questions.jsonl`. On other clips tha
 
     --config=configs/question_answering.py:pretrained=my_vlab,data=folder:/my/videos
 
-Learning rates and steps are a reconstruction: VLAB's paper does not print them.
+and on a benchmark, `msrvtt_qa`, `msvd_qa`, `tgif_frameqa`, `tgif_action`, `tgif_transition` or `tgif_count`, with its
+official files in `manual_dir`:
+
+    --config=configs/question_answering.py:msrvtt_qa,pretrained=my_vlab,manual_dir=/data/msrvtt
+
+VLAB's paper does not print how it was fine-tuned. On benchmarks, hyperparameters follow VALOR, each with its source in
+`configs/benchmarks.py`; on other clips, learning rates and steps are a reconstruction.
 """
 
 from ml_collections import ConfigDict
 
-from configs.captioning import fine_tuning
+from configs.fine_tuning import fine_tuning
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """The config of fine-tuning `pretrained=<weights>` on `data=<data set>` (default: the export's own)."""
+    """The config of fine-tuning `pretrained=<weights>` on a benchmark or `data=<data set>` (default: the export's)."""
     config = fine_tuning("question_answering", argument)
     config.generation.beams = 1
     return config

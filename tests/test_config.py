@@ -57,7 +57,7 @@ def test_the_configs_of_the_repository_are_in_order(config):
 
     config_check.check(config)
     config_check.check(evaluate.get_config())
-    for argument in [*SIZES, "tiny,no_adapter", "l14,data=folder:/my/videos", ""]:
+    for argument in [*SIZES, "tiny,no_adapter", "long", "l14,data=folder:/my/videos", ""]:
         config_check.check(pretrain.get_config(argument))
     changed = pretrain.get_config("b16,data=folder:/my/videos,no_adapter")
     assert changed.data.evaluate == "folder:/my/videos" and changed.model.adapter.blocks == "none"
@@ -318,3 +318,15 @@ def test_a_task_that_there_is_not_is_refused(config, tasks):
     config.evaluation.tasks = tasks
     known = "retrieval, captioning, question_answering"
     assert re.fullmatch(rf"config\.evaluation\.tasks is .*; it must name one or more of {known}", complaint(config))
+    config.evaluation.tasks = ("retrieval",)
+    config.stage.blend.evaluate = ("retrieving",)
+    assert re.fullmatch(
+        rf"config\.stage\.blend\.evaluate is .*; it must name one or more of {known}", complaint(config)
+    )
+
+
+def test_only_the_tiny_model_is_trained_long():
+    from configs import pretrain
+
+    with pytest.raises(InputError, match="`long` is for the tiny model"):
+        pretrain.get_config("b16,long")

@@ -18,7 +18,8 @@ FREE_ON_RESUME = (
     "data.manual_dir",
     "data.workers",
     "data.max_failed_share",
-    "checkpoint",
+    "checkpoint.every",
+    "checkpoint.keep",
     "log_every",
     "mesh",
     "stop_after",
@@ -94,7 +95,7 @@ def training_config() -> ConfigDict:
                 "remat": "none",
                 "unroll": 1,
             },
-            # `bpe` is trained on the training captions, with model.text.vocab_size ids at most; `clip` is read from
+            # `bpe` is trained on the training texts, with model.text.vocab_size ids at most; `clip` is read from
             # `path`, a directory or a model name of CLIP's tokenizer (empty: beside the weights). `auto`: `clip` with
             # model.pretrained, and `bpe` without.
             "tokenizer": {"kind": "auto", "path": ""},
@@ -114,19 +115,23 @@ def training_config() -> ConfigDict:
             },
             "stages": (),
             "stage": {},
-            # What is evaluated: `retrieval`, `captioning`, `question_answering`; the types of questions that retrieval
-            # answers by similarity (and question answering leaves out); the answers of the closed list that question
-            # answering ranks besides generating its own, 0: none.
-            "evaluation": {
-                "batch_size": 32,
-                "tasks": ("retrieval",),
-                "multiple_choice": ("twin",),
-                "closed_list": 1000,
-            },
+            "evaluation": {"batch_size": 32, **_scored()},
             "generation": generation_config(),
             # Devices per axis of the mesh; -1: as many as are left.
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
-            "checkpoint": {"every": 500, "keep": 3},
+            "checkpoint": {
+                # Steps between checkpoints, and how many of the newest are kept; the best so far is kept besides.
+                "every": 500,
+                "keep": 3,
+                # The checkpoint that is tested: the best on `validation` data of those that the last stage was
+                # evaluated with (stage.evaluate_every, and its end), or the `last`. On `test` data it would be chosen
+                # by what it is tested on, and its figures would be too good: that is refused without
+                # i_select_on_test_data, and marked in every table with it.
+                "select_on": "validation",
+                "i_select_on_test_data": False,
+                # The figure that decides; empty: text_to_video/R@1, CIDEr or QA all, by the first task.
+                "select_by": "",
+            },
             "log_every": 10,
             # Stop after this many steps in all, as if interrupted; 0: run to the end.
             "stop_after": 0,
@@ -134,6 +139,30 @@ def training_config() -> ConfigDict:
             "report": {"queries": 8},
         }
     )
+
+
+def _scored() -> dict[str, Any]:
+    """What is evaluated, in a run and of a checkpoint."""
+    return {
+        # Of `retrieval`, `captioning` and `question_answering`.
+        "tasks": ("retrieval",),
+        # The types of questions that retrieval answers by similarity, and question answering leaves out.
+        "multiple_choice": ("twin",),
+        # How many answers the closed list has that question answering ranks besides generating its own: the most
+        # frequent of the training split; 0: none is ranked. A JSON file with a list to rank instead.
+        "closed_list": 1000,
+        "answer_list": "",
+        # How many of the clips that retrieval finds best are ranked anew by the decoder's likelihood of the query, in
+        # a row of their own; 0: none.
+        "rerank": 0,
+        # Further rows of retrieval, which see other queries than the one they rank for: `dual_softmax` those of the
+        # test, `querybank` captions trained on. Never the headline; see `evaluation.query_normalisation`.
+        "query_normalisation": (),
+        "dual_softmax_temperature": 0.01,
+        # Training captions in the bank (reconstruction: QB-Norm takes all), and the factor of their cosines.
+        "querybank_size": 10_000,
+        "querybank_beta": 20.0,
+    }
 
 
 def build_fields() -> dict[str, Any]:
@@ -197,6 +226,8 @@ def stage_config(**fields: Any) -> ConfigDict:
             "start_from_clip": False,
             # Steps between evaluations on validation data; 0: at the stage's end alone.
             "evaluate_every": 0,
+            # What is evaluated after this stage; empty: evaluation.tasks.
+            "evaluate": (),
         }
     )
     unknown_keys(fields, config.to_dict(), "stage_config")
@@ -215,10 +246,7 @@ def evaluation_config() -> ConfigDict:
             # Streams that make the video embedding; empty: those of the last stage.
             "streams": (),
             "batch_size": 32,
-            # As in `training_config`'s `evaluation`.
-            "tasks": ("retrieval",),
-            "multiple_choice": ("twin",),
-            "closed_list": 1000,
+            **_scored(),
             "generation": generation_config(),
             "data": {**build_fields(), "workers": -1, "short": "repeat", "max_failed_share": 0.01},
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},

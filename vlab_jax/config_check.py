@@ -19,12 +19,20 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.decoder.blending": ("concat", "parallel", "stacked", "none", "image_only"),
     "model.vision.activation": ("gelu", "quick_gelu", "silu"),
     "model.text.activation": ("gelu", "quick_gelu"),
+    "checkpoint.select_on": ("validation", "last", "test"),
     "tokenizer.kind": ("auto", "bpe", "clip"),
     "data.short": ("repeat", "fail"),
     "data.variant": ("file", "frames"),
 }
 
 TASKS = ("retrieval", "captioning", "question_answering")
+# What the figures of each task are called.
+FIGURES = {
+    "retrieval": r"(text_to_video|video_to_text)/(R@1|R@5|R@10|median_rank|mean_rank)|.+_accuracy",
+    "captioning": r"BLEU-[1-4]|METEOR|ROUGE-L|CIDEr",
+    "question_answering": r"QA .+",
+}
+QUERY_NORMALISATIONS = ("dual_softmax", "querybank")
 
 # Least and greatest values; None: any.
 RANGES: dict[str, tuple[float, float | None]] = {
@@ -52,10 +60,13 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "stage.label_smoothing": (0.0, 1.0),
     "stage.masked_share": (0.0, 1.0),
     "stage.evaluate_every": (0, None),
-    "evaluation.batch_size": (1, None),
+    # Of the config of an evaluation, and of `evaluation` in that of a run.
     "batch_size": (1, None),
     "closed_list": (0, None),
-    "evaluation.closed_list": (0, None),
+    "rerank": (0, None),
+    "dual_softmax_temperature": (1e-4, None),
+    "querybank_size": (1, None),
+    "querybank_beta": (1e-4, None),
     "generation.beams": (1, None),
     "generation.length_penalty": (0.0, None),
     "generation.max_tokens": (0, None),
@@ -82,10 +93,10 @@ def check(config: ConfigDict) -> None:
         known.stage = {name: stage_config() for name in config.get("stage", {})}
     _check_tree(config.to_dict(), known.to_dict(), "")
     if task == "train":
-        check_tasks("evaluation.tasks", config.evaluation.tasks)
+        _check_scored(config.evaluation, "evaluation.")
         _check_sense(config)
     else:
-        check_tasks("tasks", config.tasks)
+        _check_scored(config, "")
 
 
 def _check_tree(given: Mapping[str, Any], known: Mapping[str, Any], prefix: str) -> None:
@@ -109,7 +120,8 @@ def _check_tree(given: Mapping[str, Any], known: Mapping[str, Any], prefix: str)
 def _check_range(name: str, value: Any) -> None:
     """Whole numbers of the model count something; the ranges of a stage stand under `stage`, whatever its name."""
     counts = name.startswith("model.") and type(value) is int
-    low, high = RANGES.get(re.sub(r"^stage\.[^.]+", "stage", name), (1 if counts else None, None))
+    general = re.sub(r"^evaluation\.", "", re.sub(r"^stage\.[^.]+", "stage", name))
+    low, high = RANGES.get(general, (1 if counts else None, None))
     if (low is not None and not value >= low) or (high is not None and not value <= high):
         bounds = f"at least {low}" if high is None else f"from {low} to {high}"
         raise InputError(f"config.{name} is {value!r}; it must be {bounds}")
@@ -166,6 +178,16 @@ def _check_sense(config: ConfigDict) -> None:
     if not 1 <= every <= depth:
         raise InputError(f"config.model.decoder.cross_attention_every is {every}; it must be from 1 to {depth}")
     adapted_blocks(adapter.blocks, vision.depth)
+    _check_selection(config.checkpoint, config.stage[config.stages[-1]].evaluate or config.evaluation.tasks)
+
+
+def _check_scored(fields: ConfigDict, prefix: str) -> None:
+    check_tasks(f"{prefix}tasks", fields.tasks)
+    if not set(fields.query_normalisation) <= set(QUERY_NORMALISATIONS):
+        raise InputError(
+            f"config.{prefix}query_normalisation is {tuple(fields.query_normalisation)}; it may name "
+            f"{' and '.join(QUERY_NORMALISATIONS)}"
+        )
 
 
 def check_tasks(name: str, tasks: Sequence[str]) -> None:
@@ -174,11 +196,27 @@ def check_tasks(name: str, tasks: Sequence[str]) -> None:
         raise InputError(f"config.{name} is {tuple(tasks)}; it must name one or more of {', '.join(TASKS)}")
 
 
+def _check_selection(fields: ConfigDict, tasks: Sequence[str]) -> None:
+    if fields.select_by and not any(re.fullmatch(FIGURES[task], fields.select_by) for task in tasks):
+        raise InputError(
+            f"config.checkpoint.select_by is {fields.select_by!r}; it must be a figure of {' or '.join(tasks)}, as "
+            "'text_to_video/R@1', 'CIDEr' or 'QA all'"
+        )
+    if (fields.select_on == "test") != fields.i_select_on_test_data:
+        raise InputError(
+            f"config.checkpoint.select_on is {fields.select_on!r} and i_select_on_test_data "
+            f"{fields.i_select_on_test_data}; a checkpoint chosen by the test data looks better than it is: select on "
+            "'validation', or say both select_on='test' and i_select_on_test_data=True, and every table will say so too"
+        )
+
+
 def _check_stage(name: str, stage: ConfigDict, blending: str) -> None:
     if not stage.streams or not set(stage.streams) <= {"video", "image"}:
         raise InputError(
             f"config.stage.{name}.streams is {tuple(stage.streams)}; it must name 'video', 'image' or both"
         )
+    if stage.evaluate:
+        check_tasks(f"stage.{name}.evaluate", stage.evaluate)
     if not any(stage.objectives.values()):
         raise InputError(f"config.stage.{name}.objectives are all 0; give at least one of them a weight")
     needed = {"none": {"video"}, "image_only": {"image"}}.get(blending, {"video", "image"})

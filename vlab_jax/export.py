@@ -27,7 +27,7 @@ def export(checkpoint: pathlib.Path, out: pathlib.Path, kind: str = "vlab") -> N
     """Writes a checkpoint's model; its parameters' moving average where the run kept one.
 
     Args:
-      checkpoint: a run's workdir (its newest checkpoint), or one of its `checkpoints/<step>`.
+      checkpoint: a run's workdir (the checkpoint it was tested with, or its newest) or its `checkpoints/<step>`.
       out: the directory to make.
       kind: `vlab` (all of it) or `clip` (the CLIP in it, in Hugging Face's format).
 

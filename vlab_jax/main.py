@@ -38,7 +38,9 @@ WORKDIR = flags.DEFINE_string(
     "To evaluate: where a report goes, if one is wanted.",
 )
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "To evaluate: a run's workdir (its newest checkpoint), or one of its checkpoints/<step>."
+    "checkpoint",
+    None,
+    "To evaluate: a run's workdir (the checkpoint it was tested with, or its newest) or its checkpoints/<step>.",
 )
 HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort", "-?")
 

@@ -186,6 +186,15 @@ def test_a_clip_that_cannot_be_decoded_is_replaced_by_one_of_its_source_and_name
     assert_same(draw(sources, 4, first=5), batches[5:9])  # the clips in their place are the same every time
 
 
+def test_a_clip_without_captions_is_for_questions_alone():
+    asked = (schema.Question("what is it?", "clip one"),)
+    source = ListedSource([schema.Clip("asked", schema.from_example(grey_clips(1)[0]).media, (), asked)])
+    with pytest.raises(InputError, match=r"^clip 'asked' has no caption to learn from; "):
+        draw([source], 1, batch_size=1, frames=FRAMES, questions=True)
+    (batch,) = draw([source], 1, batch_size=1, frames=FRAMES, questions=True, captions=False)
+    assert batch["question_lengths"][0] > batch["answer_starts"][0] and batch["lengths"].tolist() == [2]
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_where_nothing_can_be_decoded_the_caller_gets_one_line(workers):
     source = grey_clips(5, broken=range(5))

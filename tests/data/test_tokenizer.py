@@ -180,6 +180,20 @@ def test_ids_of_msrvtt_captions_are_those_of_transformers(clip, clip_folder, ass
     assert [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)] == expected
 
 
+def test_paragraphs_of_activitynet_that_are_longer_than_the_context_keep_their_end(clip, clip_folder, assets):
+    """CLIP pools a text at its end: cut off with the rest, it would be pooled somewhere else."""
+    from transformers import CLIPTokenizer
+
+    entries = json.loads((assets / "annotations" / "activitynet" / "val_1.json").read_text()).values()
+    paragraphs = [" ".join(sentence.strip() for sentence in entry["sentences"]) for entry in entries][:1500]
+    uncut = CLIPTokenizer.from_pretrained(clip_folder)(paragraphs).input_ids
+    tokens, lengths = clip(paragraphs)
+    longer = np.array([len(ids) > 77 for ids in uncut])
+    assert longer.sum() > 200 and (lengths[longer] == 77).all()
+    for row, length, ids in zip(tokens, lengths, uncut, strict=True):
+        assert row[:length].tolist() == [*ids[:-1][: length - 1], clip.end] and row.argmax() == length - 1
+
+
 def test_clips_special_tokens_spelled_out_stay_text(clip):
     for text in ("a <|endoftext|> b", "<|startoftext|>"):
         ids = ids_of(clip, text)

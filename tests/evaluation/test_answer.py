@@ -1,5 +1,7 @@
 """Questions on clips are answered as the model would alone, one by one; every convention is scored."""
 
+import dataclasses
+import io
 import json
 
 import jax
@@ -7,15 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
+from jax.sharding import AxisType
+from listed_source import ListedSource
+from PIL import Image
 from tiny_models import quick_jit, random_like
 
 from vlab_jax import config as configuration
 from vlab_jax.data import builders, pipeline, schema
 from vlab_jax.data.builders.options import BuildOptions
+from vlab_jax.data.question_files import read_answer_list, read_qa_json
 from vlab_jax.data.schema import Question
 from vlab_jax.data.tokenizer import train_bpe
-from vlab_jax.evaluation import answer
+from vlab_jax.evaluation import likelihood
 from vlab_jax.evaluation.answer import Reader, answer_questions, evaluate_question_answering
+from vlab_jax.evaluation.question_answering import ceiling
 from vlab_jax.evaluation.run import Encoder
 from vlab_jax.models.generation import Search
 from vlab_jax.models.vlab import VLAB, parameter_shapes
@@ -61,7 +68,7 @@ def slow_decoder(encoder: Encoder, video: np.ndarray):
 
 @pytest.mark.parametrize("at_once", [512, 16], ids=["one ranking step", "three, the last one filled up"])
 def test_generated_answers_and_likelihoods_are_those_of_one_clip_alone(encoder, source, at_once, monkeypatch):
-    monkeypatch.setattr(answer, "TEXTS_AT_ONCE", at_once)
+    monkeypatch.setattr(likelihood, "TEXTS_AT_ONCE", at_once)
     search = Search(4, encoder.tokenizer.end)
     video = np.stack([encoder.frames.decode(schema.from_example(source[index]), None) for index in range(8)])
     given = sharding.to_global({"video": video}, encoder.mesh)["video"]
@@ -105,14 +112,15 @@ def test_every_question_of_every_clip_is_answered_but_those_left_out(encoder, so
 
 def test_all_conventions_are_scored_and_every_prediction_is_saved(encoder, source, data_dir, tmp_path):
     training = [builders.open_split("motion/tiny", "train", BuildOptions(data_dir))]
-    metrics = evaluate_question_answering(
+    metrics, answered, headline, judged = evaluate_question_answering(
         encoder, source, Search(3, encoder.tokenizer.end), training, list_size=3, without=("twin",), folder=tmp_path
     )
     assert {"QA all", "QA appearance", "QA ranked", "QA ceiling"} <= set(metrics)
     assert 0 < metrics["QA ceiling"] < 100 and metrics["QA ranked"] <= metrics["QA ceiling"]
     lines = [json.loads(line) for line in (tmp_path / "questions.jsonl").read_text().splitlines()]
     right = [line["predictions"]["headline"]["right"] for line in lines]
-    assert metrics["QA all"] == pytest.approx(100 * np.mean(right))
+    assert metrics["QA all"] == pytest.approx(100 * np.mean(right)) and right == judged
+    assert [line["predictions"]["headline"]["answer"] for line in lines] == headline and len(answered) == len(lines)
     assert set(lines[0]["predictions"]) == {"headline", "ranked"}
 
 
@@ -130,3 +138,34 @@ def test_a_run_learns_from_answers_and_is_scored_on_them(data_dir, tmp_path):
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:3])
     assert {"QA all", "QA ranked", "QA ceiling"} <= set(results["blend (test)"])
     assert (tmp_path / "texts" / "blend (test)" / "questions.jsonl").is_file()
+
+
+def test_every_validation_question_of_msrvtt_qa_is_answered_and_scored(encoder, assets, tmp_path):
+    """By a model of random parameters that sees one grey picture; of the list, the first answers are ranked."""
+    folder = assets / "annotations" / "msrvtt_qa"
+    listed = read_answer_list(folder / "answer_list.json")
+    asked: dict[str, list[Question]] = {}
+    for video, question in read_qa_json(folder / "val_qa.json"):
+        asked.setdefault(video, []).append(question)
+    picture = io.BytesIO()
+    Image.fromarray(np.full((16, 16, 3), 128, np.uint8)).save(picture, "JPEG")
+    clips = [schema.Clip(video, picture.getvalue(), (), tuple(questions)) for video, questions in asked.items()]
+    source = ListedSource(clips)
+    axes = {"axis_types": (AxisType.Auto,) * 3, "devices": jax.devices()[:1]}  # many small steps: on one device
+    large = dataclasses.replace(encoder, batch_size=512, mesh=jax.make_mesh((1, 1, 1), sharding.AXES, **axes))
+    search = Search(2, encoder.tokenizer.end)
+    metrics, answered, _, right = evaluate_question_answering(
+        large, source, search, [], list_size=0, answers=listed[:8], without=(), folder=tmp_path
+    )
+    assert len(answered) == len(right) == 12_278 and len(asked) == 497
+    questions = [each.question for each in answered]
+    assert metrics["QA all"] == pytest.approx(100 * np.mean(right)) and metrics["QA all"] < 1
+    assert {name for name in metrics if name.startswith("QA wh") or name == "QA how"} == {
+        "QA what",
+        "QA who",
+        "QA how",
+        "QA when",
+        "QA where",
+    }
+    assert metrics["QA ceiling"] == ceiling(listed[:8], questions) >= metrics["QA ranked"]
+    assert len((tmp_path / "questions.jsonl").read_text().splitlines()) == 12_278

@@ -1,5 +1,6 @@
 """Reports show what was recorded, leave out what was not, and stand on their own."""
 
+import dataclasses
 import html.parser
 import json
 import math
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlab_jax.errors import InputError
-from vlab_jax.evaluation import contact_sheet, report, retrieval
+from vlab_jax.evaluation import contact_sheet, drawing, report, retrieval, sample_sheet
 from vlab_jax.runtime.meters import MetricWriter
 
 GREEN = (0x1A, 0x96, 0x41)
@@ -207,7 +208,7 @@ def test_frames_are_drawn_unchanged_and_in_order_at_their_own_size(tmp_path):
 @pytest.mark.parametrize(("frames", "shown"), [(1, 1), (8, 8), (20, 8)])
 def test_a_strip_holds_at_most_eight_frames_first_and_last_among_them(frames, shown):
     clip = np.broadcast_to(np.arange(frames, dtype=np.uint8)[:, None, None, None], (frames, 24, 24, 3))
-    strip = np.asarray(contact_sheet._strip(clip, 48))
+    strip = np.asarray(drawing.strip(clip, 48))
     values = strip[0, ::49, 0].tolist()
     assert len(values) == shown and strip.shape == (48, 49 * shown - 1, 3)
     assert values[0] == 0 and values[-1] == frames - 1 and values == sorted(values)
@@ -216,9 +217,9 @@ def test_a_strip_holds_at_most_eight_frames_first_and_last_among_them(frames, sh
 @settings(max_examples=60, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=400))
 def test_wrapped_lines_fit_and_lose_no_letter_before_the_ellipsis(text):
-    font = contact_sheet._font(14)
-    lines = contact_sheet._wrap(text, font, 270)
-    assert 1 <= len(lines) <= contact_sheet._MAX_LINES
+    font = drawing.font(14)
+    lines = drawing.wrap(text, font, 270, 8)
+    assert 1 <= len(lines) <= 8
     assert all(font.getlength(line) <= 270 for line in lines)
     letters, drawn = "".join(text.split()), "".join("".join(lines).split())
     assert drawn == letters or letters.startswith(drawn.removesuffix("…"))
@@ -227,11 +228,11 @@ def test_wrapped_lines_fit_and_lose_no_letter_before_the_ellipsis(text):
 def test_text_of_long_captions_stays_out_of_the_clips_and_of_the_next_row(tmp_path):
     long = " ".join(["vanishing"] * 60)
     pixels = sheet(tmp_path / "sheet.png", [long, long], ranks=np.array([1, 17]))
-    text_end = contact_sheet._MARGIN + contact_sheet._TEXT_WIDTH
-    gutter = pixels[contact_sheet._MARGIN + contact_sheet._LINE + 6 :, text_end + 2 : text_end + contact_sheet._GAP]
+    text_end = drawing.MARGIN + contact_sheet._TEXT_WIDTH
+    gutter = pixels[drawing.MARGIN + drawing.LINE + 6 :, text_end + 2 : text_end + drawing.GAP]
     # Only the separating line, one pixel high, crosses the gutter.
     assert ((gutter != 255).any(axis=(1, 2))).sum() <= 1
-    written = (pixels[:, contact_sheet._MARGIN : text_end] < 200).any(axis=(1, 2))
+    written = (pixels[:, drawing.MARGIN : text_end] < 200).any(axis=(1, 2))
     blocks = np.flatnonzero(np.diff(written.astype(int)) == 1).size
     # The heading, then 8 lines and a note per query, each apart from the next.
     assert blocks == 1 + 2 * (8 + 1)
@@ -258,3 +259,29 @@ def test_a_sheet_of_uneven_parts_is_refused(tmp_path, change):
         queries, clips, flags, scores = [], [], flags[:0], scores[:0]
     with pytest.raises(ValueError, match=r"queries|every query"):
         contact_sheet.retrieval_contact_sheet(tmp_path / "sheet.png", queries, clips, flags, scores)
+
+
+def samples(count: int) -> list[sample_sheet.Sample]:
+    frames = np.full((4, 64, 64, 3), 90, np.uint8)
+    answers = (("what moves?", "a bar", "a bar", True), ("which way?", "left", "right", False))
+    return [
+        sample_sheet.Sample(f"clip {i}", frames, ("one", "two", "three"), "a bar moves", answers) for i in range(count)
+    ]
+
+
+def test_a_sample_sheet_shows_frames_and_right_answers_in_green_and_wrong_ones_in_red(tmp_path):
+    pixels = colours(sample_sheet.sample_sheet(tmp_path / "samples.png", samples(2)))
+    assert (pixels == 90).all(axis=2).sum() == 2 * 4 * 64 * 64
+    green, red = (np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) for colour in (drawing.GREEN, drawing.RED))
+    for colour in (green, red):
+        rows = np.flatnonzero((pixels == colour).all(axis=2).any(axis=1))
+        assert (np.diff(rows) > 20).sum() == 1  # one line a clip
+    one = samples(1)[0]
+    right = dataclasses.replace(one, answers=one.answers[:1])
+    pixels = colours(sample_sheet.sample_sheet(tmp_path / "right.png", [right]))
+    assert not (pixels == red).all(axis=2).any()
+
+
+def test_no_sample_is_no_sheet(tmp_path):
+    with pytest.raises(ValueError, match="no sample"):
+        sample_sheet.sample_sheet(tmp_path / "samples.png", [])

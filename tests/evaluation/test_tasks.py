@@ -1,5 +1,6 @@
 """What a config asks to be evaluated is evaluated, captions included, and what was written can be scored again."""
 
+import dataclasses
 import json
 
 import pytest
@@ -12,7 +13,9 @@ from vlab_jax.data.tokenizer import train_bpe
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation.captioning import score_captions
 from vlab_jax.evaluation.checkpoint import evaluate
-from vlab_jax.evaluation.tasks import search_of
+from vlab_jax.evaluation.query_normalisation import Normalisation
+from vlab_jax.evaluation.tasks import Plan, search_of
+from vlab_jax.models.generation import Search
 from vlab_jax.training.loop import train
 
 SCORES = {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"}
@@ -64,6 +67,15 @@ def test_a_checkpoint_is_evaluated_on_both_tasks(captioned, data_dir, tmp_path):
     assert "text_to_video/R@1" in row and (tmp_path / "texts" / "predictions.json").is_file()
 
 
+def test_on_the_way_to_a_selection_only_what_decides_is_evaluated():
+    given = (("retrieval",), ("twin",), Search(3, 1), 5, "list.json", 7, Normalisation(("dual_softmax",)), list, 0.1)
+    plan = Plan(*given)
+    quick = plan.headline("text_to_video/R@1")
+    assert (quick.list_size, quick.list_file, quick.rerank, quick.normalisation) == (0, "", 0, Normalisation())
+    assert dataclasses.replace(quick, list_size=5, list_file="list.json") == plan.headline("QA ranked")
+    assert (quick.tasks, quick.multiple_choice, quick.search) == (plan.tasks, plan.multiple_choice, plan.search)
+
+
 def test_a_caption_longer_than_the_text_tower_is_refused():
     tokenizer = train_bpe(["a circle"], 300, 16)
     generation = configuration.generation_config()
@@ -71,3 +83,22 @@ def test_a_caption_longer_than_the_text_tower_is_refused():
     generation.max_tokens = 16
     with pytest.raises(InputError, match=r"^config\.generation\.max_tokens is 16; .* there are 15 places"):
         search_of(dict(generation), tokenizer)
+
+
+def test_a_stage_is_evaluated_on_what_it_names_and_the_sheet_shows_what_was_written(data_dir, tmp_path):
+    import tiny_run
+
+    config: ConfigDict = tiny_run.get_config()
+    config.data.directory = data_dir
+    config.stage.adapt.steps = config.stage.blend.steps = 1
+    config.evaluation.tasks, config.stage.adapt.evaluate = ("retrieval", "question_answering"), ("retrieval",)
+    config.evaluation.closed_list, config.evaluation.rerank = 0, 3
+    results = train(config, tmp_path)
+    rows = {
+        f"{stage} ({split})" for stage, split in (("adapt", "validation"), ("blend", "validation"), ("blend", "test"))
+    }
+    assert set(results) == rows | {f"{row}, best 3 re-ranked" for row in rows}
+    assert "QA all" not in results["adapt (validation)"] and "QA all" in results["blend (test)"]
+    assert set(results["blend (test), best 3 re-ranked"]) < set(results["blend (test)"])
+    assert "samples.png" in (tmp_path / "report" / "index.html").read_text()
+    assert (tmp_path / "report" / "samples.png").is_file()

@@ -243,3 +243,15 @@ def test_any_number_of_frames_can_be_looked_at(concat, frames):
     logits = decode(*concat, random_tokens(1), random_streams(1, frames), True)
     assert logits.shape == (1, LENGTH, VOCABULARY)
     assert np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("blending", ["concat", "stacked"])
+def test_several_texts_of_a_clip_are_read_as_each_would_be_alone(blending):
+    decoder = make_decoder(blending=blending)
+    parameters, streams = random_parameters(decoder), random_streams(2)
+    tokens = random_tokens(6)  # three texts a clip
+    together = run(decoder, parameters, tokens, streams, True, None, None)
+    for text in range(6):
+        seen = {stream: tokens_of[text // 3][None] for stream, tokens_of in streams.items()}
+        alone = decode(decoder, parameters, tokens[text][None], seen, True)
+        assert largest_difference(together[text], alone[0]) < NEGLIGIBLE

@@ -3,12 +3,13 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from pytorch import pytorch
 from safetensors.numpy import load_file
 from saved_clip import FILE, flat, full_fields, on_one_device, save_clip
-from tiny_models import ADAPTER, DECODER, random_parameters, tiny_vlab
+from tiny_models import ADAPTER, DECODER, random_parameters, random_video, tiny_vlab
 
 from vlab_jax.errors import InputError
 from vlab_jax.models.vlab import parameter_shapes
@@ -41,6 +42,28 @@ def test_a_whole_vlab_comes_back_bit_for_bit(tmp_path):
     assert jax.tree.structure(loaded) == jax.tree.structure(parameters)
     for path, array in flat(parameters).items():
         np.testing.assert_array_equal(flat(loaded)[path], array, err_msg=path)
+
+
+def test_an_export_fits_another_number_of_frames_and_computes_there_what_it_computed(tmp_path):
+    adapter = {**ADAPTER, "mixer": "attention"}
+    model, longer = tiny_vlab(adapter=adapter), tiny_vlab(adapter=adapter, frames=6)
+    parameters = random_parameters(model)
+    training = training_fields()
+    training["model"]["adapter"] = adapter
+    write_vlab(tmp_path, parameters, {"training": training})
+    shapes = parameter_shapes(longer, 6)
+    loaded, origins = load_parameters(open_checkpoint(str(tmp_path)), shapes, on_one_device(shapes))
+    changed = {origin.target for origin in origins if origin.change == "interpolated from 4 to 6 frames"}
+    assert len(changed) == 3 and all(path.endswith("frame_position") for path in changed)
+
+    def logits(model, parameters):
+        def run(module, video, tokens):
+            return module.decode(tokens, module.encode_visual(video, ("video",), ()).streams, causal=True)
+
+        given = (random_video(2, frames=6), jnp.ones((2, 8), jnp.int32))
+        return jax.jit(lambda p: model.apply({"params": p}, *given, method=run))(parameters)
+
+    np.testing.assert_allclose(logits(longer, loaded), logits(model, parameters), atol=1e-4)
 
 
 def test_another_adapter_or_blending_is_refused(tmp_path):

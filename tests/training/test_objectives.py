@@ -13,7 +13,7 @@ from vlab_jax.training import objectives
 from vlab_jax.training.objectives import MAX_LOGIT_SCALE, clamp_temperature
 
 contrastive = quick_jit(objectives.contrastive)
-captioning = quick_jit(objectives.captioning, static_argnums=3)
+next_tokens = quick_jit(objectives.next_tokens, static_argnums=4)
 masked_lm = quick_jit(objectives.masked_lm)
 choose_masked = quick_jit(objectives.choose_masked, static_argnums=3)
 CLIPS, WIDTH, LENGTH, VOCABULARY = 6, 5, 7, 11
@@ -115,6 +115,11 @@ def texts_and_logits(seed: int = 0):
     return logits, tokens, jnp.array([LENGTH, 4, 2], jnp.int32)
 
 
+def captioning(logits, tokens, lengths, smoothing):
+    """The loss of whole texts."""
+    return next_tokens(logits, tokens, jnp.ones_like(lengths), lengths, smoothing)
+
+
 def log_probabilities(logits) -> np.ndarray:
     """The logarithm of the softmax, float64."""
     logits = np.asarray(logits, np.float64)
@@ -152,9 +157,8 @@ def test_padded_positions_weigh_nothing():
     changed = jnp.where(no_target[..., None], other_logits, logits)
     loss = captioning(logits, tokens, lengths, 0.1)
     assert float(captioning(changed, jnp.where(padding, other_tokens, tokens), lengths, 0.1)) == float(loss)
-    gradient = np.abs(quick_jit(jax.grad(objectives.captioning), static_argnums=3)(logits, tokens, lengths, 0.1)).max(
-        axis=-1
-    )
+    slope = quick_jit(jax.grad(objectives.next_tokens), static_argnums=4)
+    gradient = np.abs(slope(logits, tokens, jnp.ones_like(lengths), lengths, 0.1)).max(axis=-1)
     assert np.array_equal(gradient == 0, no_target)
 
 
@@ -217,4 +221,4 @@ def test_question_answering_counts_the_answer_and_its_end_alone():
     places = [(0, 2), (0, 3), (0, 4), (1, 4), (1, 5)]
     expected = -np.mean([log_p[row, place - 1, tokens[row, place]] for row, place in places])
     given = (jnp.asarray(value) for value in (logits, tokens, starts, lengths))
-    assert float(objectives.question_answering(*given)) == pytest.approx(expected, rel=1e-5)
+    assert float(next_tokens(*given, 0.0)) == pytest.approx(expected, rel=1e-5)

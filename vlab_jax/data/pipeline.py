@@ -56,7 +56,8 @@ class ReadForTraining:
 
     A clip that cannot be decoded is replaced by another of the same source, drawn from the element's generator, and
     its name and reason are handed on in `failures`. With `questions`, a random question comes along, if the clip has
-    one of another type than those in `without`.
+    one of another type than those in `without`. Without `captions`, nothing is learned from those, and a clip may have
+    none.
     """
 
     sources: tuple[Sequence, ...]
@@ -64,6 +65,7 @@ class ReadForTraining:
     tokenizer: Tokenizer
     questions: bool = False
     without: tuple[str, ...] = ()
+    captions: bool = True
 
     def __call__(self, element: tuple[int, int], rng: np.random.Generator) -> dict[str, Any]:
         number, index = element
@@ -77,9 +79,12 @@ class ReadForTraining:
                 failures.append(f"{clip.id}: {error}")
                 index = int(rng.integers(len(source)))
                 continue
-            caption = (
-                clip.captions[rng.integers(len(clip.captions))] if clip.captions else ""
-            )  # a clip of questions alone
+            if self.captions and not clip.captions:
+                raise InputError(
+                    f"clip {clip.id!r} has no caption to learn from; of questions alone learn with "
+                    "objectives.question_answering, every other objective 0"
+                )
+            caption = clip.captions[rng.integers(len(clip.captions))] if clip.captions else ""
             tokens, lengths = self.tokenizer([caption])
             return {
                 "video": frames,
@@ -156,6 +161,7 @@ def training_batches(
     workers: int = 0,
     questions: bool = False,
     without: tuple[str, ...] = (),
+    captions: bool = True,
 ) -> "Batches":
     """An endless iterator over training batches, from number `first` on; to be closed when done with.
 
@@ -164,6 +170,7 @@ def training_batches(
       batch_size: clips of a batch over all processes; this process gets `batch_size / processes` of them.
       workers: processes that decode; 0 decodes in threads of this one.
       questions: whether a question comes along with each clip, of another type than those in `without`.
+      captions: whether captions are learned from; without, a clip may have none.
 
     Yields:
       `video` uint8 `[b, T, S, S, 3]`, `tokens` int32 `[b, L]`, `lengths` int32 `[b]`, `clip` int32 `[b]` (equal
@@ -186,7 +193,7 @@ def training_batches(
         for number, source in enumerate(sources)
     ]
     mixed = grain.MapDataset.mix(streams, weights=list(weights)) if len(streams) > 1 else streams[0]
-    read = ReadForTraining(tuple(sources), frames, tokenizer, questions, without)
+    read = ReadForTraining(tuple(sources), frames, tokenizer, questions, without, captions)
     # Without drop_remainder, Grain computes the number of batches in floats, and batches of 1 overflow.
     batches = mixed.random_map(read, seed=seed).batch(batch_size // processes, drop_remainder=True, batch_fn=stack)
     return Batches(batches[first * processes + process :: processes], workers)

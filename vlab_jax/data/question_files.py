@@ -44,6 +44,18 @@ def read_qa_json(path: AnyFile) -> list[tuple[str, Question]]:
     return _not_empty([_json_question(record, f"{path} question {i}") for i, record in enumerate(records, 1)], path)
 
 
+def read_answer_list(path: AnyFile) -> tuple[str, ...]:
+    """A closed list of answers: a JSON list of texts, as published beside MSRVTT-QA.
+
+    Raises:
+        InputError: the file is missing, or is not such a list.
+    """
+    answers = read_json(path)
+    if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
+        raise InputError(f"{path} must be a JSON list of answers, each a text that is not empty")
+    return tuple(answer.strip() for answer in answers)
+
+
 def _json_question(record: Any, where: str) -> tuple[str, Question]:
     if not isinstance(record, dict):
         raise InputError(f"{where}: is no object; it must have video_id, question and answer")

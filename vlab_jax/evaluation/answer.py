@@ -4,7 +4,7 @@ Open-ended questions are answered in the model's own words (free generation), an
 by likelihood; questions with options by ranking these. What a clip's frames give is computed once, whatever the
 number of its questions and answers.
 
-Dimensions: `Q` questions of a step, `P` tokens of a question, `R` texts to rank, `G` their tokens.
+Dimensions: `Q` questions of a step, `R` texts to rank.
 """
 
 import dataclasses
@@ -21,25 +21,35 @@ from vlab_jax.data import schema
 from vlab_jax.data.schema import Question
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import question_answering as scoring
+from vlab_jax.evaluation.counting import count_error
+from vlab_jax.evaluation.likelihood import stacked, text_likelihoods
 from vlab_jax.evaluation.run import Encoder, without_media
 from vlab_jax.models.cached_decoder import Memory, NextTokens
-from vlab_jax.models.generation import Search, generate, log_likelihood
+from vlab_jax.models.generation import Search, generate
 from vlab_jax.models.vlab import decoder_of
-
-TEXTS_AT_ONCE = 512  # rows of the decoder's cache in one ranking step
 
 
 class Answered(NamedTuple):
-    """A question, its clip's id, and what the model made of it.
+    """A question, its clip's id and index in the source, and what the model made of it.
 
     `generated` is its own words (None where there are options), `scores` the log-likelihoods of the options, or of
     the closed list (None where there is neither).
     """
 
     clip: str
+    index: int
     question: Question
     generated: str | None
     scores: np.ndarray | None
+
+
+class Scored(NamedTuple):
+    """What `evaluate_question_answering` found: figures, and the headline answer to each question, right or not."""
+
+    metrics: dict[str, float]
+    answered: list[Answered]
+    headline: list[str]
+    right: list[bool]
 
 
 def answer_questions(
@@ -64,11 +74,12 @@ def answer_questions(
     answered: list[Answered] = []
     for batch, video in encoder.batches(source, max_failed_share, update):
         reader = Reader(encoder, encoder.remember(video), search)
-        rows = np.flatnonzero(batch["valid"]).tolist()
-        clips = {row: without_media(source, int(batch["index"][row])) for row in rows}
+        indices = {row: int(batch["index"][row]) for row in np.flatnonzero(batch["valid"]).tolist()}
+        clips = {row: without_media(source, index) for row, index in indices.items()}
         asked = [(row, q) for row, clip in clips.items() for q in clip.questions if q.type not in without]
         answers = reader.answer(asked, closed_list)
-        answered += [Answered(clips[row].id, q, *answer) for (row, q), answer in zip(asked, answers, strict=True)]
+        for (row, question), answer in zip(asked, answers, strict=True):
+            answered.append(Answered(clips[row].id, indices[row], question, *answer))
     return answered
 
 
@@ -85,17 +96,19 @@ class Reader:
     ) -> list[tuple[str | None, np.ndarray | None]]:
         """For each (row of a clip, question): the generated answer and the scores, as `Answered` has them."""
         made: list[tuple[str | None, np.ndarray | None]] = [(None, None)] * len(asked)
+        listed = stacked([self._answers(closed_list)], self._longest) if closed_list else None
         open_ended = [place for place, (_, question) in enumerate(asked) if not question.options]
         for places in _chunks(open_ended, self._encoder.batch):
             rows, questions = self._padded([asked[place] for place in places])
             words = self._generate(rows, questions)
-            scores = self._rank(rows, questions, [closed_list] * len(rows)) if closed_list else itertools.repeat(None)
+            scores = self._rank(rows, questions, self._to_all(listed)) if closed_list else itertools.repeat(None)
             for place, text, score in zip(places, words, scores, strict=False):
                 made[place] = (text, score)
         closed = [place for place, (_, question) in enumerate(asked) if question.options]
         for places in _chunks(closed, self._encoder.batch):
             rows, questions = self._padded([asked[place] for place in places])
-            scores = self._rank(rows, questions, [question.options for question in questions])
+            options = stacked([self._answers(question.options) for question in questions], self._longest)
+            scores = self._rank(rows, questions, options)
             for place, score, question in zip(places, scores, questions, strict=False):
                 made[place] = (None, score[: len(question.options)])
         return made
@@ -114,46 +127,27 @@ class Reader:
         tokens = _generated(model, self._search, parameters, self._memory, rows, *self._prefix(questions))
         return [self._encoder.tokenizer.decode(row) for row in np.asarray(tokens)]
 
-    def _rank(self, rows: np.ndarray, questions: Sequence[Question], texts: Sequence[Sequence[str]]) -> np.ndarray:
-        """Log-likelihoods `[Q, R]` of each question's texts, `R` the most that one has; where one has fewer, `-inf`."""
-        model, parameters = self._encoder.model, self._encoder.parameters["decoder"]
-        prefix = self._prefix(questions)
-        at_once = max(1, TEXTS_AT_ONCE // len(rows))
-        most = max(map(len, texts))
-        width = min(at_once, most)
-        scores = []
-        for first in range(0, most, width):
-            ids, lengths = self._texts([each[first : first + width] for each in texts], width)
-            scores.append(np.asarray(_likelihoods(model, parameters, self._memory, rows, *prefix, ids, lengths)))
-        return np.concatenate(scores, axis=1)[:, :most]  # the last step's texts are filled up
+    def _rank(
+        self, rows: np.ndarray, questions: Sequence[Question], texts: tuple[np.ndarray, np.ndarray]
+    ) -> np.ndarray:
+        """Log-likelihoods `[Q, R]` of each question's texts; where a question has fewer than others, `-inf`."""
+        return text_likelihoods(self._encoder, self._memory, rows, self._prefix(questions), texts)
 
-    def _texts(self, texts: Sequence[Sequence[str]], width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids `[Q, R, G]` with their end, and lengths; a missing text has length 0."""
-        tokenizer = self._encoder.tokenizer
-        ids = np.zeros((len(texts), width, self._longest), np.int32)
-        lengths = np.zeros((len(texts), width), np.int32)
-        for row, chosen in enumerate(texts):
-            tokens, counts, starts = tokenizer.pairs([""] * len(chosen), list(chosen))
-            for column, (line, count, start) in enumerate(zip(tokens, counts, starts, strict=True)):
-                ids[row, column, : count - start] = line[start:count]
-                lengths[row, column] = count - start
+    def _to_all(self, texts: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """The texts of one row for each."""
+        ids, lengths = (np.broadcast_to(each, (self._encoder.batch, *each.shape[1:])) for each in texts)
         return ids, lengths
 
-
-def _of_rows(memory: Memory, rows: jax.Array) -> Memory:
-    return memory.replace(stored=jax.tree.map(lambda leaf: leaf[:, rows], memory.stored))
+    def _answers(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The token ids of answers, with their end."""
+        tokens, counts, starts = self._encoder.tokenizer.pairs([""] * len(texts), list(texts))
+        return [line[start:count] for line, count, start in zip(tokens, counts, starts, strict=True)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _generated(model, search, parameters, memory, rows, prefix, lengths) -> jax.Array:
     decoder = decoder_of(model, NextTokens)
-    return generate(decoder, parameters, _of_rows(memory, rows), prefix, lengths, search).tokens
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _likelihoods(model, parameters, memory, rows, prefix, lengths, texts, text_lengths) -> jax.Array:
-    decoder = decoder_of(model, NextTokens)
-    return log_likelihood(decoder, parameters, _of_rows(memory, rows), prefix, lengths, texts, text_lengths)
+    return generate(decoder, parameters, memory.of(rows), prefix, lengths, search).tokens
 
 
 def _chunks(places: Sequence[int], size: int) -> Iterator[Sequence[int]]:
@@ -168,27 +162,30 @@ def evaluate_question_answering(
     training: Sequence[Sequence],
     *,
     list_size: int,
+    answers: Sequence[str] = (),
     without: Sequence[str],
     folder: pathlib.Path | None,
     max_failed_share: float = 0.01,
     update: Callable[[int], None] = lambda done: None,
-) -> dict[str, float]:
+) -> Scored:
     """Accuracy, in percent: `QA <type>` and `QA all` of the headline convention, and of the others.
 
     The headline is exact match of free generation for open-ended questions, and the likeliest option for others.
-    `QA ranked` is the accuracy of ranking the closed list, `QA ceiling` the share of answers that it holds.
+    `QA ranked` is the accuracy of ranking the closed list, `QA ceiling` the share of answers that it holds; counts have
+    `QA count MSE` besides.
 
     Args:
       training: the splits trained on, of whose questions the closed list is made.
       list_size: answers in the list; 0: none is ranked.
+      answers: a list to rank instead.
       without: types of questions to leave out.
       folder: where `questions.jsonl` goes, a line for each question; None: nowhere.
 
     Raises:
       InputError: no clip of the split has a question.
     """
-    trained = _questions(training, without) if list_size else []
-    listed = scoring.answer_list(trained, list_size) if trained else ()
+    trained = _questions(training, without) if list_size and not answers else []
+    listed = scoring.answer_list(trained, list_size) if trained else tuple(answers)
     spelled = scoring.spellings(listed, trained)
     given = {"closed_list": spelled, "without": without, "max_failed_share": max_failed_share, "update": update}
     answered = answer_questions(encoder, source, search, **given)
@@ -198,7 +195,7 @@ def evaluate_question_answering(
     questions = [each.question for each in answered]
     right = scoring.exact_match(headline, questions)
     accuracy = scoring.accuracy_by_type(right, [question.type for question in questions])
-    metrics = {f"QA {kind}": share for kind, share in accuracy.items()}
+    metrics = {f"QA {kind}": share for kind, share in accuracy.items()} | count_error(headline, questions)
     conventions = {"headline": headline}
     open_ended = [each for each in answered if not each.question.options]
     if spelled and open_ended:
@@ -210,7 +207,7 @@ def evaluate_question_answering(
         conventions["ranked"] = [next(of_open) if not q.options else "" for q in questions]
     if folder is not None:
         scoring.save_predictions(folder / "questions.jsonl", questions, [each.clip for each in answered], conventions)
-    return metrics
+    return Scored(metrics, answered, headline, right)
 
 
 def _headline(answered: Sequence[Answered]) -> list[str]:

@@ -7,6 +7,7 @@ import functools
 import logging
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,13 @@ from vlab_jax.models.cached_decoder import NextTokens
 from vlab_jax.models.generation import Search, Texts, generate
 from vlab_jax.models.vlab import decoder_of
 from vlab_jax.runtime import sharding
+
+
+class Captioned(NamedTuple):
+    """What `evaluate_captioning` found: figures, and the caption of each clip by the clip's index in the source."""
+
+    metrics: dict[str, float]
+    captions: dict[int, str]
 
 
 def caption_clips(
@@ -59,14 +67,14 @@ def evaluate_captioning(
     folder: pathlib.Path | None,
     max_failed_share: float = 0.01,
     update: Callable[[int], None] = lambda done: None,
-) -> dict[str, float]:
+) -> Captioned:
     """Scores a caption of each clip against the clip's own captions.
 
     Args:
       folder: where predictions and references go as COCO-format JSON; None: nowhere.
 
     Returns:
-      `BLEU-1` to `BLEU-4`, `METEOR`, `ROUGE-L` and `CIDEr`, times 100 as papers print them.
+      Its metrics are `BLEU-1` to `BLEU-4`, `METEOR`, `ROUGE-L` and `CIDEr`, times 100 as papers print them.
 
     Raises:
       InputError: no clip of the split has a caption, or the scorers are not installed.
@@ -81,4 +89,5 @@ def evaluate_captioning(
     if folder is not None:
         captioning.save_coco(folder, predictions, references)
     logging.info("scoring %d captions", len(predictions))
-    return {name: 100 * score for name, score in captioning.score_captions(predictions, references).items()}
+    scores = captioning.score_captions(predictions, references)
+    return Captioned({name: 100 * score for name, score in scores.items()}, written)

@@ -10,8 +10,9 @@ from vlab_jax import config as configuration
 from vlab_jax.data import builders, pipeline, sampling
 from vlab_jax.data import tokenizer as tokenizers
 from vlab_jax.data.builders.options import BuildOptions
-from vlab_jax.evaluation import retrieval
+from vlab_jax.evaluation import retrieval, sheets
 from vlab_jax.evaluation import run as evaluation
+from vlab_jax.evaluation.query_normalisation import Normalisation
 from vlab_jax.evaluation.tasks import Plan, search_of
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.runtime import meters, sharding
@@ -37,26 +38,29 @@ def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
         dataset = config.dataset or saved["data"]["evaluate"]
         options = BuildOptions.from_fields(dict(config.data))
         source = builders.open_split(dataset, config.split, options)
-        row = f"{name}, step {step} ({dataset} {config.split})"
+        row = f"{name}, step {step} ({dataset} {config.split}{_selected_on_test(saved, dataset, config.split)})"
         trained = pipeline.parse_mixture(saved["stage"][name]["train"] or saved["data"]["train"])
         plan = Plan(
             tuple(config.tasks),
             tuple(config.multiple_choice),
             search_of(dict(config.generation), encoder.tokenizer),
             config.closed_list,
+            config.answer_list,
+            config.rerank,
+            Normalisation.of(dict(config)),
             lambda: [builders.open_split(spec, "train", options) for spec, _ in trained],
             config.data.max_failed_share,
         )
         outcome = plan.evaluate(encoder, source, config.split, None if workdir is None else workdir / "texts")
-        results = {row: outcome.metrics}
+        results = outcome.by_row(row)
         if workdir is None:
             print(retrieval.format_table(results))
         else:
-            evaluation.write_report(
+            sheets.write_report(
                 workdir / "report",
                 home / meters.METRICS_FILE,
                 results,
-                outcome.retrieval,
+                outcome,
                 source,
                 encoder.frames,
                 queries=config.report.queries,
@@ -64,6 +68,12 @@ def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
             )
             (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     return results
+
+
+def _selected_on_test(saved: dict, dataset: str, split: str) -> str:
+    """The mark of figures on the data that their checkpoint was selected by."""
+    on = saved["checkpoint"].get("select_on")  # which configs of older runs lack
+    return ", selected on test" if on == split == "test" and dataset == saved["data"]["evaluate"] else ""
 
 
 def _encoder(

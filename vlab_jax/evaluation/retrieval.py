@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 DIRECTIONS = {"text_to_video": "text to video", "video_to_text": "video to text"}
 COLUMNS = {"R@1": "R@1", "R@5": "R@5", "R@10": "R@10", "median_rank": "MdR", "mean_rank": "MnR"}
+LOWER_IS_BETTER = ("median_rank", "mean_rank", "QA count MSE")
 
 # Rows ranked at a time: bounds the temporary arrays, which are as wide as there are candidates.
 _BLOCK = 4096

@@ -6,7 +6,6 @@ Dimensions: `V` clips, `C` captions, `E` embedding width, `T` frames, `L` text t
 import dataclasses
 import functools
 import logging
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from jaxtyping import Float, Int
 from vlab_jax.data import pipeline, schema
 from vlab_jax.data.tokenizer import Tokenizer
 from vlab_jax.errors import InputError
-from vlab_jax.evaluation import contact_sheet, report, retrieval
+from vlab_jax.evaluation import retrieval
 from vlab_jax.models.cached_decoder import Memory, Remember
 from vlab_jax.models.vlab import VLAB, decoder_of
 from vlab_jax.runtime import sharding
@@ -124,6 +123,7 @@ class Retrieval:
       captions: the `C` queries; clip_of_caption: the row of each one's clip.
       similarity: cosine of caption and clip, `[C, V]`.
       indices: each clip's index in the source, `[V]`.
+      embeddings: the clips', `[V, E]`.
     """
 
     metrics: dict[str, float]
@@ -131,6 +131,7 @@ class Retrieval:
     clip_of_caption: np.ndarray
     similarity: np.ndarray
     indices: np.ndarray
+    embeddings: np.ndarray
 
 
 def without_media(source: Sequence, index: int) -> schema.Clip:
@@ -176,50 +177,4 @@ def evaluate_retrieval(
         accuracy = retrieval.by_type(scores, answers, [question.type for _, question in asked])
         metrics |= {f"{kind}_accuracy": share for kind, share in accuracy.items()}
     logging.info("evaluated %d clips with %d captions", len(clips), len(captions))
-    return Retrieval(metrics, tuple(captions), clip_of_caption, similarity, indices)
-
-
-def write_report(
-    folder: pathlib.Path,
-    metrics_file: pathlib.Path,
-    results: report.Results,
-    outcome: Retrieval | None,
-    source: Sequence,
-    frames: pipeline.FrameOptions,
-    *,
-    queries: int,
-    title: str,
-) -> None:
-    """Writes the page with plots and a contact sheet of what retrieval found, if anything; prints table and path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    sheets = {}
-    if outcome is not None:
-        sheets["Retrieval"] = folder / "retrieval.png"
-        draw_contact_sheet(sheets["Retrieval"], outcome, source, frames, queries)
-    page = report.write_report(folder, metrics_file, results, sheets=sheets, title=title)
-    print(retrieval.format_table(results))
-    print(f"report: {page}")
-
-
-def draw_contact_sheet(
-    path: Any, outcome: Retrieval, source: Sequence, frames: pipeline.FrameOptions, queries: int
-) -> None:
-    """Draws evenly chosen queries of an evaluation, each with its five best clips."""
-    captions, clips = outcome.similarity.shape
-    chosen = np.linspace(0, captions - 1, min(queries, captions)).round().astype(int)
-    best = np.argsort(-outcome.similarity[chosen], axis=1, kind="stable")[:, : min(5, clips)]  # [Q, 5]
-    scores = np.take_along_axis(outcome.similarity[chosen], best, axis=1)
-    own = outcome.clip_of_caption[chosen]
-    positives = own[:, None] == np.arange(clips)
-    contact_sheet.retrieval_contact_sheet(
-        path,
-        [outcome.captions[i] for i in chosen],
-        [[_decode(source, int(outcome.indices[column]), frames) for column in row] for row in best],
-        best == own[:, None],
-        scores,
-        ranks=retrieval.ranks(outcome.similarity[chosen], positives),
-    )
-
-
-def _decode(source: Sequence, index: int, frames: pipeline.FrameOptions) -> np.ndarray:
-    return frames.decode(schema.from_example(source[index]), None)
+    return Retrieval(metrics, tuple(captions), clip_of_caption, similarity, indices, embeddings)

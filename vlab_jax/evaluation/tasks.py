@@ -5,20 +5,30 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from vlab_jax.data.question_files import read_answer_list
 from vlab_jax.data.tokenizer import Tokenizer
 from vlab_jax.errors import InputError
-from vlab_jax.evaluation.answer import evaluate_question_answering
-from vlab_jax.evaluation.caption import evaluate_captioning
+from vlab_jax.evaluation.answer import Scored, evaluate_question_answering
+from vlab_jax.evaluation.caption import Captioned, evaluate_captioning
+from vlab_jax.evaluation.query_normalisation import Normalisation
+from vlab_jax.evaluation.rerank import rerank
 from vlab_jax.evaluation.run import Encoder, Retrieval, evaluate_retrieval
 from vlab_jax.models.generation import Search
 from vlab_jax.runtime import meters
 
 
 class Outcome(NamedTuple):
-    """The figures of all tasks, and what retrieval found, if it was among them."""
+    """The figures of all tasks, further rows of figures by name, and what each task found, if it was among them."""
 
     metrics: dict[str, float]
+    rows: dict[str, dict[str, float]]
     retrieval: Retrieval | None
+    captions: Captioned | None
+    answers: Scored | None
+
+    def by_row(self, name: str) -> dict[str, dict[str, float]]:
+        """The rows of a results table: that of a model, and under it those that do not compare with others'."""
+        return {name: self.metrics, **{f"{name}, {row}": figures for row, figures in self.rows.items()}}
 
 
 def search_of(generation: Mapping[str, Any], tokenizer: Tokenizer) -> Search:
@@ -49,8 +59,11 @@ class Plan:
       tasks: of `retrieval`, `captioning` and `question_answering`.
       multiple_choice: types of questions that retrieval answers by similarity, and question answering leaves out.
       search: how texts are generated.
-      list_size: answers of the closed list that question answering ranks.
-      training: opens the splits trained on, of which the closed list is made.
+      list_size: answers of the closed list that question answering ranks, of those most frequent in training.
+      list_file: a JSON file with such a list, used instead; empty: none.
+      rerank: how many of the clips that retrieval finds best are ranked anew by the decoder's likelihood; 0: none.
+      normalisation: rows of retrieval that see other queries.
+      training: opens the splits trained on, of which the closed list and the querybank are made.
       max_failed_share: see `pipeline.FailureCount`.
     """
 
@@ -58,8 +71,16 @@ class Plan:
     multiple_choice: tuple[str, ...]
     search: Search
     list_size: int
+    list_file: str
+    rerank: int
+    normalisation: Normalisation
     training: Callable[[], list[Sequence]]
     max_failed_share: float
+
+    def headline(self, by: str) -> "Plan":
+        """The plan without what costs time and does not decide: further rows, and the closed list but where it does."""
+        listed = {} if by in ("QA ranked", "QA ceiling") else {"list_size": 0, "list_file": ""}
+        return dataclasses.replace(self, **listed, rerank=0, normalisation=Normalisation())
 
     def evaluate(self, encoder: Encoder, source: Sequence, name: str, folder: pathlib.Path | None) -> Outcome:
         """Runs the tasks.
@@ -68,22 +89,32 @@ class Plan:
           name: what the progress bars call it.
           folder: where captions, references and answers go; None: nowhere.
         """
-        metrics: dict[str, float] = {}
-        found = None
+        given = (encoder, source)
         shared = {"max_failed_share": self.max_failed_share}
+        retrieval = captions = answers = None
+        rows: dict[str, dict[str, float]] = {}
         if "retrieval" in self.tasks:
             with meters.Progress(f"evaluate {name}", len(source)) as bar:
                 choice = {"multiple_choice": self.multiple_choice}
-                found = evaluate_retrieval(encoder, source, **choice, **shared, update=bar.update)
-            metrics |= found.metrics
+                retrieval = evaluate_retrieval(*given, **choice, **shared, update=bar.update)
+        if retrieval:
+            rows |= self.normalisation.rows(encoder, retrieval, self.training)
+        if retrieval and self.rerank:
+            with meters.Progress(f"re-rank {name}", len(source)) as bar:
+                best = rerank(*given, retrieval, self.rerank, **shared, update=bar.update)
+            rows[f"best {self.rerank} re-ranked"] = best
         if "captioning" in self.tasks:
             with meters.Progress(f"caption {name}", len(source)) as bar:
-                metrics |= evaluate_captioning(encoder, source, self.search, folder, **shared, update=bar.update)
+                captions = evaluate_captioning(*given, self.search, folder, **shared, update=bar.update)
         if "question_answering" in self.tasks:
-            training = self.training() if self.list_size else []
-            asked = {"list_size": self.list_size, "without": self.multiple_choice, "folder": folder}
+            listed = read_answer_list(self.list_file) if self.list_file else ()
+            training = self.training() if self.list_size and not listed else []
+            asked = {"list_size": self.list_size, "answers": listed, "without": self.multiple_choice, "folder": folder}
             with meters.Progress(f"answer {name}", len(source)) as bar:
-                metrics |= evaluate_question_answering(
-                    encoder, source, self.search, training, **asked, **shared, update=bar.update
+                answers = evaluate_question_answering(
+                    *given, self.search, training, **asked, **shared, update=bar.update
                 )
-        return Outcome(metrics, found)
+        metrics = {
+            key: value for found in (retrieval, captions, answers) if found for key, value in found.metrics.items()
+        }
+        return Outcome(metrics, rows, retrieval, captions, answers)

@@ -16,8 +16,16 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from vlab_jax.models.layers import HeadProjection, Insertion, KeyValueCache, LayerNorm, transformer_of
-from vlab_jax.models.multimodal_decoder import KeysAndValues, MultimodalDecoder
+from vlab_jax.models.layers import (
+    HeadProjection,
+    Insertion,
+    KeyValueCache,
+    LayerNorm,
+    apply_function,
+    stored,
+    transformer_of,
+)
+from vlab_jax.models.multimodal_decoder import KeysAndValues, MultimodalDecoder, texts_beside
 
 
 class Memory(struct.PyTreeNode):
@@ -25,13 +33,17 @@ class Memory(struct.PyTreeNode):
 
     Attributes:
       parameters: of the cross-attentions.
-      stored: by the name of the attention, `KeysAndValues` of `[depth, B, K, H, d]`.
+      stored: by the name of the attention, `KeysAndValues` of all blocks, `[depth, B, …]`.
       active: bool `[depth]`, the blocks that have one; None: all.
     """
 
     parameters: Any
     stored: dict[str, KeysAndValues]
     active: jax.Array | None
+
+    def of(self, rows: Int[Array, " Q"]) -> "Memory":
+        """The memory of some of the clips, which may come in any order and more than once."""
+        return self.replace(stored=jax.tree.map(lambda leaf: leaf[:, rows], self.stored))
 
 
 class Remember(MultimodalDecoder):
@@ -46,12 +58,12 @@ class Remember(MultimodalDecoder):
 
         def keys_and_values(parameters: Any) -> dict[str, KeysAndValues]:
             return {
-                name: KeysAndValues(*project.apply({"params": parameters[name]["key_value"]}, tokens))
+                name: KeysAndValues(*map(stored, project.apply({"params": parameters[name]["key_value"]}, tokens)))
                 for name, tokens in insertion.context.items()
             }
 
-        stored = jax.vmap(keys_and_values)(insertion.parameters)
-        laid_out = insertion._replace(parameters=(insertion.parameters, stored)).laid_out(self.depth)
+        kept = jax.vmap(keys_and_values)(insertion.parameters)
+        laid_out = insertion._replace(parameters=(insertion.parameters, kept)).laid_out(self.depth)
         return Memory(*laid_out.parameters, laid_out.active)
 
 
@@ -81,11 +93,8 @@ class NextTokens(MultimodalDecoder):
         return jnp.einsum("nlw,vw->nlv", x, table.astype(self.dtype), preferred_element_type=jnp.float32), cache
 
     def _attend(self, block: tuple[Any, dict[str, KeysAndValues]], x: jax.Array, _: Any) -> jax.Array:
-        """One block's cross-attention, in which the texts of a clip are its queries, beside each other."""
-        parameters, stored = block
-        clips = jax.tree.leaves(stored)[0].shape[0]
-        beside = x.reshape(clips, -1, self.width)  # [B, R·L, W]
-        return self.cross_attention_module().apply({"params": parameters}, beside, stored).reshape(x.shape)
+        """One block's cross-attention, to the keys and values that are stored."""
+        return texts_beside(apply_function(self.cross_attention_module()))(block[0], x, block[1])
 
 
 def empty_cache(decoder: MultimodalDecoder, texts: int, room: int) -> KeyValueCache:

@@ -107,8 +107,21 @@ def log_likelihood(
 
     The prefix is read once a clip, and all texts of it in one pass; a text of length 0 has `-inf`.
     """
+    read = prefill(decoder, parameters, memory, prefix, lengths, prefix.shape[1] + texts.shape[2])
+    return likelihood_behind(decoder, parameters, memory, read, texts, text_lengths)
+
+
+def likelihood_behind(
+    decoder: NextTokens,
+    parameters: Any,
+    memory: Memory,
+    read: tuple[Float[Array, "B V"], KeyValueCache],
+    texts: Int[Array, "B R G"],
+    text_lengths: Int[Array, "B R"],
+) -> Float[Array, "B R"]:
+    """`log_likelihood` behind prefixes that `prefill` has read, with room for `G` more: for texts in several parts."""
     clips, count, longest = texts.shape
-    first, cache = prefill(decoder, parameters, memory, prefix, lengths, prefix.shape[1] + longest)
+    first, cache = read
     cache = take_rows(cache, jnp.repeat(jnp.arange(clips), count))
     rows = texts.reshape(clips * count, longest)
     following, _ = decoder.apply({"params": parameters}, rows, memory, cache)  # [N, G, V]

@@ -89,6 +89,21 @@ def attend(
     return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)
 
 
+def stored(x: Float[Array, "B K H d"]) -> Float[Array, "B _ _ _"]:
+    """Keys or values that many attentions will see, as `recalled` takes them: in the layout that products read, where
+    XLA makes the attention (`[B, H, d, K]`); it would else transpose them before each."""
+    return x.transpose(0, 2, 3, 1) if _read_by_products(x.dtype, x.shape[3]) else x
+
+
+def recalled(x: Float[Array, "B _ _ _"], head_width: int) -> Float[Array, "B K H d"]:
+    """What `stored` was given."""
+    return x.transpose(0, 3, 1, 2) if _read_by_products(x.dtype, head_width) else x
+
+
+def _read_by_products(dtype: Any, head_width: int) -> bool:
+    return attention_implementation(jax.default_backend(), dtype, head_width) == "xla"
+
+
 def normal(stddev: float) -> nn.initializers.Initializer:
     """Normal initialiser with the given standard deviation."""
     return nn.initializers.normal(stddev)

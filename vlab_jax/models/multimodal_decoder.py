@@ -4,11 +4,11 @@ VLAB's paper says that the decoder blends both streams and is trained end to end
 how the streams are combined is a reconstruction, after VALOR (Chen et al., arXiv 2304.08345). The same weights
 decode causally (captioning, answering) and in both directions (masked language modelling).
 
-Dimensions: `B` clips, `T` frames, `M` tokens a frame, `D` the towers' width, `W` decoder width, `K` visual tokens of a
-stream (`T·M`), `L` text tokens, `V` vocabulary.
+Dimensions: `B` clips, `R` texts a clip, `N = B · R`, `T` frames, `M` tokens a frame, `D` the towers' width, `W` decoder
+width, `K` visual tokens of a stream (`T·M`), `L` text tokens, `V` vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +26,7 @@ from vlab_jax.models.layers import (
     interpolate_positions,
     normal,
     output_projection,
+    recalled,
     stacked_init,
     transformer_of,
 )
@@ -41,7 +42,7 @@ BLENDINGS: dict[str, tuple[str, ...]] = {
 
 
 class KeysAndValues(NamedTuple):
-    """What a cross-attention sees, projected already: `[B, K, H, d]` each."""
+    """What a cross-attention sees, projected already: `[B, K, H, d]` each, as `layers.stored` keeps them."""
 
     key: jax.Array
     value: jax.Array
@@ -61,10 +62,12 @@ class Attend(nn.Module):
         width = x.shape[-1]
         sizes = {"heads": self.heads, "head_width": width // self.heads, "stddev": width**-0.5}
         (query,) = HeadProjection(1, biased=(0,), dtype=self.dtype, name="query", **sizes)(x)
-        if not isinstance(visual, KeysAndValues):
+        if isinstance(visual, KeysAndValues):
+            key, value = (recalled(each, width // self.heads) for each in visual)
+        else:
             project = HeadProjection(2, biased=(0, 1), dtype=self.dtype, name="key_value", **sizes)
-            visual = KeysAndValues(*project(visual))
-        return output_projection(width, self.depth, self.dtype)(attend(query, *visual))
+            key, value = project(visual)
+        return output_projection(width, self.depth, self.dtype)(attend(query, key, value))
 
 
 class CrossAttention(nn.Module):
@@ -131,24 +134,25 @@ class MultimodalDecoder(nn.Module):
     @nn.compact
     def __call__(
         self,
-        tokens: Int[Array, "B L"],
+        tokens: Int[Array, "N L"],
         streams: Mapping[str, Float[Array, "B _ _ _"]],
         causal: bool,
-        lengths: Int[Array, " B"] | None = None,
-        masked: Bool[Array, "B L"] | None = None,
-    ) -> Float[Array, "B L V"]:
+        lengths: Int[Array, " N"] | None = None,
+        masked: Bool[Array, "N L"] | None = None,
+    ) -> Float[Array, "N L V"]:
         """Next-token logits (`causal`) or logits of the token itself (not `causal`), in float32.
 
         Args:
-          tokens: token ids.
-          streams: `video` and `image` tokens of the towers, `[B, T, M, D]`.
+          tokens: of `N = B · R` texts, those of one clip beside each other.
+          streams: `video` and `image` tokens of the towers, `[B, T, M, D]`; what a block needs of them is computed
+            once a clip, whatever the number of its texts.
           causal: whether a position sees only those before it.
           lengths: how many tokens each text has; those past it are not looked at. None: all of them.
           masked: the positions whose token is hidden behind the mask embedding.
         """
         if masked is None:
             masked = jnp.zeros(tokens.shape, bool)
-        x = text_embedding(self, tokens, masked)  # [B, L, W]
+        x = text_embedding(self, tokens, masked)  # [N, L, W]
         insertions = (self.cross_attention(self.seen(streams)),)
         x, _ = transformer_of(self)(x, text_mask(tokens.shape[1], causal, lengths), insertions)
         x = LayerNorm(self.epsilon, self.dtype, name="ln_final")(x)
@@ -179,11 +183,21 @@ class MultimodalDecoder(nn.Module):
         one = jnp.zeros((1, 1, self.width), self.dtype)
         example = attended(self.blending, dict.fromkeys(BLENDINGS[self.blending], one))  # every stream, present or not
         parameters = self.param("cross_attention", stacked_init(module, len(blocks), one, example))
-        return Insertion("mlp", apply_function(module), parameters, blocks, seen)
+        return Insertion("mlp", texts_beside(apply_function(module)), parameters, blocks, seen)
 
     def cross_attention_module(self) -> CrossAttention:
         """One block's, without parameters."""
         return CrossAttention(self.blending, self.heads, self.depth, self.epsilon, self.dtype, parent=None)
+
+
+def texts_beside(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """A cross-attention of `[B, R·L, W]` for `[N, L, W]`: the texts of a clip are queries of one attention."""
+
+    def inserted(parameters: Any, x: jax.Array, seen: Any) -> jax.Array:
+        clips = jax.tree.leaves(seen)[0].shape[0]
+        return function(parameters, x.reshape(clips, -1, x.shape[-1]), seen).reshape(x.shape)
+
+    return inserted
 
 
 def text_mask(length: int, causal: bool, lengths: jax.Array | None) -> Bool[Array, "_ 1 L L"] | None:

@@ -8,8 +8,8 @@ Two streams see a clip (He et al., arXiv 2305.13167; the details are a reconstru
 Parameters are one tree: `vision`, `text`, `video_adapter`, `image_encoder` (where it is separate), `decoder`,
 `logit_scale`. `vision`, `text` and `logit_scale` are a CLIP model, unchanged.
 
-Dimensions: `B` clips or texts, `T` frames, `M` tokens a frame (class token first), `D` vision width, `E` joint
-embedding width, `L` text tokens, `V` vocabulary.
+Dimensions: `B` clips or texts, `N` texts of the decoder (several a clip), `T` frames, `M` tokens a frame (class token
+first), `D` vision width, `E` joint embedding width, `L` text tokens, `V` vocabulary.
 """
 
 import math
@@ -167,12 +167,12 @@ class VLAB(nn.Module):
 
     def decode(
         self,
-        tokens: Int[Array, "B L"],
+        tokens: Int[Array, "N L"],
         streams: Mapping[str, Float[Array, "B _ _ _"]],
         causal: bool,
-        lengths: Int[Array, " B"] | None = None,
-        masked: Bool[Array, "B L"] | None = None,
-    ) -> Float[Array, "B L V"]:
+        lengths: Int[Array, " N"] | None = None,
+        masked: Bool[Array, "N L"] | None = None,
+    ) -> Float[Array, "N L V"]:
         """Logits over the vocabulary; see `MultimodalDecoder`."""
         return self.multimodal_decoder(tokens, streams, causal, lengths, masked)
 

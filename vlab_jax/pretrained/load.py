@@ -17,7 +17,7 @@ from vlab_jax.errors import InputError
 from vlab_jax.pretrained import eva_clip, hugging_face, open_clip, vlab
 from vlab_jax.pretrained.architecture import Architecture, compare
 from vlab_jax.pretrained.files import Files, locate
-from vlab_jax.pretrained.positions import fit_positions
+from vlab_jax.pretrained.positions import fit_frames, fit_positions
 from vlab_jax.pretrained.preprocessing import check_preprocessing
 from vlab_jax.pretrained.rules import Rule, Shape, check
 from vlab_jax.pretrained.tensors import Tensors
@@ -30,6 +30,8 @@ FORMATS: tuple[tuple[str, Callable[[Tensors, Files, str], Architecture]], ...] =
     (eva_clip.AUTHORS_MARK, eva_clip.architecture),
     (vlab.MARK, vlab.architecture),
 )
+
+FRAMES = "frame_position"  # what the paths of positions of frames end in
 
 PARTS = ("vision", "text", "logit_scale")  # of VLAB's parameters, what a CLIP checkpoint holds
 
@@ -142,7 +144,9 @@ def _stored_shapes(pretrained: Pretrained, wanted: Mapping[str, Shape]) -> dict[
         "vision/position_embedding": (vision["image_size"] // vision["patch_size"]) ** 2 + 1,
         "text/position_embedding": text["context_length"],
     }
-    return {**wanted, **{path: (count, *wanted[path][1:]) for path, count in rows.items()}}
+    stored = {**wanted, **{path: (count, *wanted[path][1:]) for path, count in rows.items()}}
+    told = {path: pretrained.tensors[path] for path in wanted if path.endswith(FRAMES) and path in pretrained.tensors}
+    return {**stored, **{path: shape for path, shape in told.items() if len(shape) == len(wanted[path])}}
 
 
 def _read(rule: Rule, shape: Shape, tensors: Tensors) -> np.ndarray:
@@ -158,6 +162,8 @@ def _fitted(path: str, value: np.ndarray, shape: Shape) -> tuple[np.ndarray, str
     """Positions in the number that the model has, and what was done to them."""
     if value.shape == shape:
         return value, ""
+    if path.endswith(FRAMES):
+        return fit_frames(value, shape[-2]), f"interpolated from {value.shape[-2]} to {shape[-2]} frames"
     if path.startswith("text/"):
         return value[: shape[0]], f"the first {shape[0]} of {len(value)} positions"
     old, new = math.isqrt(len(value) - 1), math.isqrt(shape[0] - 1)

@@ -1,10 +1,12 @@
-"""Learned positions of patches, made to fit another resolution."""
+"""Learned positions of patches and of frames, made to fit another resolution and another number of frames."""
 
 import math
 
 import jax
 import numpy as np
 from jaxtyping import Float
+
+from vlab_jax.models.layers import interpolate_positions
 
 
 def fit_positions(positions: Float[np.ndarray, "P D"], count: int) -> Float[np.ndarray, "Q D"]:
@@ -20,3 +22,10 @@ def fit_positions(positions: Float[np.ndarray, "P D"], count: int) -> Float[np.n
         grid, (new, new, grid.shape[-1]), "cubic", antialias=True, precision=jax.lax.Precision.HIGHEST
     )
     return np.concatenate([positions[:1], np.asarray(resized).reshape(new * new, -1)])
+
+
+def fit_frames(positions: Float[np.ndarray, "*blocks P D"], count: int) -> Float[np.ndarray, "*blocks Q D"]:
+    """Positions for `count` frames: for as many, the model makes the same of them itself."""
+    blocks = positions.reshape(-1, *positions.shape[-2:])
+    fitted = jax.vmap(lambda block: interpolate_positions(block, count))(blocks)
+    return np.asarray(fitted).reshape(*positions.shape[:-2], count, -1)

@@ -4,15 +4,19 @@ A checkpoint is a directory `<workdir>/checkpoints/<step>`; it appears when it i
 restored.
 """
 
+import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
 
 from vlab_jax.errors import InputError
 
 STATE, PROGRESS, CONFIG = "state", "progress", "config"
+SELECTION = "selection.json"  # in the workdir; its `selected` is the step of the checkpoint that was tested
 
 
 class Checkpoints:
@@ -20,9 +24,10 @@ class Checkpoints:
 
     def __init__(self, directory: pathlib.Path, keep: int = 3):
         self.directory = pathlib.Path(directory).absolute()
+        self._kept = _Kept(keep)
         self._manager = ocp.CheckpointManager(
             self.directory,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+            options=ocp.CheckpointManagerOptions(preservation_policy=self._kept, create=True),
             item_names=(STATE, PROGRESS, CONFIG),
         )
 
@@ -35,6 +40,10 @@ class Checkpoints:
     def latest(self) -> int | None:
         """The step of the newest complete checkpoint."""
         return self._manager.latest_step()
+
+    def keep_also(self, step: int | None) -> None:
+        """Keeps the checkpoint of a step beside the newest ones, in place of the one that was kept so before."""
+        self._kept.step = step
 
     def save(self, step: int, state: Any, progress: dict[str, Any], config: dict[str, Any]) -> None:
         """Saves a tree of arrays with two JSON trees; a step that is there already is left as it is."""
@@ -67,7 +76,13 @@ class Checkpoints:
         return restored[STATE]
 
     def restore_parameters(self, step: int, like: Any, shardings: Any, averaged: bool) -> Any:
-        """The parameters alone (their moving average where the run kept one), without optimiser state."""
+        """The parameters alone (their moving average where the run kept one), without optimiser state.
+
+        Raises:
+          InputError: there is no such checkpoint.
+        """
+        if step not in self._manager.all_steps():
+            raise InputError(f"{self.directory / str(step)} is missing; without it the run cannot be evaluated")
         key = "average" if averaged else "parameters"
         target = {key: _placed(like, shardings)}
         partial = ocp.args.PyTreeRestore(
@@ -87,8 +102,22 @@ class Checkpoints:
         self._manager.close()
 
 
+class _Kept(checkpoint_managers.PreservationPolicy):
+    """Which checkpoints are not deleted: the newest, and the one of `step`."""
+
+    def __init__(self, newest: int) -> None:
+        self.newest, self.step = newest, None
+
+    def should_preserve(self, checkpoints: Sequence[Any], **_: Any) -> list[bool]:
+        """One answer for each of the checkpoints, which are in the order of their steps."""
+        first = len(checkpoints) - self.newest
+        return [place >= first or each.step == self.step for place, each in enumerate(checkpoints)]
+
+
 def find_checkpoint(path: pathlib.Path) -> tuple[pathlib.Path, int]:
-    """The workdir and the step of a path: a workdir (its newest checkpoint) or its `checkpoints/<step>`.
+    """The workdir and the step of a path: a workdir or its `checkpoints/<step>`.
+
+    Of a workdir it is the checkpoint that the run was tested with, or the newest while it is not finished.
 
     Raises:
       InputError: there is no checkpoint.
@@ -97,6 +126,10 @@ def find_checkpoint(path: pathlib.Path) -> tuple[pathlib.Path, int]:
         return path.parent.parent, int(path.name)
     if not (path / "checkpoints").is_dir():
         raise InputError(f"no checkpoint at {path}; name a run's workdir or its checkpoints/<step>")
+    selection = path / SELECTION
+    step = json.loads(selection.read_text())["selected"] if selection.is_file() else None
+    if step is not None and (path / "checkpoints" / str(step)).is_dir():
+        return path, step
     with Checkpoints(path / "checkpoints") as checkpoints:
         step = checkpoints.latest()
     if step is None:

@@ -8,7 +8,6 @@ import logging
 import os
 import pathlib
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,19 +15,21 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vlab_jax import config as configuration
-from vlab_jax.data import builders, pipeline, sampling, schema
-from vlab_jax.data import tokenizer as tokenizers
+from vlab_jax.data import builders, pipeline, sampling
 from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import run as evaluation
+from vlab_jax.evaluation import sheets
+from vlab_jax.evaluation.query_normalisation import Normalisation
 from vlab_jax.evaluation.tasks import Outcome, Plan, search_of
-from vlab_jax.models.vlab import VLAB, start_from_clip
+from vlab_jax.models.vlab import VLAB, parameter_shapes, start_from_clip
 from vlab_jax.pretrained.load import Pretrained, check_model, open_checkpoint
 from vlab_jax.runtime import meters, sharding
 from vlab_jax.runtime.checkpoint import CONFIG, PROGRESS, Checkpoints
 from vlab_jax.training import optim, start
 from vlab_jax.training import stage as stages
 from vlab_jax.training.record import StepRecord
+from vlab_jax.training.selection import Selection
 from vlab_jax.training.step import TrainState
 
 
@@ -97,17 +98,17 @@ class Run:
         self.options = BuildOptions.from_fields(dict(config.data))
         self.workers = pipeline.default_workers(config.data.workers)
         self.results: dict[str, dict[str, float]] = {}
+        last = config.stages[-1]
+        self.selection = Selection(workdir, dict(config.checkpoint), self._tasks(last), last)
         check_workdir(checkpoints, self.saved_config)
         self.model = VLAB.from_fields(configuration.model_fields(self.saved_config))
         stages.check(self.model, config, mesh)
-        for split in ("validation", "test"):
-            self._open(config.data.evaluate, split)  # missing, it would be missed only after training
+        self.validated = validates(config, self.options)
+        self._open(config.data.evaluate, "test")  # missing, it would be missed only after training
         fresh = checkpoints.latest() is None
         self.pretrained = open_pretrained(config) if fresh and config.model.pretrained else None
-        self.tokenizer = make_tokenizer(config, workdir, fresh, self.pretrained)
-        search_of(
-            dict(config.generation), self.tokenizer
-        )  # too long texts would be missed only at the first evaluation
+        self.tokenizer = start.make_tokenizer(config, workdir, fresh, self.pretrained)
+        search_of(dict(config.generation), self.tokenizer)  # too long texts would be missed only when evaluated
 
     def begin(self) -> tuple[Progress, Any]:
         """Fresh parameters, or (None) those that the stage in progress will restore."""
@@ -118,6 +119,8 @@ class Run:
             return Progress(), self._initial_parameters()
         progress = Progress(**self.checkpoints.read_json(latest, PROGRESS))
         self.writer.truncate(progress.total)
+        self.selection.resume(progress.total)
+        self.checkpoints.keep_also(self.selection.best())
         self.results = read_results(self.workdir)
         name = self.config.stages[progress.stage]
         logging.info(
@@ -149,10 +152,13 @@ class Run:
             state = setup.initial(parameters)
             progress = dataclasses.replace(progress, stage=number, step=0)
         offset = progress.total - progress.step
+        self._evaluate_on_the_way(name, state, progress)  # what a run that was interrupted has left out
         state, progress = self._steps(name, setup, state, progress, offset)
-        final = state.parameters if state.average is None else state.average
-        self._evaluate(name, final, "validation", progress.total)
-        return final, progress
+        if self.validated:
+            self._evaluate(name, state.evaluated, "validation", progress.total)
+        if number == len(self.config.stages) - 1:
+            self._add_to_selection(name, state, progress)
+        return state.evaluated, progress
 
     def _steps(
         self, name: str, setup: stages.Stage, state: TrainState, progress: Progress, offset: int
@@ -176,16 +182,40 @@ class Run:
                 total = offset + step
                 progress = Progress(progress.stage, step, total, failures.seen, failures.failed)
                 stop = total == self.config.stop_after
-                if step == stage.steps or stop or total % self.config.checkpoint.every == 0:
+                on_the_way = self._is_on_the_way(name, step)
+                if step == stage.steps or stop or on_the_way or total % self.config.checkpoint.every == 0:
                     record.flush()  # what is saved has a finite loss
                     self._save(state, progress)
                 if stop:
                     raise Interrupted
-                if stage.evaluate_every and step % stage.evaluate_every == 0 and step < stage.steps:
-                    record.flush()
-                    current = state.parameters if state.average is None else state.average
-                    self._evaluate(name, current, "validation", total, keep=False)
+                self._evaluate_on_the_way(name, state, progress)
         return state, progress
+
+    def _is_on_the_way(self, name: str, step: int) -> bool:
+        """Whether a stage is evaluated after a step that is not its last."""
+        every, steps = self.config.stage[name].evaluate_every, self.config.stage[name].steps
+        return self._is_evaluated(name) and bool(every) and step % every == 0 and 0 < step < steps
+
+    def _is_evaluated(self, name: str) -> bool:
+        return self.validated or self.selection.split(name) == "test"
+
+    def _evaluate_on_the_way(self, name: str, state: TrainState, progress: Progress) -> None:
+        if self._is_on_the_way(name, progress.step):
+            self._add_to_selection(name, state, progress)
+
+    def _add_to_selection(self, name: str, state: TrainState, progress: Progress) -> None:
+        """Evaluates, unless it is done already, and keeps the checkpoint if it is the best so far."""
+        if not self.selection.has(progress.total):
+            split = self.selection.split(name)
+            row = f"{name} ({split})"
+            if not self._is_evaluated(name):
+                metrics = {}
+            elif progress.step == self.config.stage[name].steps and row in self.results:
+                metrics = self.results[row]
+            else:
+                metrics = self._evaluate(name, state.evaluated, split, progress.total, keep=False).metrics
+            self.selection.add(progress.total, name, metrics)
+        self.checkpoints.keep_also(self.selection.best())
 
     def _save(self, state: TrainState, progress: Progress) -> None:
         self.checkpoints.save(progress.total, state, dataclasses.asdict(progress), self.saved_config)
@@ -213,6 +243,7 @@ class Run:
             workers=self.workers,
             questions=bool(stage.objectives.question_answering),
             without=tuple(self.config.evaluation.multiple_choice),
+            captions=any(weight for each, weight in stage.objectives.items() if each != "question_answering"),
         )
 
     def _open(self, spec: str, split: str) -> Any:
@@ -221,29 +252,38 @@ class Run:
     def _frames(self, count: int) -> pipeline.FrameOptions:
         return pipeline.FrameOptions(count, self.config.model.vision.image_size, self.config.data.short)
 
-    def _evaluate(self, name: str, parameters: Any, split: str, total: int, keep: bool = True) -> Outcome | None:
+    def _evaluate(
+        self, name: str, parameters: Any, split: str, total: int, keep: bool = True, row: str = ""
+    ) -> Outcome | None:
         """Evaluates on the run's own data set; with `keep`, once, and the figures go into the results."""
-        row = f"{name} ({split})"
+        row = row or f"{name} ({split})"
         if keep and row in self.results and split != "test":
             return None
         source = self._open(self.config.data.evaluate, split)
         encoder = self._encoder(parameters, self.config.stage[name])
-        outcome = self._plan(name).evaluate(encoder, source, row, self.workdir / "texts" / row if keep else None)
+        plan = self._plan(name) if keep else self._plan(name).headline(self.selection.by)
+        outcome = plan.evaluate(encoder, source, row, self.workdir / "texts" / row if keep else None)
         if row not in self.results:
             figures = {f"{split}/{key}": value for key, value in outcome.metrics.items()}
             self.writer.write(total, figures, stage=name)
         if keep:
-            self.results[row] = outcome.metrics
+            self.results |= outcome.by_row(row)
             write_results(self.workdir, self.results)
         return outcome
+
+    def _tasks(self, name: str) -> tuple[str, ...]:
+        return tuple(self.config.stage[name].evaluate or self.config.evaluation.tasks)
 
     def _plan(self, name: str) -> Plan:
         trained = pipeline.parse_mixture(self.config.stage[name].train or self.config.data.train)
         return Plan(
-            tuple(self.config.evaluation.tasks),
+            self._tasks(name),
             tuple(self.config.evaluation.multiple_choice),
             search_of(dict(self.config.generation), self.tokenizer),
             self.config.evaluation.closed_list,
+            self.config.evaluation.answer_list,
+            self.config.evaluation.rerank,
+            Normalisation.of(dict(self.config.evaluation)),
             lambda: [self._open(spec, "train") for spec, _ in trained],
             self.config.data.max_failed_share,
         )
@@ -263,21 +303,48 @@ class Run:
         )
 
     def finish(self, parameters: Any) -> dict[str, dict[str, float]]:
-        """Evaluates the test split and writes the report."""
+        """Evaluates the selected checkpoint on the test split and writes the report."""
         last = self.config.stages[-1]
         total = sum(self.config.stage[name].steps for name in self.config.stages)
-        outcome = self._evaluate(last, parameters, "test", total)
-        evaluation.write_report(
+        selected = self.selection.select()
+        if selected.step != total:
+            parameters = self._saved_parameters(last, selected.step)
+        self.results |= selected.rows(last, total)
+        outcome = self._evaluate(last, parameters, "test", total, row=selected.test_row(last, total))
+        sheets.write_report(
             self.workdir / "report",
             self.workdir / meters.METRICS_FILE,
             self.results,
-            outcome.retrieval,
+            outcome,
             self._open(self.config.data.evaluate, "test"),
             self._frames(self.config.frames),
             queries=self.config.report.queries,
             title="VLAB-JAX run",
         )
         return self.results
+
+    def _saved_parameters(self, name: str, total: int) -> Any:
+        self.checkpoints.wait()
+        shapes = parameter_shapes(self.model, self.config.frames)
+        averaged = bool(self.config.stage[name].average_decay)
+        with Checkpoints(self.checkpoints.directory) as saved:  # Orbax restores parts by a manager that saved nothing
+            return saved.restore_parameters(total, shapes, sharding.shardings(shapes, self.mesh), averaged)
+
+
+def validates(config: ConfigDict, options: BuildOptions) -> bool:
+    """Whether the data set that is evaluated has a validation split.
+
+    Raises:
+      InputError: it has none, and needs one.
+    """
+    spec = config.data.evaluate
+    if "validation" in builders.prepare(spec, options).info.splits:
+        return True
+    if config.checkpoint.select_on != "validation":
+        return False
+    raise InputError(
+        f"data set {spec!r} has no validation split to select the checkpoint on; set config.checkpoint.select_on='last'"
+    )
 
 
 def check_workdir(checkpoints: Checkpoints, saved: dict[str, Any]) -> None:
@@ -303,47 +370,6 @@ def open_pretrained(config: ConfigDict) -> Pretrained:
     for note in check_model(pretrained, configuration.plain(config.model.to_dict())):
         logging.info("%s", note)
     return pretrained
-
-
-def make_tokenizer(
-    config: ConfigDict, workdir: pathlib.Path, fresh: bool, pretrained: Pretrained | None
-) -> tokenizers.Tokenizer:
-    """The tokenizer of an export that the run starts from, or CLIP's, or a BPE of the training captions.
-
-    It is kept in the workdir, so that this suffices later.
-
-    Raises:
-      InputError: there is no such tokenizer, or it has more ids than the model.
-    """
-    vocab_size, length = config.model.text.vocab_size, config.model.text.context_length
-    if not fresh:
-        made = tokenizers.load(workdir, length)
-    elif pretrained is not None and pretrained.whole:
-        made = tokenizers.load(pretrained.files.folder, length)
-        made.save(workdir)
-    elif config.tokenizer.kind == "clip":
-        beside = "" if pretrained is None else str(pretrained.files.folder)
-        made = tokenizers.load_clip(config.tokenizer.path or beside, length)
-        made.save(workdir)
-    else:
-        mixtures = [config.stage[name].train or config.data.train for name in config.stages]
-        specs = dict.fromkeys(spec for mixture in mixtures for spec, _ in pipeline.parse_mixture(mixture))
-        options = BuildOptions.from_fields(dict(config.data))
-        made = tokenizers.train_bpe(_captions(list(specs), options), vocab_size, length)
-        made.save(workdir)
-    if made.vocab_size > vocab_size:
-        raise InputError(
-            f"the tokenizer has {made.vocab_size} ids, config.model.text.vocab_size={vocab_size}; raise the latter"
-        )
-    return made
-
-
-def _captions(specs: Sequence[str], options: BuildOptions, limit: int = 100_000):
-    """Captions of the training splits, to train a tokenizer on."""
-    for spec in specs:
-        source = builders.open_split(spec, "train", options)
-        for index in range(min(len(source), limit)):
-            yield from schema.from_example(source[index]).captions
 
 
 def read_results(workdir: pathlib.Path) -> dict[str, dict[str, float]]:

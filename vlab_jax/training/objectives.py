@@ -48,33 +48,22 @@ def clamp_temperature(logit_scale: Float[Array, ""]) -> Float[Array, ""]:
     return jnp.minimum(logit_scale, math.log(MAX_LOGIT_SCALE))
 
 
-def captioning(
-    logits: Float[Array, "B L V"],
-    tokens: Int[Array, "B L"],
-    lengths: Int[Array, " B"],
-    smoothing: float = 0.0,
-) -> Float[Array, ""]:
-    """Cross-entropy of each next token, the end of text included; positions past the end weigh nothing.
-
-    Args:
-      logits: at position i, for the token at i + 1.
-      smoothing: the share of probability that label smoothing spreads over the vocabulary.
-    """
-    return question_answering(logits, tokens, jnp.ones_like(lengths), lengths, smoothing)
-
-
-def question_answering(
+def next_tokens(
     logits: Float[Array, "B L V"],
     tokens: Int[Array, "B L"],
     starts: Int[Array, " B"],
     lengths: Int[Array, " B"],
     smoothing: float = 0.0,
 ) -> Float[Array, ""]:
-    """Cross-entropy of the answer's tokens, its end included; the question, and a text without answer, weigh nothing.
+    """Cross-entropy of each next token from `starts` to `lengths`; what is outside weighs nothing.
+
+    It serves captioning (from the first token, the end of text included) and question answering (from the answer's
+    first token; a text of which nothing is to be learned has `starts` equal to `lengths`).
 
     Args:
       logits: at position i, for the token at i + 1.
-      starts: the place of the answer's first token; `lengths`: of question and answer together.
+      starts: the place of the first token that counts, at least 1.
+      smoothing: the share of probability that label smoothing spreads over the vocabulary.
     """
     place = jnp.arange(1, tokens.shape[1])
     present = (place >= starts[:, None]) & (place < lengths[:, None])  # [B, L-1]

@@ -1,16 +1,21 @@
-"""The parameters that a run starts from: random ones, or a pretrained model's and random ones beside them."""
+"""What a run starts from: random parameters, or a pretrained model's and random ones beside them; its tokenizer."""
 
 import json
 import logging
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from vlab_jax.data import builders, pipeline, schema
+from vlab_jax.data import tokenizer as tokenizers
+from vlab_jax.data.builders.options import BuildOptions
+from vlab_jax.errors import InputError
 from vlab_jax.models.vlab import VLAB, copied_from_clip, example_inputs, parameter_shapes, start_from_clip
 from vlab_jax.pretrained.load import Pretrained, load_parameters
 from vlab_jax.pretrained.origins import format_origins
@@ -61,3 +66,53 @@ def note_origin(workdir: pathlib.Path, pretrained: Pretrained) -> None:
     """Writes into the workdir what the run started from: for the model card of an export."""
     noted = {"name": pretrained.name, "format": pretrained.architecture.format, "licence": pretrained.licence()}
     (workdir / "pretrained.json").write_text(json.dumps(noted, indent=2) + "\n")
+
+
+def make_tokenizer(
+    config: ConfigDict, workdir: pathlib.Path, fresh: bool, pretrained: Pretrained | None
+) -> tokenizers.Tokenizer:
+    """The tokenizer of an export that the run starts from, or CLIP's, or a BPE of the training texts.
+
+    It is kept in the workdir, so that this suffices later.
+
+    Raises:
+      InputError: there is no such tokenizer, or it has more ids than the model.
+    """
+    vocab_size, length = config.model.text.vocab_size, config.model.text.context_length
+    if not fresh:
+        made = tokenizers.load(workdir, length)
+    elif pretrained is not None and pretrained.whole:
+        made = tokenizers.load(pretrained.files.folder, length)
+        made.save(workdir)
+    elif config.tokenizer.kind == "clip":
+        beside = "" if pretrained is None else str(pretrained.files.folder)
+        made = tokenizers.load_clip(config.tokenizer.path or beside, length)
+        made.save(workdir)
+    else:
+        mixtures = [config.stage[name].train or config.data.train for name in config.stages]
+        specs = dict.fromkeys(spec for mixture in mixtures for spec, _ in pipeline.parse_mixture(mixture))
+        asks = any(config.stage[name].objectives.question_answering for name in config.stages)
+        without = tuple(config.evaluation.multiple_choice) if asks else None
+        options = BuildOptions.from_fields(dict(config.data))
+        made = tokenizers.train_bpe(_texts(list(specs), options, without), vocab_size, length)
+        made.save(workdir)
+    if made.vocab_size > vocab_size:
+        raise InputError(
+            f"the tokenizer has {made.vocab_size} ids, config.model.text.vocab_size={vocab_size}; raise the latter"
+        )
+    return made
+
+
+def _texts(
+    specs: Sequence[str], options: BuildOptions, without: tuple[str, ...] | None, limit: int = 100_000
+) -> Iterator[str]:
+    """Texts of the training splits, to train a tokenizer on: captions, and questions of other types than `without`
+    with their answers (None: no questions)."""
+    for spec in specs:
+        source = builders.open_split(spec, "train", options)
+        for index in range(min(len(source), limit)):
+            clip = schema.from_example(source[index])
+            yield from clip.captions
+            for question in clip.questions if without is not None else ():
+                if question.type not in without:
+                    yield from (question.question, question.answer)

@@ -23,6 +23,11 @@ class TrainState(struct.PyTreeNode):
     optimizer: Any
     average: Any = None
 
+    @property
+    def evaluated(self) -> Any:
+        """The parameters that are evaluated: their average, if it is kept."""
+        return self.parameters if self.average is None else self.average
+
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
@@ -56,20 +61,30 @@ class Objective:
             texts = apply("encode_text", tokens, lengths)
             loss, accuracy = objectives.contrastive(visual.embedding, texts, parameters["logit_scale"], batch["clip"])
             metrics |= {"contrastive_loss": loss, "batch_accuracy": accuracy}
-        if self.weights.get("captioning"):
-            logits = apply("decode", tokens, visual.streams, causal=True)
-            metrics["captioning_loss"] = objectives.captioning(logits, tokens, lengths, self.label_smoothing)
-        if self.weights.get("question_answering"):
-            asked, starts, ends = batch["question_tokens"], batch["answer_starts"], batch["question_lengths"]
-            logits = apply("decode", asked, visual.streams, causal=True)
-            loss = objectives.question_answering(logits, asked, starts, ends, self.label_smoothing)
-            metrics["question_answering_loss"] = loss
+        read = self._read_causally(batch)
+        if read:
+            beside = jnp.stack([texts for texts, _, _ in read.values()], axis=1)  # [B, R, L]
+            logits = apply("decode", beside.reshape(-1, beside.shape[-1]), visual.streams, causal=True)
+            logits = logits.reshape(*beside.shape, -1)  # [B, R, L, V]
+        for place, (name, (texts, starts, ends)) in enumerate(read.items()):
+            loss = objectives.next_tokens(logits[:, place], texts, starts, ends, self.label_smoothing)
+            metrics[f"{name}_loss"] = loss
         if self.weights.get("masked_lm"):
             masked = objectives.choose_masked(rng, tokens, lengths, self.masked_share)
             logits = apply("decode", tokens, visual.streams, causal=False, lengths=lengths, masked=masked)
             metrics["masked_lm_loss"] = objectives.masked_lm(logits, tokens, masked)
         loss = sum(weight * metrics[f"{name}_loss"] for name, weight in self.weights.items() if weight)
         return loss, {"loss": loss, **metrics}
+
+    def _read_causally(self, batch: Mapping[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Array, jax.Array]]:
+        """By objective, the texts `[B, L]` that the decoder learns to go on with: tokens, and from where to where."""
+        read = {}
+        if self.weights.get("captioning"):
+            lengths = batch["lengths"]
+            read["captioning"] = (batch["tokens"], jnp.ones_like(lengths), lengths)
+        if self.weights.get("question_answering"):
+            read["question_answering"] = (batch["question_tokens"], batch["answer_starts"], batch["question_lengths"])
+        return read
 
 
 def init_state(parameters: Any, optimizer: optax.GradientTransformation, averaged: bool) -> TrainState:

@@ -10,6 +10,7 @@ Configurations and their splits (examples in train / validation / test):
   frame), `motion` (which way, what) and `order` (what first). The clips of validation and test come in
   *twins*, 80 and 200 pairs: the same frames in reverse order, with the captions of the reversed motion.
   Their question of type `twin` offers the clip's own caption and its twin's.
+- `large` (16000 / 160 / 400): the same, and the same clips in validation and test, with more to train on.
 - `still` (6000 / 200 / 400): one frame of such a scene as a JPEG, all its shapes in full view, with captions
   and questions on appearance alone. An image model learns the shapes here; many images share a caption.
 - `tiny` (48 / 16 / 16) and `tiny_still` (48 / 16 / 16): the same in small, for tests.
@@ -85,8 +86,14 @@ _SMALL = {"train": 48, "validation": 16, "test": 16}
 class Motion(ClipBuilder):
     """Shapes in motion; see the module's text."""
 
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "2.0.0": "Three kinds of shapes, a little larger; more scenes with two.",
+        "1.0.0": "First version.",
+    }
     BUILDER_CONFIGS: ClassVar[list[MotionConfig]] = [
         MotionConfig(name="video", description="Clips of 24 frames, with twins in validation and test."),
+        MotionConfig(name="large", description="`video` with more training clips.", train=16000),
         MotionConfig(name="still", description="Single frames.", still=True, train=6000, validation=200, test=400),
         MotionConfig(name="tiny", description="`video` in small, for tests.", **_SMALL),
         MotionConfig(name="tiny_still", description="`still` in small, for tests.", still=True, **_SMALL),

@@ -74,7 +74,6 @@ def _box(
 _DISTANCE = {
     "circle": lambda u, v: np.hypot(u, v) - 0.95,
     "ring": lambda u, v: np.abs(np.hypot(u, v) - 0.85) - 0.3,
-    "square": lambda u, v: _box(u, v, 0.83, 0.83),
     "bar": lambda u, v: _box(u, v, 1.13, 0.38),
 }
 

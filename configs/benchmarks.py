@@ -1,0 +1,298 @@
+"""The field's benchmarks: the data set of each, and the values of its fine-tuning, each with its source.
+
+`configs/retrieval.py`, `configs/captioning.py` and `configs/question_answering.py` take a benchmark's name, and so does
+`configs/evaluate.py`, with the task before it (`captioning/msvd`). VLAB's paper does not print how it was fine-tuned.
+Retrieval follows CLIP4Clip, captioning and question answering VALOR, which shares authors with VLAB; what neither says
+is a reconstruction. Where this package does otherwise, a value's source says so.
+
+Of MSR-VTT's 1k-A, ActivityNet and TGIF-QA, which have no validation split, a part of the training split is held out
+for it, so that nothing is selected by what it is tested on (`vlab_jax/data/builders`). The names that end in `_all`
+train on all of it, as published, and test the last checkpoint.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from vlab_jax.config import nearest, stage_config
+from vlab_jax.errors import InputError
+
+# What the sources below are short for.
+SOURCES = {
+    "CLIP4Clip": "arXiv 2104.08860; README.md of github.com/ArrowLuo/CLIP4Clip",
+    "X-CLIP": "arXiv 2207.07285; main_xclip.py of github.com/xuguohai/X-CLIP, whose training is CLIP4Clip's",
+    "VALOR": "arXiv 2304.08345; github.com/TXH-mercury/VALOR",
+    "builder": "the counts of the official files, in vlab_jax/data/builders",
+    "reconstruction": "published nowhere that we know of",
+}
+
+
+class Sourced(NamedTuple):
+    """A value and where it comes from: a name in `SOURCES`, and behind a colon the place there, or the reason."""
+
+    value: Any
+    source: str
+
+
+class Benchmark(NamedTuple):
+    """A data set and how a model is fine-tuned on it; `select_on` and `select_by` are of `config.checkpoint`."""
+
+    data: str
+    values: Mapping[str, Sourced]
+    select_on: str = "validation"
+    select_by: str = ""
+
+
+# Keys: of the config (`frames` are those of evaluation), of the stage (`training_frames` is its `frames`), and
+# `examples` of an epoch, `epochs`, `warmup_share` of all steps and the number of `evaluations`, which make steps.
+COMMON: dict[str, Sourced] = {
+    "dtype": Sourced("bfloat16", "reconstruction: VALOR computes in float16"),
+    "remat": Sourced("dots", "reconstruction: it saves memory, and costs time"),
+    "image_frames": Sourced(4, "reconstruction: as in configs/pretrain.py"),
+    "b1": Sourced(0.9, "VALOR: config/*.json; X-CLIP: BertAdam, the same"),
+    "b2": Sourced(0.98, "VALOR: config/*.json; X-CLIP: BertAdam, the same"),
+}
+
+_RETRIEVAL = {
+    **COMMON,
+    "objective": Sourced("contrastive", "CLIP4Clip: symmetric cross entropy of the similarities of a batch"),
+    "frames": Sourced(12, "CLIP4Clip: --max_frames 12"),
+    "training_frames": Sourced(12, "CLIP4Clip: --max_frames 12"),
+    "batch_size": Sourced(128, "CLIP4Clip: --batch_size=128"),
+    "epochs": Sourced(5, "CLIP4Clip: --epochs=5"),
+    "learning_rate": Sourced(1e-4, "CLIP4Clip: --lr 1e-4, of what is not CLIP's: here the video adapter"),
+    "clip_learning_rate": Sourced(1e-7, "CLIP4Clip: --lr 1e-4 times --coef_lr 1e-3"),
+    "warmup_share": Sourced(0.1, "X-CLIP: warmup_proportion, then a cosine"),
+    "weight_decay": Sourced(0.2, "X-CLIP: prep_optimizer"),
+    "clip_norm": Sourced(1.0, "X-CLIP: max_grad_norm"),
+    "evaluations": Sourced(5, "CLIP4Clip: after each epoch (there on the test split)"),
+}
+# 77 tokens of a text are read, where CLIP4Clip cuts at 32, and at 64 in paragraphs.
+_PARAGRAPHS = {
+    **_RETRIEVAL,
+    "frames": Sourced(64, "CLIP4Clip: --max_frames 64 for ActivityNet and DiDeMo"),
+    "training_frames": Sourced(64, "CLIP4Clip: --max_frames 64 for ActivityNet and DiDeMo"),
+}
+
+_VALOR = {
+    **COMMON,
+    "batch_size": Sourced(64, "VALOR: config/*.json"),
+    "clip_learning_rate": Sourced(5e-7, "VALOR: train_utils.py, clip_lr"),
+    "warmup_share": Sourced(0.1, "VALOR: config/*.json; then linearly down, here a cosine"),
+    "weight_decay": Sourced(0.01, "VALOR: config/*.json"),
+    "clip_norm": Sourced(5.0, "VALOR: config/*.json, grad_norm"),
+    "evaluations": Sourced(10, "VALOR: train_utils.py, valid_freq (there on the test split)"),
+}
+
+_CAPTIONING = {
+    **_VALOR,
+    "objective": Sourced("captioning", "reconstruction: each next word; VALOR's caption_type is unimlm, masked words"),
+    "label_smoothing": Sourced(0.0, "VALOR: train_utils.py"),
+    "beams": Sourced(3, "VALOR: train_utils.py, beam_size"),
+    "length_penalty": Sourced(1.0, "reconstruction: the mean log-likelihood of a beam's tokens"),
+    "max_tokens": Sourced(30, "VALOR: train_utils.py, max_generation_len"),
+}
+
+_QUESTIONS = {
+    **_VALOR,
+    "objective": Sourced("question_answering", "VALOR: the answer is generated behind the question"),
+    "label_smoothing": Sourced(0.0, "VALOR: train_utils.py"),
+    "frames": Sourced(8, "VALOR: scripts/finetune_qa.sh, test_video_sample_num"),
+    "training_frames": Sourced(4, "VALOR: scripts/finetune_qa.sh, train_video_sample_num"),
+    "learning_rate": Sourced(2e-5, "VALOR: scripts/finetune_qa.sh"),
+    "beams": Sourced(1, "VALOR: train_utils.py, beam_size_qa"),
+    "length_penalty": Sourced(1.0, "reconstruction: without beams it has no effect"),
+    "max_tokens": Sourced(0, "reconstruction: an answer has a quarter of the context"),
+    "closed_list": Sourced(1000, "reconstruction: the usual size of a closed list"),
+}
+
+_TGIF = {
+    **_QUESTIONS,
+    "epochs": Sourced(10, "VALOR: config/VQA-tgif-frame.json; an epoch is one question of each clip"),
+}
+_OPTIONS = {
+    **_TGIF,
+    "epochs": Sourced(10, "reconstruction: as for FrameQA"),
+    "closed_list": Sourced(0, "reconstruction: options need none"),
+}
+
+
+def _with(values: Mapping[str, Sourced], **changes: Sourced) -> dict[str, Sourced]:
+    return {**values, **changes}
+
+
+_NINE = Sourced(170_060, "builder: 20 captions of 8,503 clips; CLIP4Clip: --expand_msrvtt_sentences")
+_NINE_ALL = Sourced(180_000, "builder: 20 captions of 9,000 clips; CLIP4Clip: --expand_msrvtt_sentences")
+_OFFICIAL = Sourced(130_260, "builder: 20 captions of 6,513 clips; CLIP4Clip: --expand_msrvtt_sentences")
+_SEVEN_ALL = Sourced(140_200, "builder: 20 captions of 7,010 clips; CLIP4Clip: --expand_msrvtt_sentences")
+_ACTIVITYNET = Sourced(10_009, "builder: paragraphs, before a part is held out")
+
+BENCHMARKS: dict[str, dict[str, Benchmark]] = {
+    "retrieval": {
+        "msrvtt_1ka": Benchmark("msrvtt/retrieval_9k", _with(_RETRIEVAL, examples=_NINE)),
+        "msrvtt_1ka_all": Benchmark("msrvtt/retrieval_9k_all", _with(_RETRIEVAL, examples=_NINE_ALL), "last"),
+        "msrvtt_7k": Benchmark("msrvtt/retrieval_7k", _with(_RETRIEVAL, examples=_OFFICIAL)),
+        "msrvtt_7k_all": Benchmark("msrvtt/retrieval_7k_all", _with(_RETRIEVAL, examples=_SEVEN_ALL), "last"),
+        "msrvtt_full": Benchmark("msrvtt/retrieval_full", _with(_RETRIEVAL, examples=_OFFICIAL)),
+        "msvd": Benchmark(
+            "msvd/captions", _with(_RETRIEVAL, examples=Sourced(48_774, "builder: captions of 1,200 clips"))
+        ),
+        "didemo": Benchmark("didemo/paragraphs", _with(_PARAGRAPHS, examples=Sourced(8395, "builder: paragraphs"))),
+        "activitynet": Benchmark("activitynet/paragraphs", _with(_PARAGRAPHS, examples=_ACTIVITYNET)),
+        "activitynet_all": Benchmark("activitynet/paragraphs_all", _with(_PARAGRAPHS, examples=_ACTIVITYNET), "last"),
+        "vatex": Benchmark(
+            "vatex/captions",
+            _with(_RETRIEVAL, examples=Sourced(259_910, "builder: captions; CLIP4Clip has no VATEX: as for MSR-VTT")),
+        ),
+    },
+    "captioning": {
+        "msrvtt": Benchmark(
+            "msrvtt/captioning",
+            _with(
+                _CAPTIONING,
+                examples=Sourced(6513, "builder: clips"),
+                epochs=Sourced(100, "VALOR: config/caption-msrvtt.json; an epoch is one caption of each clip"),
+                frames=Sourced(10, "VALOR: scripts/finetune_cap.sh, test_video_sample_num"),
+                training_frames=Sourced(6, "VALOR: scripts/finetune_cap.sh, train_video_sample_num"),
+                learning_rate=Sourced(9e-6, "VALOR: scripts/finetune_cap.sh"),
+                warmup_share=Sourced(0.05, "VALOR: scripts/finetune_cap.sh; then linearly down, here a cosine"),
+            ),
+        ),
+        "msvd": Benchmark(
+            "msvd/captions",
+            _with(
+                _CAPTIONING,
+                examples=Sourced(1200, "builder: clips"),
+                epochs=Sourced(100, "VALOR: scripts/finetune_cap.sh, train_epoch; one caption of each clip"),
+                frames=Sourced(12, "VALOR: scripts/finetune_cap.sh, test_video_sample_num"),
+                training_frames=Sourced(8, "VALOR: scripts/finetune_cap.sh, train_video_sample_num"),
+                learning_rate=Sourced(9e-6, "VALOR: scripts/finetune_cap.sh"),
+            ),
+        ),
+        "vatex": Benchmark(
+            "vatex/captions",
+            _with(
+                _CAPTIONING,
+                examples=Sourced(25_991, "builder: clips"),
+                epochs=Sourced(100, "VALOR: scripts/finetune_cap.sh, train_epoch; one caption of each clip"),
+                frames=Sourced(20, "VALOR: scripts/finetune_cap.sh, test_video_sample_num"),
+                training_frames=Sourced(8, "VALOR: scripts/finetune_cap.sh, train_video_sample_num"),
+                learning_rate=Sourced(2e-5, "VALOR: scripts/finetune_cap.sh"),
+            ),
+        ),
+        "tgif": Benchmark(
+            "tgif/captions",
+            _with(
+                _CAPTIONING,
+                examples=Sourced(80_000, "builder: GIFs, with a caption each"),
+                epochs=Sourced(10, "reconstruction: as for TGIF-QA"),
+                frames=Sourced(8, "reconstruction: as for TGIF-QA"),
+                training_frames=Sourced(4, "reconstruction: as for TGIF-QA"),
+                learning_rate=Sourced(2e-5, "reconstruction: as for VATEX"),
+            ),
+        ),
+    },
+    "question_answering": {
+        "msrvtt_qa": Benchmark(
+            "msrvtt_qa/questions",
+            _with(
+                _QUESTIONS,
+                examples=Sourced(6513, "builder: clips"),
+                epochs=Sourced(100, "VALOR: config/VQA-msrvtt.json; an epoch is one question of each clip"),
+                closed_list=Sourced(1500, "VALOR: config/VQA-msrvtt.json, answer_candidate_1500.json"),
+            ),
+        ),
+        "msvd_qa": Benchmark(
+            "msvd_qa/questions",
+            _with(
+                _QUESTIONS,
+                examples=Sourced(1200, "builder: clips 1 to 1200"),
+                epochs=Sourced(250, "VALOR: config/VQA-msvd.json; an epoch is one question of each clip"),
+                learning_rate=Sourced(1e-5, "VALOR: scripts/finetune_qa.sh"),
+            ),
+        ),
+        "tgif_frameqa": Benchmark(
+            "tgif_qa/frameqa", _with(_TGIF, examples=Sourced(39_392, "builder: questions, before a part is held out"))
+        ),
+        "tgif_action": Benchmark(
+            "tgif_qa/action", _with(_OPTIONS, examples=Sourced(20_475, "builder: questions, before a part is held out"))
+        ),
+        "tgif_transition": Benchmark(
+            "tgif_qa/transition",
+            _with(_OPTIONS, examples=Sourced(52_704, "builder: questions, before a part is held out")),
+        ),
+        "tgif_count": Benchmark(
+            "tgif_qa/count",
+            _with(
+                _TGIF,
+                examples=Sourced(26_843, "builder: questions, before a part is held out"),
+                epochs=Sourced(10, "reconstruction: as for FrameQA"),
+            ),
+            select_by="QA count MSE",
+        ),
+    },
+}
+
+
+def find(task: str, name: str) -> Benchmark:
+    """The benchmark of a name.
+
+    Raises:
+      InputError: the task has none of that name.
+    """
+    known = BENCHMARKS[task]
+    if name not in known:
+        near = nearest(name, known)
+        hint = f"did you mean {near!r}?" if near else f"there are {', '.join(known)}"
+        raise InputError(f"there is no benchmark {name!r} of {task}; {hint}")
+    return known[name]
+
+
+def follow(config: ConfigDict, task: str, benchmark: Benchmark) -> None:
+    """Makes a training config that of a benchmark: its data, its one stage, what is evaluated and how."""
+    values = {key: sourced.value for key, sourced in benchmark.values.items()}
+    config.data.train, config.data.evaluate = (benchmark.data,), benchmark.data
+    config.dtype, config.model.remat = values["dtype"], values["remat"]
+    config.frames, config.image_frames = values["frames"], min(values["image_frames"], values["frames"])
+    steps = round(values["epochs"] * values["examples"] / values["batch_size"])
+    objectives = dict.fromkeys(("contrastive", "captioning", "masked_lm", "question_answering"), 0.0)
+    config.stages = (task,)
+    config.stage[task] = stage_config(
+        steps=steps,
+        batch_size=values["batch_size"],
+        frames=values["training_frames"],
+        groups=groups(task, values["learning_rate"], values["clip_learning_rate"]),
+        warmup_steps=round(values["warmup_share"] * steps),
+        weight_decay=values["weight_decay"],
+        clip_norm=values["clip_norm"],
+        b1=values["b1"],
+        b2=values["b2"],
+        objectives={**objectives, values["objective"]: 1.0},
+        label_smoothing=values.get("label_smoothing", 0.0),
+        evaluate_every=-(-steps // values["evaluations"]),
+    )
+    config.checkpoint.every, config.checkpoint.select_on = -(-steps // values["evaluations"]), benchmark.select_on
+    config.checkpoint.select_by = benchmark.select_by
+    evaluate(config.evaluation, config.generation, task, benchmark)
+
+
+def evaluate(fields: ConfigDict, generation: ConfigDict, task: str, benchmark: Benchmark) -> None:
+    """Sets what is evaluated on a benchmark, and how texts are generated."""
+    fields.tasks = (task,)
+    for group, key in ((fields, "closed_list"), (generation, "beams"), (generation, "length_penalty")):
+        if key in benchmark.values:
+            group[key] = benchmark.values[key].value
+    if "max_tokens" in benchmark.values:
+        generation.max_tokens = benchmark.values["max_tokens"].value
+
+
+def groups(task: str, learning_rate: float, clip_learning_rate: float) -> tuple[tuple[str, Any], ...]:
+    """Parameter groups of fine-tuning: what CLIP lacks, CLIP, and frozen what the task does not use."""
+    if task == "retrieval":
+        return (("^decoder/", "frozen"), ("^video_adapter/", learning_rate), (".*", clip_learning_rate))
+    return (
+        ("^(decoder|video_adapter)/", learning_rate),
+        ("^(text/|logit_scale$)", "frozen"),
+        (".*", clip_learning_rate),
+    )

@@ -1,0 +1,79 @@
+"""Fine-tuning on one task: what `configs/retrieval.py`, `captioning.py` and `question_answering.py` have in common."""
+
+from ml_collections import ConfigDict
+
+from configs import benchmarks
+from configs.pretrained import start_from
+from vlab_jax.config import stage_config, training_config
+from vlab_jax.errors import InputError
+
+NAMED = ("pretrained", "data", "manual_dir")
+
+
+def parse(argument: str, where: str, named: tuple[str, ...] = NAMED) -> tuple[str, dict[str, str]]:
+    """A benchmark's name (empty: none) and the options `name=value` of a config's argument.
+
+    Raises:
+      InputError: it says something else.
+    """
+    benchmark, options = "", {}
+    for part in filter(None, argument.split(",")):
+        name, equals, value = part.partition("=")
+        if equals and name in named and value:
+            options[name] = value
+        elif not equals and not benchmark:
+            benchmark = part
+        else:
+            known = ", ".join(f"{name}=…" for name in named)
+            raise InputError(f"{where} takes the name of a benchmark and {known}, each once, not {part!r}")
+    return benchmark, options
+
+
+def fine_tuning(task: str, argument: str) -> ConfigDict:
+    """A config that trains and evaluates one task.
+
+    Args:
+      task: `retrieval`, `captioning` or `question_answering`.
+      argument: `pretrained=<weights>`; before it the name of a benchmark, or `data=<data set>` (neither: the export's
+        own data); `manual_dir=<directory>` of the official files.
+
+    Raises:
+      InputError: the argument lacks `pretrained=<weights>`, or says something else.
+    """
+    where = f"configs/{task}.py"
+    name, options = parse(argument, where)
+    benchmark = benchmarks.find(task, name) if name else None
+    if "pretrained" not in options:
+        raise InputError(f"{where} takes pretrained=<weights> and data=<data set> or a benchmark, the former always")
+    config = training_config()
+    start_from(config, options["pretrained"])
+    if benchmark is None:
+        _moderate(config, task)
+    else:
+        benchmarks.follow(config, task, benchmark)
+    if "data" in options:
+        config.data.train, config.data.evaluate = (options["data"],), options["data"]
+    config.data.manual_dir = options.get("manual_dir", "")
+    return config
+
+
+def _moderate(config: ConfigDict, task: str) -> None:
+    """Steps and learning rates for clips of one's own (reconstruction)."""
+    objective = "contrastive" if task == "retrieval" else task
+    objectives = dict.fromkeys(("contrastive", "captioning", "masked_lm", "question_answering"), 0.0)
+    rates = (1e-4, 1e-5)
+    groups = benchmarks.groups(task, *rates) if task == "retrieval" else _all_of_it(*rates)
+    config.stages = (task,)
+    config.stage[task] = stage_config(
+        steps=1000, batch_size=48, groups=groups, objectives={**objectives, objective: 1.0}
+    )
+    config.evaluation.tasks = (task,)
+    config.checkpoint.every = 200
+
+
+def _all_of_it(learning_rate: float, clip_learning_rate: float) -> tuple[tuple[str, float | str], ...]:
+    return (
+        ("^(decoder|video_adapter)/", learning_rate),
+        ("^logit_scale$", "frozen"),
+        (".*", clip_learning_rate),
+    )

@@ -1,0 +1,75 @@
+"""How likely a model holds given texts for given clips: what answers are ranked by, and retrieved clips ranked anew.
+
+Dimensions: `Q` rows (a clip with a prefix), `P` tokens of a prefix, `R` texts a row, `G` their tokens.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from vlab_jax.evaluation.run import Encoder
+from vlab_jax.models.cached_decoder import Memory, NextTokens
+from vlab_jax.models.generation import likelihood_behind, prefill
+from vlab_jax.models.vlab import decoder_of
+
+TEXTS_AT_ONCE = 512  # rows of the decoder's cache in one step
+
+
+def text_likelihoods(
+    encoder: Encoder,
+    memory: Memory,
+    rows: Int[np.ndarray, " Q"],
+    prefix: tuple[Int[np.ndarray, "Q P"], Int[np.ndarray, " Q"]],
+    texts: tuple[Int[np.ndarray, "Q R G"], Int[np.ndarray, "Q R"]],
+) -> Float[np.ndarray, "Q R"]:
+    """Log-likelihoods of each row's texts, their end included; of a text of length 0, `-inf`.
+
+    Prefixes are read once, and texts in steps of as many as `TEXTS_AT_ONCE` allows.
+
+    Args:
+      rows: each row's clip, of those in `memory`.
+      prefix: token ids that the texts of a row go on from, and their lengths.
+      texts: token ids and their lengths, as `stacked` makes them.
+    """
+    ids, lengths = texts
+    given = (encoder.model, encoder.parameters["decoder"], memory, rows)
+    read = _read(encoder.model, ids.shape[2], *given[1:], *prefix)
+    width = min(max(1, TEXTS_AT_ONCE // len(rows)), ids.shape[1])
+    scores = []
+    for first in range(0, ids.shape[1], width):
+        part, counts = ids[:, first : first + width], lengths[:, first : first + width]
+        missing = width - part.shape[1]  # the last step is filled up
+        part, counts = np.pad(part, ((0, 0), (0, missing), (0, 0))), np.pad(counts, ((0, 0), (0, missing)))
+        scores.append(np.asarray(_likelihoods(*given, read, part, counts)))
+    return np.concatenate(scores, axis=1)[:, : ids.shape[1]]
+
+
+def stacked(
+    texts: Sequence[Sequence[np.ndarray]], longest: int
+) -> tuple[Int[np.ndarray, "Q R {longest}"], Int[np.ndarray, "Q R"]]:
+    """Token ids of each row's texts as one array, zeros behind them, and lengths; of a text that a row lacks, 0.
+
+    Args:
+      longest: tokens that a text has at most.
+    """
+    most = max(map(len, texts))
+    ids, lengths = np.zeros((len(texts), most, longest), np.int32), np.zeros((len(texts), most), np.int32)
+    for row, lines in enumerate(texts):
+        for column, line in enumerate(lines):
+            ids[row, column, : len(line)], lengths[row, column] = line, len(line)
+    return ids, lengths
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _read(model, longest, parameters, memory, rows, prefix, lengths):
+    decoder = decoder_of(model, NextTokens)
+    return prefill(decoder, parameters, memory.of(rows), prefix, lengths, prefix.shape[1] + longest)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _likelihoods(model, parameters, memory, rows, read, texts, text_lengths) -> jax.Array:
+    decoder = decoder_of(model, NextTokens)
+    return likelihood_behind(decoder, parameters, memory.of(rows), read, texts, text_lengths)
