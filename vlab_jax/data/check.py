@@ -23,6 +23,7 @@ data; 3 warnings alone: the data set can be built, without some clips or some of
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import os
@@ -95,24 +96,25 @@ def check(
 
     source = source_of(dataset, manual_dir)
     state = CheckState(out.with_name(f"{out.name}.state"), source.identity, source.folders)
-    where = " and ".join(map(str, source.folders))
-    print(f"{source.name} in {where}{', going on' if state.resumed else ''}", flush=True)
-    with _bar("listing media", " files", state.index.files) as bar:
-        state.index.scan(bar.update)
     tallies, findings = {}, []
-    for split, entries in source.splits.items():
-        with _bar(f"reading {split}", " clips") as bar:
-            try:
-                tallies[split] = state.read(split, entries, bar.update)
-            except InputError as error:
-                findings.append(Finding(ERROR, "annotations", f"{split}: {error}"))
-    state.join()
-    _probe(state, probe, _processes(workers), timeout)
-    findings += [Finding(ERROR, "counts", problem) for problem in source.problems(tallies)]
-    clips = {split: tally.counts["clips"] for split, tally in tallies.items()}
-    with open(out, "w", encoding="utf-8") as file:
-        findings += findings_of(state, clips, allow_missing, Listing(file))
-    state.finish()
+    with contextlib.closing(state):
+        where = " and ".join(map(str, source.folders))
+        print(f"{source.name} in {where}{', going on' if state.resumed else ''}", flush=True)
+        with _bar("listing media", " files", state.index.files) as bar:
+            state.index.scan(bar.update)
+        for split, entries in source.splits.items():
+            with _bar(f"reading {split}", " clips") as bar:
+                try:
+                    tallies[split] = state.read(split, entries, bar.update)
+                except InputError as error:
+                    findings.append(Finding(ERROR, "annotations", f"{split}: {error}"))
+        state.join()
+        _probe(state, probe, _processes(workers), timeout)
+        findings += [Finding(ERROR, "counts", problem) for problem in source.problems(tallies)]
+        clips = {split: tally.counts["clips"] for split, tally in tallies.items()}
+        with open(out, "w", encoding="utf-8") as file:
+            findings += findings_of(state, clips, allow_missing, Listing(file))
+        state.finish()
     _print_report(source, tallies, findings, out)
     return findings
 

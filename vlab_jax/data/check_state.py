@@ -173,6 +173,10 @@ class CheckState:
         """The next check starts afresh, but for what opening the files has shown."""
         self._note("finished", "yes")
 
+    def close(self) -> None:
+        """Lets others use the file."""
+        self.database.close()
+
     def _known(self, key: str) -> Any:
         row = self.database.execute("SELECT value FROM known WHERE key = ?", (key,)).fetchone()
         return row and row[0]
