@@ -29,6 +29,7 @@ import functools
 import os
 import pathlib
 import re
+import sqlite3
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -97,7 +98,7 @@ def check(
     source = source_of(dataset, manual_dir)
     state = CheckState(out.with_name(f"{out.name}.state"), source.identity, source.folders)
     tallies, findings = {}, []
-    with contextlib.closing(state):
+    with contextlib.closing(state), _disk_in_order(state):
         where = " and ".join(map(str, source.folders))
         print(f"{source.name} in {where}{', going on' if state.resumed else ''}", flush=True)
         with _bar("listing media", " files", state.index.files) as bar:
@@ -117,6 +118,17 @@ def check(
         state.finish()
     _print_report(source, tallies, findings, out)
     return findings
+
+
+@contextlib.contextmanager
+def _disk_in_order(state: "CheckState") -> Iterator[None]:
+    """A full disk is the user's to mend."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise InputError(
+            f"{state.path} cannot be written ({error}); make room for it, or name another --out"
+        ) from error
 
 
 def source_of(dataset: str, manual_dir: str) -> Source:
