@@ -126,9 +126,7 @@ def _disk_in_order(state: "CheckState") -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
-        raise InputError(
-            f"{state.path} cannot be written ({error}); make room for it, or name another --out"
-        ) from error
+        raise InputError(f"{state.path} cannot be written ({error}); make room, or name another --out") from error
 
 
 def source_of(dataset: str, manual_dir: str) -> Source:
