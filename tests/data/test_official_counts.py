@@ -1,12 +1,14 @@
 """The official annotation files, as their authors ship them: counts, splits, and what is disjoint from what."""
 
+import functools
 import json
+import pathlib
 
 import pytest
 from official_folders import entries
 
 from vlab_jax.data.builders import find
-from vlab_jax.data.builders.annotation import AnnotationFolder, Tally
+from vlab_jax.data.builders.annotation import AnnotationFolder, Entry, Tally
 
 # Clips, captions, questions and rows of each split that the assets have.
 COUNTS = {
@@ -20,7 +22,7 @@ COUNTS = {
         "validation": (497, 9_940, 0, 9_940),
         "test": (1000, 1000, 0, 1000),
     },
-    "msrvtt/retrieval_7k_all": {"train": (7010, 140_200, 0, 140_200), "test": (1000, 1000, 0, 1000)},
+    "msrvtt/retrieval_9k_all": {"train": (9000, 180_000, 0, 180_000), "test": (1000, 1000, 0, 1000)},
     "msvd": {"validation": (100, 4_290, 0, 4_290), "test": (670, 27_763, 0, 27_763)},
     "msrvtt_qa": {"validation": (497, 0, 12_278, 12_278)},
     "msvd_qa": {"validation": (245, 0, 6_415, 6_415), "test": (504, 0, 13_157, 13_157)},
@@ -35,6 +37,15 @@ COUNTS = {
 }
 
 
+NAMES = ("clips", "captions", "questions", "rows")
+
+
+@functools.cache
+def read(spec: str, split: str, manual_dir: pathlib.Path) -> tuple[Entry, ...]:
+    """The entries of a split; the files are large, and several tests look at them."""
+    return tuple(entries(spec, manual_dir, split))
+
+
 @pytest.mark.parametrize("spec", COUNTS)
 def test_the_official_files_have_the_official_counts(spec, assets):
     builder_class, configuration = find(spec)
@@ -43,22 +54,17 @@ def test_the_official_files_have_the_official_counts(spec, assets):
     tallies: dict[str, Tally] = {}
     for split in protocol.splits(folder):
         tallies[split] = protocol.tally(split)
-        ids = set()
-        for entry in protocol.read(folder, split):
+        for entry in (some := read(spec, split, assets / "annotations")):
             tallies[split].add(entry)
-            ids.add(entry.id)
-        assert len(ids) == tallies[split].counts["clips"]
+        assert len({entry.id for entry in some}) == tallies[split].counts["clips"]
     found = {split: tuple(tally.counts[name] for name in NAMES) for split, tally in tallies.items()}
     assert found == COUNTS[spec]
     assert list(protocol.problems(tallies, folder)) == []
 
 
-NAMES = ("clips", "captions", "questions", "rows")
-
-
 def test_msr_vtt_is_split_as_published_and_1k_a_is_disjoint_from_9k(assets):
     def ids(configuration: str, split: str) -> set[str]:
-        return {entry.id for entry in entries(f"msrvtt/{configuration}", assets / "annotations", split)}
+        return {entry.id for entry in read(f"msrvtt/{configuration}", split, assets / "annotations")}
 
     official = {split: ids("captioning", split) for split in ("train", "validation", "test")}
     everything = set().union(*official.values())
@@ -71,45 +77,44 @@ def test_msr_vtt_is_split_as_published_and_1k_a_is_disjoint_from_9k(assets):
 
 def test_msvds_captions_stay_separate_texts(assets):
     known = json.loads((assets / "videos" / "msvd" / "captions.json").read_text())
-    read = {entry.id: entry for entry in entries("msvd", assets / "annotations", "test")}
+    clips = {entry.id: entry for entry in read("msvd", "test", assets / "annotations")}
     for name, clip in known.items():
-        assert sorted(read[name].captions) == sorted(text.strip() for text in clip["captions"])
-    assert max(len(text.split()) for entry in read.values() for text in entry.captions) < 60
+        assert sorted(clips[name].captions) == sorted(text.strip() for text in clip["captions"])
+    assert max(len(text.split()) for entry in clips.values() for text in entry.captions) < 60
 
 
 def test_msvd_qas_numbers_are_the_names_that_the_clips_have(assets):
     known = json.loads((assets / "videos" / "msvd" / "captions.json").read_text())
-    read = {
+    asked = {
         entry.video: {(question.question, question.answer) for question in entry.questions}
         for split in ("validation", "test")
-        for entry in entries("msvd_qa", assets / "annotations", split)
+        for entry in read("msvd_qa", split, assets / "annotations")
     }
     assert len(known) == 4
     for name, clip in known.items():
-        assert read[name] == {tuple(each) for each in clip["qa"]}
+        assert asked[name] == {tuple(each) for each in clip["qa"]}
 
 
 def test_a_paragraph_is_what_is_said_of_its_video_in_the_order_of_the_file(assets):
     rows = json.loads((assets / "annotations" / "didemo" / "val_data.json").read_text())
-    read = list(entries("didemo", assets / "annotations", "validation"))
-    assert sum(len(entry.captions[0]) for entry in read) == (
-        sum(len(row["description"].strip()) for row in rows) + len(rows) - len(read)
-    )
-    first = [row["description"].strip() for row in rows if row["video"].split(".")[0] == read[0].video]
-    assert read[0].captions == (" ".join(first),)
+    clips = read("didemo", "validation", assets / "annotations")
+    letters = sum(len(row["description"].strip()) for row in rows)
+    assert sum(len(entry.captions[0]) for entry in clips) == letters + len(rows) - len(clips)
+    first = [row["description"].strip() for row in rows if row["video"].split(".")[0] == clips[0].video]
+    assert clips[0].captions == (" ".join(first),)
     videos = json.loads((assets / "annotations" / "activitynet" / "val_1.json").read_text())
-    read = list(entries("activitynet", assets / "annotations", "test"))
-    assert [entry.video for entry in read] == list(videos)
+    clips = read("activitynet", "test", assets / "annotations")
+    assert [entry.video for entry in clips] == list(videos)
     words = " ".join(sentence for video in videos.values() for sentence in video["sentences"]).split()
-    assert " ".join(entry.captions[0] for entry in read).split() == words
+    assert " ".join(entry.captions[0] for entry in clips).split() == words
 
 
 def test_moments_of_didemo_lie_within_what_annotators_saw_and_agree_with_most(assets):
     rows = json.loads((assets / "annotations" / "didemo" / "val_data.json").read_text())
-    read = list(entries("didemo/moments", assets / "annotations", "validation"))
-    assert all(0 <= entry.start < entry.end <= 30 for entry in read)
+    clips = read("didemo/moments", "validation", assets / "annotations")
+    assert all(0 <= entry.start < entry.end <= 30 for entry in clips)
     agreed = 0
-    for row, entry in zip(rows, read, strict=True):
+    for row, entry in zip(rows, clips, strict=True):
         times = [(5.0 * first, 5.0 * (last + 1)) for first, last in row["times"]]
         assert (entry.start, entry.end) in times
         commonest = max(times.count(time) for time in times)

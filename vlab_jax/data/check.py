@@ -23,11 +23,13 @@ data; 3 warnings alone: the data set can be built, without some clips or some of
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import os
 import pathlib
 import re
+import sqlite3
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -95,26 +97,36 @@ def check(
 
     source = source_of(dataset, manual_dir)
     state = CheckState(out.with_name(f"{out.name}.state"), source.identity, source.folders)
-    where = " and ".join(map(str, source.folders))
-    print(f"{source.name} in {where}{', going on' if state.resumed else ''}", flush=True)
-    with _bar("listing media", " files", state.index.files) as bar:
-        state.index.scan(bar.update)
     tallies, findings = {}, []
-    for split, entries in source.splits.items():
-        with _bar(f"reading {split}", " clips") as bar:
-            try:
-                tallies[split] = state.read(split, entries, bar.update)
-            except InputError as error:
-                findings.append(Finding(ERROR, "annotations", f"{split}: {error}"))
-    state.join()
-    _probe(state, probe, _processes(workers), timeout)
-    findings += [Finding(ERROR, "counts", problem) for problem in source.problems(tallies)]
-    clips = {split: tally.counts["clips"] for split, tally in tallies.items()}
-    with open(out, "w", encoding="utf-8") as file:
-        findings += findings_of(state, clips, allow_missing, Listing(file))
-    state.finish()
+    with contextlib.closing(state), _disk_in_order(state):
+        where = " and ".join(map(str, source.folders))
+        print(f"{source.name} in {where}{', going on' if state.resumed else ''}", flush=True)
+        with _bar("listing media", " files", state.index.files) as bar:
+            state.index.scan(bar.update)
+        for split, entries in source.splits.items():
+            with _bar(f"reading {split}", " clips") as bar:
+                try:
+                    tallies[split] = state.read(split, entries, bar.update)
+                except InputError as error:
+                    findings.append(Finding(ERROR, "annotations", f"{split}: {error}"))
+        state.join()
+        _probe(state, probe, _processes(workers), timeout)
+        findings += [Finding(ERROR, "counts", problem) for problem in source.problems(tallies)]
+        clips = {split: tally.counts["clips"] for split, tally in tallies.items()}
+        with open(out, "w", encoding="utf-8") as file:
+            findings += findings_of(state, clips, allow_missing, Listing(file))
+        state.finish()
     _print_report(source, tallies, findings, out)
     return findings
+
+
+@contextlib.contextmanager
+def _disk_in_order(state: "CheckState") -> Iterator[None]:
+    """A full disk is the user's to mend."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise InputError(f"{state.path} cannot be written ({error}); make room, or name another --out") from error
 
 
 def source_of(dataset: str, manual_dir: str) -> Source:

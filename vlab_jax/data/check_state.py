@@ -38,13 +38,15 @@ CREATE TEMP VIEW IF NOT EXISTS seen AS
     LEFT JOIN probe ON probe.path = shown || '/' || stem || suffix
         AND probe.size = media.size AND probe.time = media.time;
 """
-# All that is found out anew by the next check.
+# All that is found out anew by the next check; at once, since a process can be killed between two statements.
 _FORGET = """
+BEGIN;
 DROP TABLE IF EXISTS clip;
 DROP TABLE IF EXISTS caption;
 DROP TABLE IF EXISTS media;
 DROP TABLE IF EXISTS directory;
-DELETE FROM known WHERE key <> 'sources';
+DELETE FROM known;
+COMMIT;
 """
 
 
@@ -57,11 +59,13 @@ class CheckState:
       folders: where the media lie.
 
     Attributes:
+      path: as given.
       index: the media.
       resumed: whether an earlier check was killed, and this one goes on.
     """
 
     def __init__(self, path: pathlib.Path, sources: str, folders: Sequence[pathlib.Path]) -> None:
+        self.path = path
         try:
             self.database = sqlite3.connect(path, timeout=1.0)
             self.database.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -69,28 +73,18 @@ class CheckState:
             self.database.execute("PRAGMA synchronous = OFF")
             self.database.execute("PRAGMA cache_size = -32000")  # KiB
             self.database.executescript(_TABLES)
-            self.resumed = self._goes_on(sources)
             self.index = MediaIndex(folders, self.database)
-            if self.resumed and self.index.changed():
-                self.resumed = False
+            begun = self._known("sources") == sources and self._known("finished") is None
+            self.resumed = begun and not self.index.changed()
             if not self.resumed:
-                self._forget()
+                self.database.executescript(_FORGET + _TABLES)
                 self.index = MediaIndex(folders, self.database)
+                self._note("sources", sources)
         except sqlite3.DatabaseError as error:
             raise InputError(
                 f"{path}, where the check notes how far it is, cannot be used ({error}); end the check that has it "
                 "open, or delete it"
             ) from error
-
-    def _goes_on(self, sources: str) -> bool:
-        before = self._known("sources")
-        self._note("sources", sources)
-        return before == sources and self._known("finished") is None
-
-    def _forget(self) -> None:
-        self.database.executescript(_FORGET)
-        self.database.executescript(_TABLES)
-        self.database.commit()
 
     def read(self, split: str, entries: Callable[[], Iterator[Entry]], update: Callable[[int], object]) -> Tally:
         """Notes the entries of a split that are not noted yet, with their media; returns the counts of all.
@@ -172,6 +166,10 @@ class CheckState:
     def finish(self) -> None:
         """The next check starts afresh, but for what opening the files has shown."""
         self._note("finished", "yes")
+
+    def close(self) -> None:
+        """Lets others use the file."""
+        self.database.close()
 
     def _known(self, key: str) -> Any:
         row = self.database.execute("SELECT value FROM known WHERE key = ?", (key,)).fetchone()

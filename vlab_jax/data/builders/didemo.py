@@ -1,8 +1,8 @@
 """DiDeMo: descriptions of moments in Flickr videos of 25 to 30 seconds."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from typing import Any, ClassVar
 
 from vlab_jax.data.builders.annotation import AnnotationFolder, Counts, Entry, Names, Protocol
@@ -19,6 +19,7 @@ _FILES: dict[str, Names] = {
 SEGMENT = 5.0  # seconds
 # What was shown to the annotators of longer videos.
 SHOWN = 30.0
+_PARTS = math.lcm(*range(1, 13))  # of the whole; a moment has six segments at most
 
 
 def read_paragraphs(folder: AnnotationFolder, split: str) -> Iterator[Entry]:
@@ -52,10 +53,10 @@ def agreed_interval(times: Sequence[tuple[int, int]]) -> tuple[float, float]:
     return SEGMENT * best[0], SEGMENT * (best[1] + 1)
 
 
-def _overlap(one: tuple[int, int], other: tuple[int, int]) -> Fraction:
-    """Intersection over union, in segments; exact, so that equals are equal in whatever order they are added."""
+def _overlap(one: tuple[int, int], other: tuple[int, int]) -> int:
+    """Intersection over union, as a multiple of a small part: equals are equal in whatever order they are added."""
     shared = min(one[1], other[1]) - max(one[0], other[0]) + 1
-    return Fraction(max(shared, 0), max(one[1], other[1]) - min(one[0], other[0]) + 1)
+    return max(shared, 0) * _PARTS // (max(one[1], other[1]) - min(one[0], other[0]) + 1)
 
 
 def _records(folder: AnnotationFolder, split: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -66,7 +66,7 @@ class MediaIndex:
     def __init__(self, folders: Sequence[pathlib.Path], database: sqlite3.Connection | None = None) -> None:
         self.folders = [os.path.abspath(folder) for folder in folders]
         self._real = [os.path.realpath(folder) for folder in folders]
-        self.database = database or sqlite3.connect("")
+        self.database = database or sqlite3.connect("", check_same_thread=False)
         self.database.executescript(_TABLES)
         (self.files,) = self.database.execute("SELECT count(*) FROM media").fetchone()
 

@@ -75,8 +75,10 @@ def _entries(file: TextFile) -> Iterator[Entry]:
         raise InputError(f"{file} is no annotation file of MSR-VTT: it must be an object with 'videos' and 'sentences'")
     captions = defaultdict(list)
     for number, sentence in enumerate(content["sentences"], start=1):
-        where = f"{file} sentence {number}"
-        captions[text_of(sentence, "video_id", where)].append(text_of(sentence, "caption", where))
+        try:
+            captions[sentence["video_id"]].append(sentence["caption"].strip())
+        except (TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"{file} sentence {number}: lacks 'video_id' or 'caption'; get the file anew") from error
     for number, video in enumerate(content["videos"], start=1):
         where = f"{file} video {number}"
         name, split = text_of(video, "video_id", where), text_of(video, "split", where)
