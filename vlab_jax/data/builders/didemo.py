@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from typing import Any, ClassVar
 
 from vlab_jax.data.builders.annotation import AnnotationFolder, Counts, Entry, Names, Protocol
@@ -51,10 +52,10 @@ def agreed_interval(times: Sequence[tuple[int, int]]) -> tuple[float, float]:
     return SEGMENT * best[0], SEGMENT * (best[1] + 1)
 
 
-def _overlap(one: tuple[int, int], other: tuple[int, int]) -> float:
-    """Intersection over union, in segments."""
+def _overlap(one: tuple[int, int], other: tuple[int, int]) -> Fraction:
+    """Intersection over union, in segments; exact, so that equals are equal in whatever order they are added."""
     shared = min(one[1], other[1]) - max(one[0], other[0]) + 1
-    return max(shared, 0) / (max(one[1], other[1]) - min(one[0], other[0]) + 1)
+    return Fraction(max(shared, 0), max(one[1], other[1]) - min(one[0], other[0]) + 1)
 
 
 def _records(folder: AnnotationFolder, split: str) -> Iterator[tuple[str, dict[str, Any]]]:

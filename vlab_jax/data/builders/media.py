@@ -14,6 +14,7 @@ import pathlib
 import posixpath
 import re
 import sqlite3
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -111,8 +112,8 @@ class MediaIndex:
 
         A name is that of a file without its extension; one with folders, as in `00017/000170042`, has to stand at the
         end of the file's path. Where several files have it, the first of these counts: one that is not empty; one that
-        has the extension, where the name has one; one that stands where the name says, counted from the folder; one of
-        the first folder; a video; one in fewer subfolders; the first by path.
+        has the extension, where the name has one; one of the first folder; one that stands where the name says, counted
+        from the folder; a video; one in fewer subfolders; the first by path.
 
         Raises:
           InputError: a name leads out of the folder.
@@ -137,7 +138,7 @@ class MediaIndex:
     def __getitem__(self, number: int) -> Media:
         return Media._make(self.database.execute(f"{_MEDIA} WHERE media.number = ?", (number,)).fetchone())
 
-    def _named(self, name: str, given: str) -> Iterator[tuple[bool, bool, bool, int, bool, int, str, Media]]:
+    def _named(self, name: str, given: str) -> Iterator[tuple[bool, bool, int, bool, bool, int, str, Media]]:
         """The media of a name, each behind what it is ranked by; `given` is the name before its extension was lost."""
         rows = self.database.execute(
             "SELECT media.number, shown, folder, suffix, size, media.time FROM media "
@@ -149,8 +150,9 @@ class MediaIndex:
             inside = os.path.relpath(stem, self.folders[folder])
             if f"/{inside}".endswith(f"/{name}"):
                 media = Media(number, stem + suffix, size, time)
-                exact = (inside + suffix != given, inside != name)
-                yield not size, *exact, folder, bool(_IMAGE.search(suffix)), inside.count("/"), media.path, media
+                where = (folder, inside != name)
+                image, depth = bool(_IMAGE.search(suffix)), inside.count("/")
+                yield not size, inside + suffix != given, *where, image, depth, media.path, media
 
     def _list(self, number: int, real: str, shown: str, folder: int) -> int:
         """Lists one directory; returns how many media files it holds."""
@@ -191,10 +193,11 @@ def checked_name(name: str) -> str:
 
 
 def _row(entry: os.DirEntry, cut: int, directory: int) -> list[tuple[str, str, int, int, int]]:
-    """The row of a file, if it is one; a link that leads nowhere is none."""
+    """The row of a file, if it is one; a pipe is none, nor is a link that leads nowhere."""
     try:
-        stat = entry.stat()
+        found = entry.stat()
     except OSError:
         return []
     name = entry.name
-    return [(name[:cut], name[cut:], directory, stat.st_size, stat.st_mtime_ns)] if cut else []
+    is_media = cut and stat.S_ISREG(found.st_mode)
+    return [(name[:cut], name[cut:], directory, found.st_size, found.st_mtime_ns)] if is_media else []

@@ -1,0 +1,117 @@
+"""The official annotation files, as their authors ship them: counts, splits, and what is disjoint from what."""
+
+import json
+
+import pytest
+from official_folders import entries
+
+from vlab_jax.data.builders import find
+from vlab_jax.data.builders.annotation import AnnotationFolder, Tally
+
+# Clips, captions, questions and rows of each split that the assets have.
+COUNTS = {
+    "msrvtt/captioning": {
+        "train": (6513, 130_260, 0, 130_260),
+        "validation": (497, 9_940, 0, 9_940),
+        "test": (2990, 59_800, 0, 59_800),
+    },
+    "msrvtt/retrieval_9k": {
+        "train": (8503, 170_060, 0, 170_060),
+        "validation": (497, 9_940, 0, 9_940),
+        "test": (1000, 1000, 0, 1000),
+    },
+    "msrvtt/retrieval_7k_all": {"train": (7010, 140_200, 0, 140_200), "test": (1000, 1000, 0, 1000)},
+    "msvd": {"validation": (100, 4_290, 0, 4_290), "test": (670, 27_763, 0, 27_763)},
+    "msrvtt_qa": {"validation": (497, 0, 12_278, 12_278)},
+    "msvd_qa": {"validation": (245, 0, 6_415, 6_415), "test": (504, 0, 13_157, 13_157)},
+    "tgif_qa/frameqa": {"test": (7132, 0, 13_691, 13_691)},
+    "tgif_qa/action": {"test": (2274, 0, 2_274, 2_274)},
+    "tgif_qa/transition": {},
+    "tgif_qa/count": {"test": (3554, 0, 3_554, 3_554)},
+    "didemo": {"validation": (1065, 1065, 0, 4_180)},
+    "didemo/moments": {"validation": (4180, 4180, 0, 4_180)},
+    "activitynet": {"test": (4917, 4917, 0, 17_505)},
+    "vatex": {"validation": (3000, 30_000, 0, 30_000)},
+}
+
+
+@pytest.mark.parametrize("spec", COUNTS)
+def test_the_official_files_have_the_official_counts(spec, assets):
+    builder_class, configuration = find(spec)
+    protocol = builder_class.protocol_of(configuration)
+    folder = AnnotationFolder(builder_class.folders_of(str(assets / "annotations")))
+    tallies: dict[str, Tally] = {}
+    for split in protocol.splits(folder):
+        tallies[split] = protocol.tally(split)
+        ids = set()
+        for entry in protocol.read(folder, split):
+            tallies[split].add(entry)
+            ids.add(entry.id)
+        assert len(ids) == tallies[split].counts["clips"]
+    found = {split: tuple(tally.counts[name] for name in NAMES) for split, tally in tallies.items()}
+    assert found == COUNTS[spec]
+    assert list(protocol.problems(tallies, folder)) == []
+
+
+NAMES = ("clips", "captions", "questions", "rows")
+
+
+def test_msr_vtt_is_split_as_published_and_1k_a_is_disjoint_from_9k(assets):
+    def ids(configuration: str, split: str) -> set[str]:
+        return {entry.id for entry in entries(f"msrvtt/{configuration}", assets / "annotations", split)}
+
+    official = {split: ids("captioning", split) for split in ("train", "validation", "test")}
+    everything = set().union(*official.values())
+    assert len(official["train"] | official["validation"]) == 7010 and len(everything) == 10_000
+    nine, one_k = ids("retrieval_9k_all", "train"), ids("retrieval_9k", "test")
+    assert (len(nine), len(one_k)) == (9000, 1000) and not nine & one_k and nine | one_k == everything
+    assert one_k < official["test"]
+    assert ids("retrieval_9k", "validation") == official["validation"] == nine - ids("retrieval_9k", "train")
+
+
+def test_msvds_captions_stay_separate_texts(assets):
+    known = json.loads((assets / "videos" / "msvd" / "captions.json").read_text())
+    read = {entry.id: entry for entry in entries("msvd", assets / "annotations", "test")}
+    for name, clip in known.items():
+        assert sorted(read[name].captions) == sorted(text.strip() for text in clip["captions"])
+    assert max(len(text.split()) for entry in read.values() for text in entry.captions) < 60
+
+
+def test_msvd_qas_numbers_are_the_names_that_the_clips_have(assets):
+    known = json.loads((assets / "videos" / "msvd" / "captions.json").read_text())
+    read = {
+        entry.video: {(question.question, question.answer) for question in entry.questions}
+        for split in ("validation", "test")
+        for entry in entries("msvd_qa", assets / "annotations", split)
+    }
+    assert len(known) == 4
+    for name, clip in known.items():
+        assert read[name] == {tuple(each) for each in clip["qa"]}
+
+
+def test_a_paragraph_is_what_is_said_of_its_video_in_the_order_of_the_file(assets):
+    rows = json.loads((assets / "annotations" / "didemo" / "val_data.json").read_text())
+    read = list(entries("didemo", assets / "annotations", "validation"))
+    assert sum(len(entry.captions[0]) for entry in read) == (
+        sum(len(row["description"].strip()) for row in rows) + len(rows) - len(read)
+    )
+    first = [row["description"].strip() for row in rows if row["video"].split(".")[0] == read[0].video]
+    assert read[0].captions == (" ".join(first),)
+    videos = json.loads((assets / "annotations" / "activitynet" / "val_1.json").read_text())
+    read = list(entries("activitynet", assets / "annotations", "test"))
+    assert [entry.video for entry in read] == list(videos)
+    words = " ".join(sentence for video in videos.values() for sentence in video["sentences"]).split()
+    assert " ".join(entry.captions[0] for entry in read).split() == words
+
+
+def test_moments_of_didemo_lie_within_what_annotators_saw_and_agree_with_most(assets):
+    rows = json.loads((assets / "annotations" / "didemo" / "val_data.json").read_text())
+    read = list(entries("didemo/moments", assets / "annotations", "validation"))
+    assert all(0 <= entry.start < entry.end <= 30 for entry in read)
+    agreed = 0
+    for row, entry in zip(rows, read, strict=True):
+        times = [(5.0 * first, 5.0 * (last + 1)) for first, last in row["times"]]
+        assert (entry.start, entry.end) in times
+        commonest = max(times.count(time) for time in times)
+        agreed += times.count((entry.start, entry.end)) == commonest
+    assert agreed > 0.95 * len(rows)
