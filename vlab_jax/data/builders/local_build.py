@@ -82,7 +82,7 @@ def _workers(options: BuildOptions) -> int:
     """Files are read by this process; decoding takes as many as asked for, or one for each core."""
     if options.variant == "file":
         return 0
-    return options.workers if options.workers >= 0 else len(os.sched_getaffinity(0))
+    return options.workers if options.workers >= 0 else os.cpu_count() or 1
 
 
 def _counted(stored: Iterable[Stored], split: str, failures: records.Failures, bar: tqdm) -> Iterator[Stored]:

@@ -59,7 +59,7 @@ def plan(
             )
             for shard, path in enumerate(lists)
         ]
-    _remove_all_but(files, {pathlib.PurePath(piece.shard).name for some in pieces.values() for piece in some})
+    _remove_all_but(files, pieces)
     return pieces
 
 
@@ -105,12 +105,15 @@ def finish(builder: ClipBuilder, files: pathlib.Path, options: BuildOptions, pie
     for split, some in pieces.items():
         shards = []
         for piece in some:
-            said = json.loads((files / WORK / pathlib.PurePath(piece.done).name).read_bytes())
+            here = files / WORK / pathlib.PurePath(piece.done).name
+            # A mounted store may be slow to show what others have put there.
+            said = json.loads(here.read_bytes() if here.exists() else read_file(piece.done))
             failures.count(split, said["clips"], [*map(tuple, said["failures"])])
             shards.append((said["clips"], said["bytes"]))
         splits.append(records.split_info(files, builder.name, split, shards))
     failures.finish(files)
     records.write_description(builder, options.variant, files, splits)
+    _remove_all_but(files, pieces)
     shutil.rmtree(files / WORK)
 
 
@@ -133,8 +136,9 @@ def _clip(line: bytes) -> schema.Clip:
     return schema.Clip(**{**fields, "media": media, "captions": tuple(fields["captions"]), "questions": questions})
 
 
-def _remove_all_but(files: pathlib.Path, shards: set[str]) -> None:
-    """Removes the shards of an earlier plan."""
+def _remove_all_but(files: pathlib.Path, pieces: dict[str, list[Piece]]) -> None:
+    """Removes the shards of an earlier plan, and those that killed workers left half written."""
+    shards = {pathlib.PurePath(piece.shard).name for some in pieces.values() for piece in some}
     for path in files.glob("*.array_record-*"):
         if path.name not in shards:
             path.unlink()
