@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -22,7 +22,7 @@ from vlab_jax.data.schema import Question
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import question_answering as scoring
 from vlab_jax.evaluation.counting import count_error
-from vlab_jax.evaluation.likelihood import stacked, text_likelihoods
+from vlab_jax.evaluation.likelihood import chunks, stacked, text_likelihoods
 from vlab_jax.evaluation.run import Encoder, without_media
 from vlab_jax.models.cached_decoder import Memory, NextTokens
 from vlab_jax.models.generation import Search, generate
@@ -98,14 +98,14 @@ class Reader:
         made: list[tuple[str | None, np.ndarray | None]] = [(None, None)] * len(asked)
         listed = stacked([self._answers(closed_list)], self._longest) if closed_list else None
         open_ended = [place for place, (_, question) in enumerate(asked) if not question.options]
-        for places in _chunks(open_ended, self._encoder.batch):
+        for places in chunks(open_ended, self._encoder.batch):
             rows, questions = self._padded([asked[place] for place in places])
             words = self._generate(rows, questions)
             scores = self._rank(rows, questions, self._to_all(listed)) if closed_list else itertools.repeat(None)
             for place, text, score in zip(places, words, scores, strict=False):
                 made[place] = (text, score)
         closed = [place for place, (_, question) in enumerate(asked) if question.options]
-        for places in _chunks(closed, self._encoder.batch):
+        for places in chunks(closed, self._encoder.batch):
             rows, questions = self._padded([asked[place] for place in places])
             options = stacked([self._answers(question.options) for question in questions], self._longest)
             scores = self._rank(rows, questions, options)
@@ -148,11 +148,6 @@ class Reader:
 def _generated(model, search, parameters, memory, rows, prefix, lengths) -> jax.Array:
     decoder = decoder_of(model, NextTokens)
     return generate(decoder, parameters, memory.of(rows), prefix, lengths, search).tokens
-
-
-def _chunks(places: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    for first in range(0, len(places), size):
-        yield places[first : first + size]
 
 
 def evaluate_question_answering(

@@ -12,8 +12,7 @@ from vlab_jax.data import tokenizer as tokenizers
 from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.evaluation import retrieval, sheets
 from vlab_jax.evaluation import run as evaluation
-from vlab_jax.evaluation.query_normalisation import Normalisation
-from vlab_jax.evaluation.tasks import Plan, search_of
+from vlab_jax.evaluation.tasks import Plan
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.runtime import meters, sharding
 from vlab_jax.runtime.checkpoint import CONFIG, PROGRESS, Checkpoints, find_checkpoint
@@ -40,14 +39,10 @@ def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
         source = builders.open_split(dataset, config.split, options)
         row = f"{name}, step {step} ({dataset} {config.split}{_selected_on_test(saved, dataset, config.split)})"
         trained = pipeline.parse_mixture(saved["stage"][name]["train"] or saved["data"]["train"])
-        plan = Plan(
-            tuple(config.tasks),
-            tuple(config.multiple_choice),
-            search_of(dict(config.generation), encoder.tokenizer),
-            config.closed_list,
-            config.answer_list,
-            config.rerank,
-            Normalisation.of(dict(config)),
+        plan = Plan.of(
+            dict(config),
+            dict(config.generation),
+            encoder.tokenizer,
             lambda: [builders.open_split(spec, "train", options) for spec, _ in trained],
             config.data.max_failed_share,
         )

@@ -4,7 +4,7 @@ Dimensions: `Q` rows (a clip with a prefix), `P` tokens of a prefix, `R` texts a
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ def text_likelihoods(
 ) -> Float[np.ndarray, "Q R"]:
     """Log-likelihoods of each row's texts, their end included; of a text of length 0, `-inf`.
 
-    Prefixes are read once, and texts in steps of as many as `TEXTS_AT_ONCE` allows.
+    Prefixes are read and the rows' clips are gathered once; texts come in steps of as many as `TEXTS_AT_ONCE` allows.
 
     Args:
       rows: each row's clip, of those in `memory`.
@@ -35,16 +35,22 @@ def text_likelihoods(
       texts: token ids and their lengths, as `stacked` makes them.
     """
     ids, lengths = texts
-    given = (encoder.model, encoder.parameters["decoder"], memory, rows)
-    read = _read(encoder.model, ids.shape[2], *given[1:], *prefix)
+    parameters = encoder.parameters["decoder"]
+    seen, read = _read(encoder.model, ids.shape[2], parameters, memory, rows, *prefix)
     width = min(max(1, TEXTS_AT_ONCE // len(rows)), ids.shape[1])
     scores = []
     for first in range(0, ids.shape[1], width):
         part, counts = ids[:, first : first + width], lengths[:, first : first + width]
         missing = width - part.shape[1]  # the last step is filled up
         part, counts = np.pad(part, ((0, 0), (0, missing), (0, 0))), np.pad(counts, ((0, 0), (0, missing)))
-        scores.append(np.asarray(_likelihoods(*given, read, part, counts)))
+        scores.append(np.asarray(_likelihoods(encoder.model, parameters, seen, read, part, counts)))
     return np.concatenate(scores, axis=1)[:, : ids.shape[1]]
+
+
+def chunks(items: Sequence, size: int) -> Iterator[Sequence]:
+    """`items` in parts of `size`, the last of which may be shorter."""
+    for first in range(0, len(items), size):
+        yield items[first : first + size]
 
 
 def stacked(
@@ -65,11 +71,11 @@ def stacked(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _read(model, longest, parameters, memory, rows, prefix, lengths):
-    decoder = decoder_of(model, NextTokens)
-    return prefill(decoder, parameters, memory.of(rows), prefix, lengths, prefix.shape[1] + longest)
+    seen = memory.of(rows)
+    room = prefix.shape[1] + longest
+    return seen, prefill(decoder_of(model, NextTokens), parameters, seen, prefix, lengths, room)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _likelihoods(model, parameters, memory, rows, read, texts, text_lengths) -> jax.Array:
-    decoder = decoder_of(model, NextTokens)
-    return likelihood_behind(decoder, parameters, memory.of(rows), read, texts, text_lengths)
+def _likelihoods(model, parameters, seen, read, texts, text_lengths) -> jax.Array:
+    return likelihood_behind(decoder_of(model, NextTokens), parameters, seen, read, texts, text_lengths)

@@ -68,8 +68,8 @@ class Normalisation:
         if QUERYBANK in self.methods:
             bank = encoder.embed_texts(choose_captions(training(), self.bank_size)) @ found.embeddings.T
             normalised = querybank(found.similarity, bank, self.inverse_temperature)
-            figures = retrieval.retrieval_metrics(normalised, found.clip_of_caption)
-            rows[METHODS[QUERYBANK]] = {k: v for k, v in figures.items() if k.startswith("text_to_video/")}
+            figures = retrieval.direction_metrics(normalised, found.clip_of_caption, "text_to_video")
+            rows[METHODS[QUERYBANK]] = figures
         return rows
 
 
@@ -95,10 +95,8 @@ def dual_softmax_metrics(
     to_text = np.zeros(similarity.shape)
     to_text[:, described] = dual_softmax(similarity[:, described].T, temperature).T
     return {
-        name: value
-        for direction, normalised in (("text_to_video/", to_video), ("video_to_text/", to_text))
-        for name, value in retrieval.retrieval_metrics(normalised, clip_of_caption).items()
-        if name.startswith(direction)
+        **retrieval.direction_metrics(to_video, clip_of_caption, "text_to_video"),
+        **retrieval.direction_metrics(to_text, clip_of_caption, "video_to_text"),
     }
 
 

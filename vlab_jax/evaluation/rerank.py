@@ -8,13 +8,13 @@ Dimensions: `C` captions, `V` clips, `k` clips that are ranked anew.
 """
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from vlab_jax.evaluation import retrieval
-from vlab_jax.evaluation.likelihood import TEXTS_AT_ONCE, stacked, text_likelihoods
+from vlab_jax.evaluation.likelihood import TEXTS_AT_ONCE, chunks, stacked, text_likelihoods
 from vlab_jax.evaluation.run import Encoder, Retrieval
 from vlab_jax.models.cached_decoder import Memory
 
@@ -39,8 +39,7 @@ def rerank(
     """
     likelihood = candidate_likelihoods(encoder, source, found, best, max_failed_share, update)
     merged = put_first(found.similarity, likelihood)
-    metrics = retrieval.retrieval_metrics(merged, found.clip_of_caption)
-    return {name: value for name, value in metrics.items() if name.startswith("text_to_video/")}
+    return retrieval.direction_metrics(merged, found.clip_of_caption, "text_to_video")
 
 
 def put_first(similarity: Float[np.ndarray, "C V"], likelihood: Float[np.ndarray, "C V"]) -> Float[np.ndarray, "C V"]:
@@ -69,14 +68,15 @@ def candidate_likelihoods(
     for caption, columns in enumerate(candidates):
         for column in columns.tolist():
             captions_of[column].append(caption)
+    at_once = max(1, TEXTS_AT_ONCE // encoder.batch)
     column_of = {int(index): column for column, index in enumerate(found.indices)}
     for batch, video in encoder.batches(source, max_failed_share, update):
         asked = []
         for row in np.flatnonzero(batch["valid"]).tolist():
             column = column_of[int(batch["index"][row])]
-            asked += [(row, column, part) for part in _parts(captions_of[column], TEXTS_AT_ONCE // encoder.batch)]
+            asked += [(row, column, part) for part in chunks(captions_of[column], at_once)]
         memory = encoder.remember(video)
-        for chunk in _parts(asked, encoder.batch):
+        for chunk in chunks(asked, encoder.batch):
             rows = np.zeros(encoder.batch, np.int32)
             rows[: len(chunk)] = [row for row, _, _ in chunk]
             texts = [[found.captions[caption] for caption in part] for _, _, part in chunk]
@@ -84,12 +84,6 @@ def candidate_likelihoods(
             for (_, column, part), line in zip(chunk, scores, strict=False):
                 likelihood[part, column] = line[: len(part)]
     return likelihood
-
-
-def _parts(items: Sequence, size: int) -> Iterator[Sequence]:
-    size = max(size, 1)
-    for first in range(0, len(items), size):
-        yield items[first : first + size]
 
 
 def _likelihoods(

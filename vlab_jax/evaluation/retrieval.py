@@ -70,6 +70,17 @@ def retrieval_metrics(
     Raises:
         ValueError: no caption, a NaN, or an index that names no video.
     """
+    return {
+        name: value
+        for direction in DIRECTIONS
+        for name, value in direction_metrics(similarity, video_of_caption, direction).items()
+    }
+
+
+def direction_metrics(
+    similarity: Float[np.ndarray, "C V"], video_of_caption: Int[np.ndarray, " C"], direction: str
+) -> dict[str, float]:
+    """`retrieval_metrics` of one of `DIRECTIONS`; arguments and errors are the same."""
     captions, videos = similarity.shape
     if captions == 0:
         raise ValueError("no caption to retrieve with: the similarity matrix has no rows")
@@ -77,16 +88,12 @@ def retrieval_metrics(
         wrong = int(np.flatnonzero((video_of_caption < 0) | (video_of_caption >= videos))[0])
         raise ValueError(f"caption {wrong} belongs to video {video_of_caption[wrong]}, but there are {videos} videos")
     positives = video_of_caption[:, None] == np.arange(videos)
-    described = positives.any(axis=0)
-    by_direction = {
-        "text_to_video": ranks(similarity, positives),
-        "video_to_text": ranks(similarity[:, described].T, positives[:, described].T),
-    }
-    return {
-        f"{direction}/{name}": value
-        for direction, query_ranks in by_direction.items()
-        for name, value in _summary(query_ranks).items()
-    }
+    if direction == "text_to_video":
+        query_ranks = ranks(similarity, positives)
+    else:
+        described = positives.any(axis=0)
+        query_ranks = ranks(similarity[:, described].T, positives[:, described].T)
+    return {f"{direction}/{name}": value for name, value in _summary(query_ranks).items()}
 
 
 def _summary(query_ranks: np.ndarray) -> dict[str, float]:

@@ -77,6 +77,32 @@ class Plan:
     training: Callable[[], list[Sequence]]
     max_failed_share: float
 
+    @classmethod
+    def of(
+        cls,
+        fields: Mapping[str, Any],
+        generation: Mapping[str, Any],
+        tokenizer: Tokenizer,
+        training: Callable[[], list[Sequence]],
+        max_failed_share: float,
+    ) -> "Plan":
+        """What a config says: `fields` of its `evaluation` (of an evaluation: its own), and of its `generation`.
+
+        Raises:
+          InputError: as `search_of`.
+        """
+        return cls(
+            tuple(fields["tasks"]),
+            tuple(fields["multiple_choice"]),
+            search_of(generation, tokenizer),
+            fields["closed_list"],
+            fields["answer_list"],
+            fields["rerank"],
+            Normalisation.of(fields),
+            training,
+            max_failed_share,
+        )
+
     def headline(self, by: str) -> "Plan":
         """The plan without what costs time and does not decide: further rows, and the closed list but where it does."""
         listed = {} if by in ("QA ranked", "QA ceiling") else {"list_size": 0, "list_file": ""}

@@ -20,7 +20,6 @@ from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import run as evaluation
 from vlab_jax.evaluation import sheets
-from vlab_jax.evaluation.query_normalisation import Normalisation
 from vlab_jax.evaluation.tasks import Outcome, Plan, search_of
 from vlab_jax.models.vlab import VLAB, parameter_shapes, start_from_clip
 from vlab_jax.pretrained.load import Pretrained, check_model, open_checkpoint
@@ -276,14 +275,10 @@ class Run:
 
     def _plan(self, name: str) -> Plan:
         trained = pipeline.parse_mixture(self.config.stage[name].train or self.config.data.train)
-        return Plan(
-            self._tasks(name),
-            tuple(self.config.evaluation.multiple_choice),
-            search_of(dict(self.config.generation), self.tokenizer),
-            self.config.evaluation.closed_list,
-            self.config.evaluation.answer_list,
-            self.config.evaluation.rerank,
-            Normalisation.of(dict(self.config.evaluation)),
+        return Plan.of(
+            {**self.config.evaluation, "tasks": self._tasks(name)},
+            dict(self.config.generation),
+            self.tokenizer,
             lambda: [self._open(spec, "train") for spec, _ in trained],
             self.config.data.max_failed_share,
         )
