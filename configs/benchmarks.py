@@ -118,6 +118,23 @@ _OPTIONS = {
 }
 
 
+def _by_valor(examples: int, frames: int, training_frames: int, learning_rate: float) -> dict[str, Sourced]:
+    """Captioning of so many clips, with what VALOR's script says of the data set."""
+    script = "VALOR: scripts/finetune_cap.sh"
+    return _with(
+        _CAPTIONING,
+        examples=Sourced(examples, "builder: clips"),
+        epochs=Sourced(100, f"{script}, train_epoch; one caption of each clip"),
+        frames=Sourced(frames, f"{script}, test_video_sample_num"),
+        training_frames=Sourced(training_frames, f"{script}, train_video_sample_num"),
+        learning_rate=Sourced(learning_rate, script),
+    )
+
+
+def _tgif_questions(number: int) -> Sourced:
+    return Sourced(number, "builder: questions, before a part is held out")
+
+
 def _with(values: Mapping[str, Sourced], **changes: Sourced) -> dict[str, Sourced]:
     return {**values, **changes}
 
@@ -150,37 +167,13 @@ BENCHMARKS: dict[str, dict[str, Benchmark]] = {
         "msrvtt": Benchmark(
             "msrvtt/captioning",
             _with(
-                _CAPTIONING,
-                examples=Sourced(6513, "builder: clips"),
+                _by_valor(6513, frames=10, training_frames=6, learning_rate=9e-6),
                 epochs=Sourced(100, "VALOR: config/caption-msrvtt.json; an epoch is one caption of each clip"),
-                frames=Sourced(10, "VALOR: scripts/finetune_cap.sh, test_video_sample_num"),
-                training_frames=Sourced(6, "VALOR: scripts/finetune_cap.sh, train_video_sample_num"),
-                learning_rate=Sourced(9e-6, "VALOR: scripts/finetune_cap.sh"),
                 warmup_share=Sourced(0.05, "VALOR: scripts/finetune_cap.sh; then linearly down, here a cosine"),
             ),
         ),
-        "msvd": Benchmark(
-            "msvd/captions",
-            _with(
-                _CAPTIONING,
-                examples=Sourced(1200, "builder: clips"),
-                epochs=Sourced(100, "VALOR: scripts/finetune_cap.sh, train_epoch; one caption of each clip"),
-                frames=Sourced(12, "VALOR: scripts/finetune_cap.sh, test_video_sample_num"),
-                training_frames=Sourced(8, "VALOR: scripts/finetune_cap.sh, train_video_sample_num"),
-                learning_rate=Sourced(9e-6, "VALOR: scripts/finetune_cap.sh"),
-            ),
-        ),
-        "vatex": Benchmark(
-            "vatex/captions",
-            _with(
-                _CAPTIONING,
-                examples=Sourced(25_991, "builder: clips"),
-                epochs=Sourced(100, "VALOR: scripts/finetune_cap.sh, train_epoch; one caption of each clip"),
-                frames=Sourced(20, "VALOR: scripts/finetune_cap.sh, test_video_sample_num"),
-                training_frames=Sourced(8, "VALOR: scripts/finetune_cap.sh, train_video_sample_num"),
-                learning_rate=Sourced(2e-5, "VALOR: scripts/finetune_cap.sh"),
-            ),
-        ),
+        "msvd": Benchmark("msvd/captions", _by_valor(1200, frames=12, training_frames=8, learning_rate=9e-6)),
+        "vatex": Benchmark("vatex/captions", _by_valor(25_991, frames=20, training_frames=8, learning_rate=2e-5)),
         "tgif": Benchmark(
             "tgif/captions",
             _with(
@@ -212,21 +205,14 @@ BENCHMARKS: dict[str, dict[str, Benchmark]] = {
                 learning_rate=Sourced(1e-5, "VALOR: scripts/finetune_qa.sh"),
             ),
         ),
-        "tgif_frameqa": Benchmark(
-            "tgif_qa/frameqa", _with(_TGIF, examples=Sourced(39_392, "builder: questions, before a part is held out"))
-        ),
-        "tgif_action": Benchmark(
-            "tgif_qa/action", _with(_OPTIONS, examples=Sourced(20_475, "builder: questions, before a part is held out"))
-        ),
-        "tgif_transition": Benchmark(
-            "tgif_qa/transition",
-            _with(_OPTIONS, examples=Sourced(52_704, "builder: questions, before a part is held out")),
-        ),
+        "tgif_frameqa": Benchmark("tgif_qa/frameqa", _with(_TGIF, examples=_tgif_questions(39_392))),
+        "tgif_action": Benchmark("tgif_qa/action", _with(_OPTIONS, examples=_tgif_questions(20_475))),
+        "tgif_transition": Benchmark("tgif_qa/transition", _with(_OPTIONS, examples=_tgif_questions(52_704))),
         "tgif_count": Benchmark(
             "tgif_qa/count",
             _with(
                 _TGIF,
-                examples=Sourced(26_843, "builder: questions, before a part is held out"),
+                examples=_tgif_questions(26_843),
                 epochs=Sourced(10, "reconstruction: as for FrameQA"),
             ),
             select_by="QA count MSE",
@@ -256,7 +242,6 @@ def follow(config: ConfigDict, task: str, benchmark: Benchmark) -> None:
     config.dtype, config.model.remat = values["dtype"], values["remat"]
     config.frames, config.image_frames = values["frames"], min(values["image_frames"], values["frames"])
     steps = round(values["epochs"] * values["examples"] / values["batch_size"])
-    objectives = dict.fromkeys(("contrastive", "captioning", "masked_lm", "question_answering"), 0.0)
     config.stages = (task,)
     config.stage[task] = stage_config(
         steps=steps,
@@ -268,7 +253,7 @@ def follow(config: ConfigDict, task: str, benchmark: Benchmark) -> None:
         clip_norm=values["clip_norm"],
         b1=values["b1"],
         b2=values["b2"],
-        objectives={**objectives, values["objective"]: 1.0},
+        objectives=alone(values["objective"]),
         label_smoothing=values.get("label_smoothing", 0.0),
         evaluate_every=-(-steps // values["evaluations"]),
     )
@@ -285,6 +270,11 @@ def evaluate(fields: ConfigDict, generation: ConfigDict, task: str, benchmark: B
             group[key] = benchmark.values[key].value
     if "max_tokens" in benchmark.values:
         generation.max_tokens = benchmark.values["max_tokens"].value
+
+
+def alone(objective: str) -> dict[str, float]:
+    """The weights of a stage's objectives, of which one counts."""
+    return {**dict.fromkeys(stage_config().objectives, 0.0), objective: 1.0}
 
 
 def groups(task: str, learning_rate: float, clip_learning_rate: float) -> tuple[tuple[str, Any], ...]:

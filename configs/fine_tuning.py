@@ -60,13 +60,10 @@ def fine_tuning(task: str, argument: str) -> ConfigDict:
 def _moderate(config: ConfigDict, task: str) -> None:
     """Steps and learning rates for clips of one's own (reconstruction)."""
     objective = "contrastive" if task == "retrieval" else task
-    objectives = dict.fromkeys(("contrastive", "captioning", "masked_lm", "question_answering"), 0.0)
     rates = (1e-4, 1e-5)
     groups = benchmarks.groups(task, *rates) if task == "retrieval" else _all_of_it(*rates)
     config.stages = (task,)
-    config.stage[task] = stage_config(
-        steps=1000, batch_size=48, groups=groups, objectives={**objectives, objective: 1.0}
-    )
+    config.stage[task] = stage_config(steps=1000, batch_size=48, groups=groups, objectives=benchmarks.alone(objective))
     config.evaluation.tasks = (task,)
     config.checkpoint.every = 200
 

@@ -22,10 +22,9 @@ import os
 import pathlib
 import platform
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import av
@@ -33,6 +32,7 @@ import av.video.frame
 import numpy as np
 import PIL.Image
 
+from experiments.timing import commit, medians
 from vlab_jax.data import frames, video
 from vlab_jax.data.builders.options import BuildOptions
 
@@ -85,9 +85,8 @@ def compare_group(clips: list[bytes], repeats: int) -> dict[str, Any]:
     started = time.process_time()
     stored = [store(media, BuildOptions().short_side) for media in clips]
     storing = time.process_time() - started
-    seconds = medians(
-        {"direct": lambda: list(map(decode, clips)), "frames": lambda: list(map(decode, stored))}, repeats
-    )
+    runs = {"direct": lambda: list(map(decode, clips)), "frames": lambda: list(map(decode, stored))}
+    seconds = medians(runs, repeats, time.process_time)
     held = sum(map(len, stored))
     return {
         "clips": len(clips),
@@ -181,6 +180,7 @@ def compare_minute(media: bytes, repeats: int) -> dict[str, Any]:
             "8 frames, frames": lambda: decode(stored),
         },
         repeats,
+        time.process_time,
     )
     with av.open(io.BytesIO(media)) as container:
         keys = sum(packet.is_keyframe for packet in container.demux(video=0) if packet.size)
@@ -189,23 +189,11 @@ def compare_minute(media: bytes, repeats: int) -> dict[str, Any]:
     return {"key frames": keys, **sizes, "seconds": seconds, **ratios}
 
 
-def medians(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Processor seconds of each run, the median of `repeats` taken in turns."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            started = time.process_time()
-            run()
-            times[name].append(time.process_time() - started)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
-
-
 def machine() -> dict[str, Any]:
     """Where and with what this was measured."""
-    run = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     versions = {"python": platform.python_version(), "av": av.__version__, "pillow": PIL.__version__}
     ffmpeg = ".".join(map(str, av.library_versions["libavcodec"]))
-    return {"commit": run.stdout.strip(), "cores": os.cpu_count(), "cpu": _cpu(), **versions, "libavcodec": ffmpeg}
+    return {"commit": commit(), "cores": os.cpu_count(), "cpu": _cpu(), **versions, "libavcodec": ffmpeg}
 
 
 def _cpu() -> str:

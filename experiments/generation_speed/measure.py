@@ -10,13 +10,11 @@ counts is the ratio of their medians.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import platform
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.pretrain import get_config
+from experiments.timing import commit, medians
 from vlab_jax.config import model_fields, plain
 from vlab_jax.models.cached_decoder import NextTokens, Remember
 from vlab_jax.models.generation import Search, generate
@@ -129,18 +128,6 @@ def git(streams: dict[str, np.ndarray], tokens: int, beams: int) -> Callable[[],
     return run
 
 
-def medians(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Seconds of each run, the median of `repeats` taken in turns."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - started)
-            print(f"{name}: {times[name][-1]:.2f} s", file=sys.stderr, flush=True)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
-
-
 def main() -> None:
     """Measures and writes `results.json` beside this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -161,15 +148,14 @@ def main() -> None:
     # These runs compile, and are not counted.
     assert np.array_equal(runs["cached, greedy"](), runs["full prefix, greedy"]()), "the two ways differ"
     runs["cached, beam 3"]()
-    seconds = medians(runs, given.repeats)
+    seconds = medians(runs, given.repeats, told=functools.partial(print, file=sys.stderr, flush=True))
     ratios = {
         "full prefix / cached": seconds["full prefix, greedy"] / seconds["cached, greedy"],
         "GIT / cached, greedy": seconds["GIT, greedy"] / seconds["cached, greedy"],
         "GIT / cached, beam 3": seconds["GIT, beam 3"] / seconds["cached, beam 3"],
     }
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     versions = {"python": platform.python_version(), "jax": jax.__version__, "device": str(jax.devices()[0])}
-    recorded = {**vars(given), "seconds": seconds, "ratios": ratios, "commit": commit, **versions}
+    recorded = {**vars(given), "seconds": seconds, "ratios": ratios, "commit": commit(), **versions}
     pathlib.Path(__file__).with_name("results.json").write_text(json.dumps(recorded, indent=2) + "\n")
     print(json.dumps(recorded, indent=2))
 

@@ -18,6 +18,7 @@ from listed_source import ListedSource, StampedFrames, grey_clips
 from vlab_jax.data import builders, pipeline, schema
 from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.data.tokenizer import train_bpe
+from vlab_jax.data.workers import default_workers
 from vlab_jax.errors import InputError, RunStopped
 
 FRAMES = pipeline.FrameOptions(num_frames=2, size=8)
@@ -306,7 +307,7 @@ def test_a_worker_process_that_the_system_ends_stops_the_run_in_one_line():
 )
 def test_one_core_is_left_to_the_training_process_unless_workers_are_asked_for(monkeypatch, cores, asked, workers):
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    assert pipeline.default_workers(asked) == workers
+    assert default_workers(asked) == workers
 
 
 # The spelling of a mixture

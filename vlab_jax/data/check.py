@@ -26,7 +26,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import os
 import pathlib
 import re
 import sqlite3
@@ -85,7 +84,7 @@ def check(
       manual_dir: where the files of official data sets lie.
       out: the list of findings; `<out>.state` has how far the check is.
       allow_missing: whether clips without media will be left out.
-      workers: processes that open media; -1: one fewer than there are cores.
+      workers: processes that open media; -1: one fewer than there are cores, at most 16.
       probe: the share of the media that are opened.
       timeout: seconds after which a file counts as unreadable.
 
@@ -94,6 +93,7 @@ def check(
     """
     from vlab_jax.data.check_report import ERROR, Finding, Listing, findings_of  # here, because all this takes seconds
     from vlab_jax.data.check_state import CheckState
+    from vlab_jax.data.workers import default_workers
 
     source = source_of(dataset, manual_dir)
     state = CheckState(out.with_name(f"{out.name}.state"), source.identity, source.folders)
@@ -110,7 +110,7 @@ def check(
                 except InputError as error:
                     findings.append(Finding(ERROR, "annotations", f"{split}: {error}"))
         state.join()
-        _probe(state, probe, _processes(workers), timeout)
+        _probe(state, probe, default_workers(workers), timeout)
         findings += [Finding(ERROR, "counts", problem) for problem in source.problems(tallies)]
         clips = {split: tally.counts["clips"] for split, tally in tallies.items()}
         with open(out, "w", encoding="utf-8") as file:
@@ -218,10 +218,6 @@ def _probe(state: "CheckState", share: float, workers: int, timeout: float) -> N
         state.note_probes(noted)
 
 
-def _processes(workers: int) -> int:
-    return workers if workers >= 0 else max(1, len(os.sched_getaffinity(0)) - 1)
-
-
 def _bar(what: str, unit: str, initial: int = 0, total: int | None = None) -> "tqdm":
     from tqdm import tqdm
 
@@ -259,7 +255,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", required=True, help="as in msrvtt, msrvtt/retrieval_9k or folder:/my/videos")
     parser.add_argument("--manual_dir", default="", help="where the files of official data sets lie")
     parser.add_argument("--allow_missing", action="store_true", help="clips without media will be left out: a warning")
-    parser.add_argument("--workers", type=int, default=-1, help="processes that open media (default: cores less one)")
+    parser.add_argument(
+        "--workers", type=int, default=-1, help="processes that open media (default: cores less one, to 16)"
+    )
     parser.add_argument("--probe", type=float, default=1.0, help="the share of the media to open (default: 1)")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds for one file (default: 60)")
     parser.add_argument("--out", default="", help="the list of findings (default: check_<data set>.tsv)")

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import logging
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -127,11 +126,6 @@ def parse_mixture(entries: Sequence[str]) -> list[tuple[str, float]]:
             raise InputError(f"the weight of data set {entry!r} must be positive and finite")
         mixture.append(pair)
     return mixture
-
-
-def default_workers(asked: int) -> int:
-    """Worker processes for decoding: as asked, or, for -1, one core fewer than there are, from 1 to 16."""
-    return asked if asked >= 0 else min(max((os.cpu_count() or 1) - 1, 1), 16)
 
 
 def identity(name: str) -> np.int32:

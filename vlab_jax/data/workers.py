@@ -20,6 +20,11 @@ B = TypeVar("B")
 _AHEAD = 4  # items a worker that are in work or done and not yet asked for
 
 
+def default_workers(asked: int) -> int:
+    """Worker processes for decoding: as asked, or, for -1, one core fewer than there are, from 1 to 16."""
+    return asked if asked >= 0 else min(max((os.cpu_count() or 1) - 1, 1), 16)
+
+
 def end_with_parent(*_: int) -> None:
     """Lets a worker process end when its parent is gone: after a SIGKILL nobody else tells it to."""
     parent = os.getppid()

@@ -10,7 +10,6 @@ line without counting the lines, and waits for METEOR for ever.
 import contextlib
 import importlib.util
 import io
-import json
 import os
 import pathlib
 import re
@@ -22,6 +21,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from vlab_jax.errors import InputError, RunStopped
+from vlab_jax.runtime.json_file import write_json
 
 # What the tokenizer or METEOR would take for the end of a line, other control characters, and halves of surrogate
 # pairs, which no encoding can write.
@@ -89,15 +89,9 @@ def save_coco(folder: pathlib.Path, predictions: Mapping[str, str], references: 
         "images": [{"id": video} for video in references],
         "annotations": [{"image_id": pair[0], "id": i, "caption": pair[1]} for i, pair in enumerate(pairs, 1)],
     }
-    _write_json(folder / "references.json", annotations)
+    write_json(folder / "references.json", annotations, indent=1, ensure_ascii=False)
     results = [{"image_id": video, "caption": caption} for video, caption in predictions.items()]
-    _write_json(folder / "predictions.json", results)
-
-
-def _write_json(path: pathlib.Path, content: dict | list) -> None:
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_json(folder / "predictions.json", results, indent=1, ensure_ascii=False)
 
 
 # Input.

@@ -10,6 +10,7 @@ from vlab_jax import config as configuration
 from vlab_jax.data import builders, pipeline, sampling
 from vlab_jax.data import tokenizer as tokenizers
 from vlab_jax.data.builders.options import BuildOptions
+from vlab_jax.data.workers import default_workers
 from vlab_jax.evaluation import retrieval, sheets
 from vlab_jax.evaluation import run as evaluation
 from vlab_jax.evaluation.tasks import Plan
@@ -95,5 +96,5 @@ def _encoder(
         sampling.sample_image_frames(saved["frames"], saved["image_frames"]),
         mesh,
         config.batch_size,
-        pipeline.default_workers(config.data.workers),
+        default_workers(config.data.workers),
     )

@@ -5,7 +5,6 @@ evaluation; at the end the test split and the report.
 import dataclasses
 import json
 import logging
-import os
 import pathlib
 import time
 from typing import Any
@@ -17,6 +16,7 @@ from ml_collections import ConfigDict
 from vlab_jax import config as configuration
 from vlab_jax.data import builders, pipeline, sampling
 from vlab_jax.data.builders.options import BuildOptions
+from vlab_jax.data.workers import default_workers
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import run as evaluation
 from vlab_jax.evaluation import sheets
@@ -25,11 +25,14 @@ from vlab_jax.models.vlab import VLAB, parameter_shapes, start_from_clip
 from vlab_jax.pretrained.load import Pretrained, check_model, open_checkpoint
 from vlab_jax.runtime import meters, sharding
 from vlab_jax.runtime.checkpoint import CONFIG, PROGRESS, Checkpoints
+from vlab_jax.runtime.json_file import write_json
 from vlab_jax.training import optim, start
 from vlab_jax.training import stage as stages
 from vlab_jax.training.record import StepRecord
 from vlab_jax.training.selection import Selection
 from vlab_jax.training.step import TrainState
+
+RESULTS = "results.json"
 
 
 @dataclasses.dataclass
@@ -95,7 +98,7 @@ class Run:
         self.checkpoints, self.writer = checkpoints, writer
         self.saved_config = configuration.plain(config.to_dict())
         self.options = BuildOptions.from_fields(dict(config.data))
-        self.workers = pipeline.default_workers(config.data.workers)
+        self.workers = default_workers(config.data.workers)
         self.results: dict[str, dict[str, float]] = {}
         last = config.stages[-1]
         self.selection = Selection(workdir, dict(config.checkpoint), self._tasks(last), last)
@@ -267,7 +270,7 @@ class Run:
             self.writer.write(total, figures, stage=name)
         if keep:
             self.results |= outcome.by_row(row)
-            write_results(self.workdir, self.results)
+            write_json(self.workdir / RESULTS, self.results)
         return outcome
 
     def _tasks(self, name: str) -> tuple[str, ...]:
@@ -368,13 +371,6 @@ def open_pretrained(config: ConfigDict) -> Pretrained:
 
 
 def read_results(workdir: pathlib.Path) -> dict[str, dict[str, float]]:
-    """What `write_results` wrote, if anything."""
-    path = workdir / "results.json"
+    """The figures that a run has written so far."""
+    path = workdir / RESULTS
     return json.loads(path.read_text()) if path.exists() else {}
-
-
-def write_results(workdir: pathlib.Path, results: dict[str, dict[str, float]]) -> None:
-    """Writes the results in one move."""
-    temporary = workdir / "results.json.tmp"
-    temporary.write_text(json.dumps(results, indent=2) + "\n")
-    os.replace(temporary, workdir / "results.json")

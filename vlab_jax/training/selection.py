@@ -6,7 +6,6 @@ interrupted does; `selected` there is the step of the checkpoint that was tested
 
 import json
 import math
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation.retrieval import LOWER_IS_BETTER
 from vlab_jax.runtime.checkpoint import SELECTION
+from vlab_jax.runtime.json_file import write_json
 
 USUAL = {"retrieval": "text_to_video/R@1", "captioning": "CIDEr", "question_answering": "QA all"}
 
@@ -77,11 +77,8 @@ class Selection:
         return Selected(self._selected, self.on, self._evaluated[self._selected]["metrics"])
 
     def _write(self) -> None:
-        """In one move."""
         content = {"on": self.on, "by": self.by, "selected": self._selected, "evaluated": self._evaluated}
-        temporary = self._file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(temporary, self._file)
+        write_json(self._file, content)
 
 
 class Selected(NamedTuple):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import ClassVar
 
-from vlab_jax.data.builders.annotation import AnnotationFolder, Counts, Entry, Names, Protocol, held_out
+from vlab_jax.data.builders.annotation import AnnotationFolder, Counts, Entry, Names, Protocol, serves
 from vlab_jax.data.builders.official import Official
 from vlab_jax.data.text_files import read_json, texts_of
 from vlab_jax.errors import InputError
@@ -29,7 +29,7 @@ def read_all(folder: AnnotationFolder, split: str) -> Iterator[Entry]:
 def read_paragraphs(folder: AnnotationFolder, split: str) -> Iterator[Entry]:
     """As `read_all`; validation is taken out of training."""
     for entry in read_all(folder, split):
-        if split == "test" or held_out(entry.video, _VALIDATION_SHARE) == (split == "validation"):
+        if serves(entry.video, split, _VALIDATION_SHARE):
             yield entry
 
 

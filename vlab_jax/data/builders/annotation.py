@@ -142,7 +142,17 @@ class Protocol:
 
 def held_out(video: str, share: float) -> bool:
     """Whether a training video serves as validation where the authors have no such split: by a hash of its name."""
-    return int(hashlib.sha256(video.encode()).hexdigest()[:8], 16) < share * 16**8
+    return hash_share(video) < share
+
+
+def serves(video: str, split: str, share: float) -> bool:
+    """Whether a video of the authors' files is of our `split`, where a `share` of training is `held_out`."""
+    return split == "test" or held_out(video, share) == (split == "validation")
+
+
+def hash_share(name: str) -> float:
+    """A number from 0 to 1 (exclusive) that follows from the name alone, the same on every machine."""
+    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 16**8
 
 
 class Tally:

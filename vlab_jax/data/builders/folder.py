@@ -27,6 +27,7 @@ from collections.abc import Iterator, Sequence
 import tensorflow_datasets as tfds
 
 from vlab_jax.data import schema
+from vlab_jax.data.builders.annotation import hash_share
 from vlab_jax.data.builders.clip_builder import ClipBuilder
 from vlab_jax.data.builders.folder_annotations import ANNOTATIONS, Row, read_annotations
 
@@ -96,7 +97,7 @@ def assign_splits(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def _hashed_splits(videos: set[str]) -> dict[str, str]:
     """A split for each video, the same on every machine, and for most videos whatever else is there."""
-    ranks = {video: int(hashlib.sha256(video.encode()).hexdigest()[:8], 16) / 16**8 for video in videos}
+    ranks = {video: hash_share(video) for video in videos}
     ordered = sorted(videos, key=lambda video: (ranks[video], video))
     if len(ordered) < 3:
         return dict.fromkeys(ordered, "train")

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import pyarrow
@@ -66,14 +67,6 @@ def _within(file: TextFile, folder: AnnotationFolder) -> str:
     return ""
 
 
-def _read_cc3m(folder: AnnotationFolder, split: str) -> Iterator[Entry]:
-    return read_pairs(folder, split, _CC3M)
-
-
-def _read_any(folder: AnnotationFolder, split: str) -> Iterator[Entry]:
-    return read_pairs(folder, split, _ANY)
-
-
 _CC3M: dict[str, Names] = {
     "train": ("Train_GCC-training_output.csv", "train/*.parquet"),
     "validation": ("Validation_GCC-1.1.0-Validation_output.csv", "validation/*.parquet", "val/*.parquet"),
@@ -83,6 +76,11 @@ _ANY: dict[str, Names] = {
     "validation": ("validation.tsv", "validation/*.parquet"),
     "test": ("test.tsv", "test/*.parquet"),
 }
+
+
+def _protocol(description: str, files: Mapping[str, Names]) -> Protocol:
+    of_split = {split: (names,) for split, names in files.items()}
+    return Protocol("pairs", description, of_split, partial(read_pairs, files=files))
 
 
 class Cc3m(Official):
@@ -102,9 +100,7 @@ class Cc3m(Official):
     FOLDERS: ClassVar = ("cc3m",)
     LICENSE: ClassVar = "annotations: free to use with credit to Google LLC"
     HOMEPAGE: ClassVar = "https://ai.google.com/research/ConceptualCaptions/"
-    PROTOCOLS: ClassVar = (
-        Protocol("pairs", "Training and validation.", {split: (names,) for split, names in _CC3M.items()}, _read_cc3m),
-    )
+    PROTOCOLS: ClassVar = (_protocol("Training and validation.", _CC3M),)
 
 
 class ImageText(Official):
@@ -121,6 +117,4 @@ class ImageText(Official):
 
     FOLDERS: ClassVar = ("image_text",)
     LICENSE: ClassVar = "the images' own"
-    PROTOCOLS: ClassVar = (
-        Protocol("pairs", "The splits there are.", {split: (names,) for split, names in _ANY.items()}, _read_any),
-    )
+    PROTOCOLS: ClassVar = (_protocol("The splits there are.", _ANY),)

@@ -1,5 +1,6 @@
 """MSR-VTT: 10,000 YouTube clips of 10 to 30 seconds, with 20 captions each."""
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import ClassVar
@@ -88,7 +89,7 @@ def _entries(file: TextFile) -> Iterator[Entry]:
 
 
 def _moved(entry: Entry, split: str) -> Entry:
-    return Entry(entry.id, entry.video, split, entry.captions, rows=entry.rows)
+    return dataclasses.replace(entry, split=split)
 
 
 def _twenty(clips: int) -> Counts:

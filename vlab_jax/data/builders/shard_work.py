@@ -71,7 +71,7 @@ def do(piece: Piece, options: BuildOptions) -> dict[str, Any]:
       each.
     """
     listed = read_file(piece.clips)
-    digest = hashlib.sha256(listed + repr(_form(options)).encode()).hexdigest()
+    digest = hashlib.sha256(listed + options.form.encode()).hexdigest()
     if exists(piece.done):
         said = json.loads(read_file(piece.done))
         if said["digest"] == digest and exists(piece.shard):
@@ -115,10 +115,6 @@ def finish(builder: ClipBuilder, files: pathlib.Path, options: BuildOptions, pie
     records.write_description(builder, options.variant, files, splits)
     _remove_all_but(files, pieces)
     shutil.rmtree(files / WORK)
-
-
-def _form(options: BuildOptions) -> tuple[Any, ...]:
-    return options.variant, options.frame_rate, options.short_side, options.jpeg_quality
 
 
 def _line(clip: schema.Clip, seen: Callable[[str], str]) -> str:

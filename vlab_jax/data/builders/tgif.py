@@ -7,7 +7,7 @@ from functools import partial
 from typing import ClassVar
 
 from vlab_jax.data import question_files
-from vlab_jax.data.builders.annotation import AnnotationFolder, Counts, Entry, Names, Protocol, held_out
+from vlab_jax.data.builders.annotation import AnnotationFolder, Counts, Entry, Names, Protocol, serves
 from vlab_jax.data.builders.official import Official
 from vlab_jax.data.text_files import read_lines, read_list
 from vlab_jax.errors import InputError
@@ -41,7 +41,7 @@ def read_questions(folder: AnnotationFolder, split: str, task: str) -> Iterator[
     """The GIFs of a split, each with all its questions of a task."""
     file = folder.need(_question_file(split, task))
     for name, questions in question_files.by_video(question_files.read_tgif_qa(file, task)).items():
-        if split == "test" or held_out(name, _VALIDATION_SHARE) == (split == "validation"):
+        if serves(name, split, _VALIDATION_SHARE):
             yield Entry(name, name, split, questions=questions, rows=len(questions))
 
 

@@ -1,6 +1,6 @@
 """MSRVTT-QA and MSVD-QA: questions made by rule from the captions of MSR-VTT and MSVD."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar
 
 from vlab_jax.data import question_files
@@ -38,6 +38,15 @@ def _questions(folder: AnnotationFolder, split: str) -> dict[str, tuple[Question
     return question_files.by_video(read(file))
 
 
+def _protocol(
+    read: Callable[[AnnotationFolder, str], Iterator[Entry]],
+    expected: Mapping[str, Counts],
+    optional: tuple[Names, ...] = (),
+) -> Protocol:
+    files = {split: (names,) for split, names in _FILES.items()}
+    return Protocol("questions", "All questions of a clip together.", files, read, expected, optional)
+
+
 class MsrvttQa(Official):
     """MSRVTT-QA: 243,680 questions on MSR-VTT's clips, in its official split.
 
@@ -51,10 +60,7 @@ class MsrvttQa(Official):
     LICENSE: ClassVar = "not stated by the authors"
     HOMEPAGE: ClassVar = "https://github.com/xudejing/video-question-answering"
     PROTOCOLS: ClassVar = (
-        Protocol(
-            "questions",
-            "All questions of a clip together.",
-            {split: (names,) for split, names in _FILES.items()},
+        _protocol(
             read_msrvtt_qa,
             {
                 "train": Counts(clips=6513, questions=158_581),
@@ -80,10 +86,7 @@ class MsvdQa(Official):
     LICENSE: ClassVar = "not stated by the authors"
     HOMEPAGE: ClassVar = "https://github.com/xudejing/video-question-answering"
     PROTOCOLS: ClassVar = (
-        Protocol(
-            "questions",
-            "All questions of a clip together.",
-            {split: (names,) for split, names in _FILES.items()},
+        _protocol(
             read_msvd_qa,
             {
                 "train": Counts(questions=30_933),
