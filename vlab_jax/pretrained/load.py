@@ -171,4 +171,5 @@ def _fitted(path: str, value: np.ndarray, shape: Shape) -> tuple[np.ndarray, str
 
 
 def _placed(value: np.ndarray, sharding: Any) -> jax.Array:
-    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+    # Waited for: copies still under way would keep what was read alive on the host, one parameter after another.
+    return jax.block_until_ready(jax.make_array_from_callback(value.shape, sharding, lambda index: value[index]))
