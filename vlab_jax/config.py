@@ -218,6 +218,8 @@ def stage_config(**fields: Any) -> ConfigDict:
             "average_decay": 0.0,
             # Weights of the objectives; 0 leaves one out.
             "objectives": {"contrastive": 1.0, "captioning": 1.0, "masked_lm": 1.0, "question_answering": 0.0},
+            # How many of a clip's questions are learned from in one step (reconstruction).
+            "questions_per_clip": 1,
             "label_smoothing": 0.1,
             "masked_share": 0.15,
             # Leave this stage out where model.pretrained gives the weights that it would train.

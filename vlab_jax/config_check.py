@@ -57,6 +57,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "stage.objectives.captioning": (0.0, None),
     "stage.objectives.masked_lm": (0.0, None),
     "stage.objectives.question_answering": (0.0, None),
+    "stage.questions_per_clip": (1, None),
     "stage.label_smoothing": (0.0, 1.0),
     "stage.masked_share": (0.0, 1.0),
     "stage.evaluate_every": (0, None),

@@ -60,7 +60,7 @@ def test_preparing_shows_one_bar_and_nothing_else(tmp_path, capfd):
 
 
 def test_what_a_killed_build_left_is_cleared_away(tmp_path):
-    left = tmp_path / "motion" / "tiny_still" / "incomplete.ABCDEF_2.0.0"
+    left = tmp_path / "motion" / "tiny_still" / "incomplete.ABCDEF_2.1.0"
     left.mkdir(parents=True)
     (left / "half").write_bytes(b"0")
     assert len(open_split("motion/tiny_still", "train", BuildOptions(str(tmp_path)))) == 48

@@ -191,9 +191,22 @@ def test_a_clip_without_captions_is_for_questions_alone():
     asked = (schema.Question("what is it?", "clip one"),)
     source = ListedSource([schema.Clip("asked", schema.from_example(grey_clips(1)[0]).media, (), asked)])
     with pytest.raises(InputError, match=r"^clip 'asked' has no caption to learn from; "):
-        draw([source], 1, batch_size=1, frames=FRAMES, questions=True)
-    (batch,) = draw([source], 1, batch_size=1, frames=FRAMES, questions=True, captions=False)
+        draw([source], 1, batch_size=1, frames=FRAMES, questions=1)
+    (batch,) = draw([source], 1, batch_size=1, frames=FRAMES, questions=1, captions=False)
     assert batch["question_lengths"][0] > batch["answer_starts"][0] and batch["lengths"].tolist() == [2]
+
+
+def test_a_clip_s_questions_come_along_each_once_and_nothing_is_learned_where_it_has_too_few():
+    asked = tuple(schema.Question("what is it?", f"clip {number}", kind) for number, kind in enumerate("aab"))
+    media = schema.from_example(grey_clips(1)[0]).media
+    source = ListedSource([schema.Clip("asked", media, ("clip one",), asked)])
+    for batch in draw([source], 8, batch_size=1, frames=FRAMES, questions=4, without=("b",)):
+        starts, lengths = batch["answer_starts"][0], batch["question_lengths"][0]
+        answers = [
+            TOKENIZER.decode(row[start:]) for row, start in zip(batch["question_tokens"][0], starts, strict=True)
+        ]
+        assert sorted(answers[:2]) == ["clip 0", "clip 1"]
+        assert ((lengths > starts) == [True, True, False, False]).all()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

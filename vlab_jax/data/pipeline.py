@@ -54,15 +54,14 @@ class ReadForTraining:
     """Reads an element (number of the source, index in it): random frames, one random caption, its tokens.
 
     A clip that cannot be decoded is replaced by another of the same source, drawn from the element's generator, and
-    its name and reason are handed on in `failures`. With `questions`, a random question comes along, if the clip has
-    one of another type than those in `without`. Without `captions`, nothing is learned from those, and a clip may have
-    none.
+    its name and reason are handed on in `failures`. So many `questions` come along, of other types than
+    those in `without`. Without `captions`, nothing is learned from those, and a clip may have none.
     """
 
     sources: tuple[Sequence, ...]
     frames: FrameOptions
     tokenizer: Tokenizer
-    questions: bool = False
+    questions: int = 0
     without: tuple[str, ...] = ()
     captions: bool = True
 
@@ -91,20 +90,18 @@ class ReadForTraining:
                 "lengths": lengths[0],
                 "clip": identity(clip.id),
                 "failures": failures,
-                **(self._question(clip, rng) if self.questions else {}),
+                **(self._asked(clip, rng) if self.questions else {}),
             }
         raise InputError(f"{ATTEMPTS} clips in a row cannot be decoded; the last: {failures[-1]}")
 
-    def _question(self, clip: schema.Clip, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """A question's tokens with its answer's; of a clip without questions, nothing to learn from."""
-        asked = [question for question in clip.questions if question.type not in self.without]
-        chosen = asked[rng.integers(len(asked))] if asked else schema.Question("", "")
-        tokens, lengths, starts = self.tokenizer.pairs([chosen.question], [chosen.answer])
-        return {
-            "question_tokens": tokens[0],
-            "question_lengths": lengths[0] if asked else starts[0],
-            "answer_starts": starts[0],
-        }
+    def _asked(self, clip: schema.Clip, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """The tokens of different questions with their answers'; where the clip has too few, nothing to learn from."""
+        known = [question for question in clip.questions if question.type not in self.without]
+        chosen = [known[i] for i in rng.permutation(len(known))[: self.questions]]
+        padded = chosen + [schema.Question("", "")] * (self.questions - len(chosen))
+        tokens, lengths, starts = self.tokenizer.pairs([q.question for q in padded], [q.answer for q in padded])
+        lengths[len(chosen) :] = starts[len(chosen) :]
+        return {"question_tokens": tokens, "question_lengths": lengths, "answer_starts": starts}
 
 
 def parse_mixture(entries: Sequence[str]) -> list[tuple[str, float]]:
@@ -153,7 +150,7 @@ def training_batches(
     process: int = 0,
     processes: int = 1,
     workers: int = 0,
-    questions: bool = False,
+    questions: int = 0,
     without: tuple[str, ...] = (),
     captions: bool = True,
 ) -> "Batches":
@@ -163,14 +160,14 @@ def training_batches(
       sources: data sources of the schema, each with its weight in the mixture.
       batch_size: clips of a batch over all processes; this process gets `batch_size / processes` of them.
       workers: processes that decode; 0 decodes in threads of this one.
-      questions: whether a question comes along with each clip, of another type than those in `without`.
+      questions: how many come along with each clip, of other types than those in `without`.
       captions: whether captions are learned from; without, a clip may have none.
 
     Yields:
       `video` uint8 `[b, T, S, S, 3]`, `tokens` int32 `[b, L]`, `lengths` int32 `[b]`, `clip` int32 `[b]` (equal
       for equal clips) and `failures` (a list of strings: what could not be decoded and was replaced); with
-      `questions` also `question_tokens` int32 `[b, L]`, `question_lengths` and `answer_starts` int32 `[b]`, equal where
-      a clip has no question.
+      `questions` also `question_tokens` int32 `[b, Q, L]`, `question_lengths` and `answer_starts` int32 `[b, Q]`, equal
+      where a clip has no further question.
 
     Raises:
       InputError: a source is empty, or the batch does not divide over the processes.

@@ -243,7 +243,7 @@ class Run:
             process=jax.process_index(),
             processes=jax.process_count(),
             workers=self.workers,
-            questions=bool(stage.objectives.question_answering),
+            questions=stage.questions_per_clip if stage.objectives.question_answering else 0,
             without=tuple(self.config.evaluation.multiple_choice),
             captions=any(weight for each, weight in stage.objectives.items() if each != "question_answering"),
         )

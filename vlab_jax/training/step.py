@@ -63,12 +63,13 @@ class Objective:
             metrics |= {"contrastive_loss": loss, "batch_accuracy": accuracy}
         read = self._read_causally(batch)
         if read:
-            beside = jnp.stack([texts for texts, _, _ in read.values()], axis=1)  # [B, R, L]
+            beside = jnp.concatenate([texts for texts, _, _ in read.values()], axis=1)  # [B, R, L]
             logits = apply("decode", beside.reshape(-1, beside.shape[-1]), visual.streams, causal=True)
             logits = logits.reshape(*beside.shape, -1)  # [B, R, L, V]
-        for place, (name, (texts, starts, ends)) in enumerate(read.items()):
-            loss = objectives.next_tokens(logits[:, place], texts, starts, ends, self.label_smoothing)
-            metrics[f"{name}_loss"] = loss
+        for name, (texts, starts, ends) in read.items():
+            own, logits = jnp.split(logits, [texts.shape[1]], axis=1)
+            flat = (part.reshape(-1, *part.shape[2:]) for part in (own, texts, starts, ends))
+            metrics[f"{name}_loss"] = objectives.next_tokens(*flat, self.label_smoothing)
         if self.weights.get("masked_lm"):
             masked = objectives.choose_masked(rng, tokens, lengths, self.masked_share)
             logits = apply("decode", tokens, visual.streams, causal=False, lengths=lengths, masked=masked)
@@ -77,11 +78,11 @@ class Objective:
         return loss, {"loss": loss, **metrics}
 
     def _read_causally(self, batch: Mapping[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Array, jax.Array]]:
-        """By objective, the texts `[B, L]` that the decoder learns to go on with: tokens, and from where to where."""
+        """By objective, the texts that the decoder learns to go on with: tokens `[B, R, L]`, from where to where."""
         read = {}
         if self.weights.get("captioning"):
-            lengths = batch["lengths"]
-            read["captioning"] = (batch["tokens"], jnp.ones_like(lengths), lengths)
+            tokens, lengths = batch["tokens"][:, None], batch["lengths"][:, None]
+            read["captioning"] = (tokens, jnp.ones_like(lengths), lengths)
         if self.weights.get("question_answering"):
             read["question_answering"] = (batch["question_tokens"], batch["answer_starts"], batch["question_lengths"])
         return read

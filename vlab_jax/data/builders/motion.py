@@ -7,9 +7,10 @@ Configurations and their splits (examples in train / validation / test):
 
 - `video` (default; 4000 / 160 / 400): H.264 clips of 24 frames at 12 frames a second, 48 x 48. One or two
   shapes carry out one or two events. Four captions each, and questions of type `appearance` (answered by one
-  frame), `motion` (which way, what) and `order` (what first). The clips of validation and test come in
-  *twins*, 80 and 200 pairs: the same frames in reverse order, with the captions of the reversed motion.
-  Their question of type `twin` offers the clip's own caption and its twin's.
+  frame), `motion` (which way, what) and `order` (what first): one of each type, and in training all that the
+  clip answers. The clips of validation and test come in *twins*, 80 and 200 pairs: the same frames in reverse
+  order, with the captions of the reversed motion. Their question of type `twin` offers the clip's own caption
+  and its twin's.
 - `large` (16000 / 160 / 400): the same, and the same clips in validation and test, with more to train on.
 - `still` (6000 / 200 / 400): one frame of such a scene as a JPEG, all its shapes in full view, with captions
   and questions on appearance alone. An image model learns the shapes here; many images share a caption.
@@ -44,7 +45,7 @@ from vlab_jax.data.builders.clip_builder import ClipBuilder
 from vlab_jax.data.builders.motion_render import encode_image, encode_video, render
 from vlab_jax.data.builders.motion_scene import FRAMES, Scene, draw_scene
 from vlab_jax.data.builders.motion_still_text import still_captions, still_questions
-from vlab_jax.data.builders.motion_text import captions, questions, twin_questions
+from vlab_jax.data.builders.motion_text import all_questions, captions, questions, twin_questions
 from vlab_jax.errors import InputError
 
 SPLITS = ("train", "validation", "test")
@@ -86,8 +87,9 @@ _SMALL = {"train": 48, "validation": 16, "test": 16}
 class Motion(ClipBuilder):
     """Shapes in motion; see the module's text."""
 
-    VERSION = tfds.core.Version("2.0.0")
+    VERSION = tfds.core.Version("2.1.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "2.1.0": "Training clips have every question that they answer.",
         "2.0.0": "Three kinds of shapes, a little larger; more scenes with two.",
         "1.0.0": "First version.",
     }
@@ -141,7 +143,7 @@ def video_clips(config: MotionConfig, split: str) -> Iterator[schema.Clip]:
             id=f"train-{index:05d}",
             media=encode_video(render(scene, config.resolution)),
             captions=captions(scene, rng),
-            questions=questions(scene, rng),
+            questions=all_questions(scene, rng),
         )
 
 

@@ -5,6 +5,7 @@ its reversal, worded with equal Generators, get the same templates and synonyms:
 nothing but what happens, and no word tells which of two twins is meant.
 """
 
+import itertools
 import re
 
 import numpy as np
@@ -136,10 +137,19 @@ def _phrase(event: Event, synonyms: Int[np.ndarray, "shapes families"]) -> tuple
 
 def questions(scene: Scene, rng: np.random.Generator) -> tuple[Question, ...]:
     """One question of each type that the scene has an answer to: appearance, motion, order."""
-    kinds = (appearance_questions(scene.shapes), motion_questions(scene, rng), order_questions(scene, rng))
+    kinds = _by_type(scene, rng)
     # Drawn for every type, so that a scene and its reversal are asked the same.
     picks = rng.random(len(kinds))
     return tuple(some[int(pick * len(some))] for some, pick in zip(kinds, picks, strict=True) if some)
+
+
+def all_questions(scene: Scene, rng: np.random.Generator) -> tuple[Question, ...]:
+    """Every question that the scene has an answer to, to learn from."""
+    return tuple(itertools.chain(*_by_type(scene, rng)))
+
+
+def _by_type(scene: Scene, rng: np.random.Generator) -> tuple[list[Question], ...]:
+    return appearance_questions(scene.shapes), motion_questions(scene, rng), order_questions(scene, rng)
 
 
 def appearance_questions(shapes: tuple[Shape, ...]) -> list[Question]:
