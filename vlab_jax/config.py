@@ -87,7 +87,7 @@ def training_config() -> ConfigDict:
                     "activation": "gelu",
                 },
                 # Fields of models.multimodal_decoder.MultimodalDecoder (reconstruction).
-                "decoder": {"blending": "concat", "cross_attention_every": 1},
+                "decoder": {"blending": "concat", "cross_attention_every": 1, "frame_positions": True},
                 # Whether the image stream shares the video stream's CLIP parameters (reconstruction), and its
                 # weight in the video embedding (reconstruction).
                 "image_encoder": "shared",

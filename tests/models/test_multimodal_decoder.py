@@ -238,6 +238,16 @@ def test_the_order_of_frames_is_seen_through_the_frame_positions(concat):
     assert largest_difference(unseen[0], unseen[1]) < NEGLIGIBLE
 
 
+def test_without_frame_positions_the_frames_are_a_set():
+    decoder = make_decoder(frame_positions=False)
+    streams, parameters = random_streams(1), random_parameters(decoder)
+    assert not any("frame_position" in name for name in parameters)
+    permuted = {stream: tokens[:, ::-1] for stream, tokens in streams.items()}
+    both = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), streams, permuted)
+    logits = decode(decoder, parameters, jnp.tile(random_tokens(1), (2, 1)), both, True)
+    assert largest_difference(logits[0], logits[1]) < NEGLIGIBLE
+
+
 @pytest.mark.parametrize("frames", [1, 5])
 def test_any_number_of_frames_can_be_looked_at(concat, frames):
     logits = decode(*concat, random_tokens(1), random_streams(1, frames), True)

@@ -113,6 +113,8 @@ class MultimodalDecoder(nn.Module):
     Attributes:
       frames: the number of frames that positions are learned for; any other number interpolates them.
       cross_attention_every: 1 gives each block a cross-attention, n each n-th one.
+      frame_positions: whether tokens say which frame they are of; without, a stream is a set of frames, and only what
+        an adapter wrote into them tells their order.
     """
 
     vocab_size: int
@@ -124,6 +126,7 @@ class MultimodalDecoder(nn.Module):
     frames: int
     blending: str = "concat"
     cross_attention_every: int = 1
+    frame_positions: bool = True
     activation: str = "quick_gelu"
     epsilon: float = 1e-5
     token_deviation: float = 0.02
@@ -164,10 +167,12 @@ class MultimodalDecoder(nn.Module):
         clips, frames, count, width = tokens.shape
         y = LayerNorm(self.epsilon, self.dtype, name=f"{stream}_norm")(tokens)
         y = nn.Dense(self.width, kernel_init=normal(width**-0.5), dtype=self.dtype, name=f"{stream}_projection")(y)
-        # Of the size of what they are added to: much smaller, and the decoder is slow to see which frame is which.
-        positions = self.param(f"{stream}_frame_position", normal(0.5), (self.frames, self.width))
         kind = self.param(f"{stream}_type", normal(0.02), (self.width,))
-        y = y + (interpolate_positions(positions, frames)[:, None] + kind).astype(self.dtype)
+        if self.frame_positions:
+            # Of the size of what they are added to: much smaller, and the decoder is slow to see which frame is which.
+            positions = self.param(f"{stream}_frame_position", normal(0.5), (self.frames, self.width))
+            kind = interpolate_positions(positions, frames)[:, None] + kind
+        y = y + kind.astype(self.dtype)
         return y.reshape(clips, frames * count, self.width)
 
     def seen(self, streams: Mapping[str, Float[Array, "B _ _ _"]]) -> dict[str, Float[Array, "B _ W"]]:

@@ -1,0 +1,162 @@
+"""Runs every arm of an experiment with every seed, and records what each reached.
+
+    python -m experiments.grid adapting --workdir=/somewhere/large
+    python -m experiments.grid adapting --arms=conv,none --seeds=2 --workdir=/somewhere/large
+
+An experiment is a folder with a `config.py`: `ARMS` names its arms, each with its number of seeds, and
+`get_config(arm)` is the arm's config, which `vlab_jax.main` runs like any other. Seeds are the runs' `config.seed`, the
+same for all arms, so that arms can be compared in pairs.
+
+Started again, it goes on: a run that is recorded is left out, and one that was interrupted resumes. What is recorded
+(in the folder's `results.json`): arm, seed, hash of the config, commit, machine, seconds, and every figure of the run.
+A run is recorded under the hash of its config; another config is another run.
+"""
+
+import argparse
+import hashlib
+import importlib
+import json
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.timing import commit
+from vlab_jax.config import FREE_ON_RESUME, plain
+from vlab_jax.errors import InputError
+from vlab_jax.runtime.json_file import write_json
+
+HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parent
+RESULTS = "results.json"
+
+Record = dict[str, Any]
+
+
+def arms_of(experiment: str) -> dict[str, int]:
+    """The arms of an experiment, each with its number of seeds.
+
+    Raises:
+      InputError: there is no such experiment.
+    """
+    return dict(module_of(experiment).ARMS)
+
+
+def config_of(experiment: str, arm: str, seed: int) -> ConfigDict:
+    """The config of one run."""
+    config = module_of(experiment).get_config(arm)
+    config.seed = seed
+    return config
+
+
+def config_hash(config: ConfigDict) -> str:
+    """Twelve hexadecimal digits that tell configs apart which compute different things; the seed does not count."""
+    fields = plain(config.to_dict())
+    for name in (*FREE_ON_RESUME, "seed"):
+        *outer, last = name.split(".")
+        inner = fields
+        for key in outer:
+            inner = inner[key]
+        inner.pop(last)
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def read_records(path: pathlib.Path) -> list[Record]:
+    """What a `results.json` records; nothing where there is none."""
+    return json.loads(path.read_text())["runs"] if path.is_file() else []
+
+
+def pending(experiment: str, records: list[Record], arms: dict[str, int]) -> list[tuple[str, int]]:
+    """The runs (arm, seed) that are not recorded, seed by seed, so that early results compare all arms."""
+    done = {(record["arm"], record["seed"]) for record in current(experiment, records)}
+    return [
+        (arm, seed)
+        for seed in range(max(arms.values(), default=0))
+        for arm, seeds in arms.items()
+        if seed < seeds and (arm, seed) not in done
+    ]
+
+
+def current(experiment: str, records: list[Record]) -> list[Record]:
+    """The records of the configs that the arms have now."""
+    hashes = {arm: config_hash(config_of(experiment, arm, 0)) for arm in arms_of(experiment)}
+    return [record for record in records if record["config"] == hashes.get(record["arm"])]
+
+
+def run(experiment: str, arm: str, seed: int, workdir: pathlib.Path) -> Record:
+    """Trains one arm with one seed in a process of its own, below `workdir`; its record.
+
+    Raises:
+      InputError: the run failed; its log is named.
+    """
+    digest = config_hash(config_of(experiment, arm, seed))
+    folder = workdir / f"{arm}-{seed}-{digest}"
+    folder.mkdir(parents=True, exist_ok=True)
+    config = module_of(experiment).__file__
+    command = [sys.executable, "-m", "vlab_jax.main", f"--config={config}:{arm}", f"--config.seed={seed}"]
+    started = time.time()
+    with (folder / "log.txt").open("a") as log:
+        done = subprocess.run([*command, f"--workdir={folder}"], cwd=ROOT, stdout=log, stderr=log, check=False)
+    if done.returncode:
+        raise InputError(f"{arm} with seed {seed} ended with status {done.returncode}; see {folder / 'log.txt'}")
+    return {
+        "arm": arm,
+        "seed": seed,
+        "config": digest,
+        "commit": commit(),
+        "machine": f"{platform.machine()}, {platform.python_version()}",
+        "seconds": round(time.time() - started),
+        "rows": json.loads((folder / RESULTS).read_text()),
+    }
+
+
+def module_of(experiment: str) -> ModuleType:
+    """The `config.py` of an experiment.
+
+    Raises:
+      InputError: there is none.
+    """
+    if not (HERE / experiment / "config.py").is_file():
+        known = ", ".join(sorted(path.parent.name for path in HERE.glob("*/config.py")))
+        raise InputError(f"there is no experiment {experiment!r}; known: {known}")
+    return importlib.import_module(f"experiments.{experiment}.config")
+
+
+def _chosen(given: argparse.Namespace) -> dict[str, int]:
+    arms = arms_of(given.experiment)
+    names = given.arms.split(",") if given.arms else list(arms)
+    unknown = [name for name in names if name not in arms]
+    if unknown:
+        raise InputError(f"{given.experiment} has no arm {unknown[0]!r}; it has {', '.join(arms)}")
+    return {name: given.seeds or arms[name] for name in names}
+
+
+def main() -> None:
+    """Runs what is not recorded yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", help="a folder beside this file that has a config.py")
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="where the runs go, each in its own folder")
+    parser.add_argument("--arms", default="", help="these arms alone, joined by commas")
+    parser.add_argument("--seeds", type=int, default=0, help="seeds of each arm, instead of what config.py says")
+    given = parser.parse_args()
+    try:
+        arms = _chosen(given)
+        path = HERE / given.experiment / RESULTS
+        todo = pending(given.experiment, read_records(path), arms)
+        for number, (arm, seed) in enumerate(todo, 1):
+            print(f"run {number} of {len(todo)}: {arm}, seed {seed}", flush=True)
+            record = run(given.experiment, arm, seed, given.workdir)
+            # Read anew: grids of several processes may share the file.
+            write_json(path, {"runs": [*read_records(path), record]})
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The table and the plot of an experiment, made from what its grid recorded.
+
+    python -m experiments.summary adapting
+
+writes `table.md` and `results.png` beside the experiment's `results.json`. Its `config.py` says what is shown: `ROW` of
+a run's results, `FIGURES` (heading and name of each figure), and `COMPARED`, the pairs of arms that are tested.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+
+from matplotlib.figure import Figure
+
+from experiments import grid
+from experiments.comparison import Mean, paired, values
+from vlab_jax.errors import InputError
+
+
+def table(module: ModuleType, records: Sequence[grid.Record]) -> str:
+    """Arms by figures: mean ± standard error over the seeds, then the differences of the compared arms, with p."""
+    headings = list(module.FIGURES)
+    lines = [f"| arm | seeds | {' | '.join(headings)} |", "|---|" + "---|" * (len(headings) + 1)]
+    for arm in module.ARMS:
+        seeds = {record["seed"] for record in records if record["arm"] == arm}
+        if seeds:
+            lines.append(f"| {arm} | {len(seeds)} | {' | '.join(_cells(module, records, arm))} |")
+    differences = [line for pair in module.COMPARED for line in _difference(module, records, *pair)]
+    if differences:
+        lines += ["", f"| difference | seeds | {' | '.join(headings)} |", lines[1], *differences]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(module: ModuleType, records: Sequence[grid.Record], arm: str) -> list[str]:
+    found = [values(records, arm, module.ROW, figure) for figure in module.FIGURES.values()]
+    return [str(Mean.of(each.values())) if each else "-" for each in found]
+
+
+def _difference(module: ModuleType, records: Sequence[grid.Record], one: str, other: str) -> list[str]:
+    tests = [
+        paired(*(values(records, arm, module.ROW, figure) for arm in (one, other)))
+        for figure in module.FIGURES.values()
+    ]
+    if not any(tests):
+        return []
+    cells = [f"{test.difference} (p {test.p:.2g})" if test else "-" for test in tests]
+    return [f"| {one} - {other} | {max(test.difference.count for test in tests if test)} | {' | '.join(cells)} |"]
+
+
+def plot(module: ModuleType, records: Sequence[grid.Record]) -> Figure:
+    """One panel a figure: a bar for each arm's mean, its standard error, and a dot for each seed."""
+    shown = {figure: _by_arm(module, records, figure) for figure in module.FIGURES.values()}
+    figure = Figure(figsize=(2.6 * len(shown), 4.2), layout="constrained")
+    for place, (heading, name) in enumerate(module.FIGURES.items(), 1):
+        axes = figure.add_subplot(1, len(shown), place)
+        axes.set_title(heading, fontsize=10)
+        for row, (arm, found) in enumerate(shown[name].items()):
+            mean = Mean.of(found.values())
+            axes.barh(row, mean.value, color="#1f4e8c" if arm == next(iter(module.ARMS)) else "#b3cdec")
+            if mean.count > 1:
+                axes.errorbar(mean.value, row, xerr=mean.error, color="black", capsize=3)
+            axes.plot(list(found.values()), [row] * len(found), ".", color="#d9822b", markersize=4)
+        axes.set_yticks(range(len(shown[name])), list(shown[name]) if place == 1 else [""] * len(shown[name]))
+        axes.invert_yaxis()
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _by_arm(module: ModuleType, records: Sequence[grid.Record], figure: str) -> Mapping[str, dict[int, float]]:
+    found = {arm: values(records, arm, module.ROW, figure) for arm in module.ARMS}
+    return {arm: by_seed for arm, by_seed in found.items() if by_seed}
+
+
+def summarise(experiment: str) -> tuple[pathlib.Path, pathlib.Path]:
+    """Writes the table and the plot; their paths.
+
+    Raises:
+      InputError: nothing is recorded yet, or there is no such experiment.
+    """
+    module, folder = grid.module_of(experiment), grid.HERE / experiment
+    records = grid.current(experiment, grid.read_records(folder / grid.RESULTS))
+    if not records:
+        raise InputError(f"{folder / grid.RESULTS} records no run of {experiment}; run experiments.grid first")
+    written, drawn = folder / "table.md", folder / "results.png"
+    written.write_text(table(module, records), encoding="utf-8")
+    plot(module, records).savefig(drawn, dpi=110)
+    return written, drawn
+
+
+def main() -> None:
+    """Writes the table and the plot of an experiment, and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", help="a folder beside this file that has a config.py")
+    try:
+        written, drawn = summarise(parser.parse_args().experiment)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"{written.read_text(encoding='utf-8')}\nwritten: {written}, {drawn}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""The grid of runs: which are left to do, how they are told apart, and that an interrupted grid goes on."""
+
+import json
+import sys
+
+import pytest
+
+from experiments import grid
+from vlab_jax import config_check
+from vlab_jax.errors import InputError
+
+
+def recorded(arm: str, seed: int) -> grid.Record:
+    return {"arm": arm, "seed": seed, "config": grid.config_hash(grid.config_of("adapting", arm, seed))}
+
+
+@pytest.mark.parametrize("arm", sorted(grid.arms_of("adapting")))
+def test_every_arm_is_a_config_that_the_package_takes(arm):
+    config_check.check(grid.config_of("adapting", arm, 3))
+
+
+def test_arms_differ_in_their_hash_and_seeds_do_not():
+    arms = grid.arms_of("adapting")
+    hashes = {arm: grid.config_hash(grid.config_of("adapting", arm, 0)) for arm in arms}
+    assert len(set(hashes.values())) == len(arms)
+    elsewhere = grid.config_of("adapting", "conv", 4)
+    elsewhere.data.workers, elsewhere.log_every = 1, 7  # how it runs, not what it computes
+    assert grid.config_hash(elsewhere) == hashes["conv"]
+
+
+def test_what_is_recorded_is_left_out_and_seeds_come_in_turns():
+    arms = {"conv": 2, "none": 3}
+    assert grid.pending("adapting", [], arms) == [("conv", 0), ("none", 0), ("conv", 1), ("none", 1), ("none", 2)]
+    left = grid.pending("adapting", [recorded("none", 0), recorded("conv", 1)], arms)
+    assert left == [("conv", 0), ("none", 1), ("none", 2)]
+    old = {**recorded("conv", 0), "config": "of another config"}
+    assert ("conv", 0) in grid.pending("adapting", [old], arms)
+
+
+def test_unknown_names_are_one_line():
+    with pytest.raises(InputError, match=r"^there is no experiment 'adaptin'; known: adapting"):
+        grid.arms_of("adaptin")
+    with pytest.raises(InputError, match="takes one of conv, none"):
+        grid.config_of("adapting", "convv", 0)
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """An experiment of two arms that train for seconds."""
+    folder = tmp_path / "experiments" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "config.py").write_text(
+        "import tiny_run\n\nARMS = {'one': 2, 'two': 1}\n\n\ndef get_config(arm='one'):\n"
+        "    config = tiny_run.get_config()\n    config.stages = ('adapt',)\n"
+        "    config.image_frames = {'one': 1, 'two': 2}[arm]\n    return config\n"
+    )
+    tests = str(grid.ROOT / "tests")
+    monkeypatch.setenv("PYTHONPATH", f"{grid.ROOT}:{tests}")
+    monkeypatch.setattr(grid, "HERE", folder.parent)
+    monkeypatch.setattr("experiments.__path__", [str(folder.parent)])
+    yield folder
+    sys.modules.pop("experiments.tiny.config", None)
+    sys.modules.pop("experiments.tiny", None)
+
+
+def test_a_grid_runs_records_and_goes_on_where_it_stopped(tiny, tmp_path, monkeypatch, capsys):
+    def call(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["grid", "tiny", f"--workdir={tmp_path / 'runs'}", *arguments])
+        grid.main()
+        return capsys.readouterr().out
+
+    assert call("--arms=one", "--seeds=1") == "run 1 of 1: one, seed 0\n"
+    assert call("--seeds=1") == "run 1 of 1: two, seed 0\n"
+    assert call("--seeds=1") == ""
+    first, second = json.loads((tiny / "results.json").read_text())["runs"]
+    assert (first["arm"], second["arm"], first["seed"]) == ("one", "two", 0)
+    assert "text_to_video/R@1" in first["rows"]["adapt (test)"] and first["config"] != second["config"]
+
+
+def test_a_run_that_fails_is_one_line_that_names_its_log(tiny, tmp_path, monkeypatch, capsys):
+    (tiny / "config.py").write_text(
+        (tiny / "config.py")
+        .read_text()
+        .replace("    return", "    config.data.train = ('folder:/nowhere',)\n    return")
+    )
+    monkeypatch.setattr(sys, "argv", ["grid", "tiny", "--arms=two", f"--workdir={tmp_path / 'runs'}"])
+    with pytest.raises(SystemExit) as stopped:
+        grid.main()
+    assert stopped.value.code == 2
+    assert "error: two with seed 0 ended with status 2; see " in capsys.readouterr().err
+    assert not (tiny / "results.json").exists()
