@@ -150,7 +150,7 @@ def main() -> None:
         todo = pending(given.experiment, read_records(path), arms)
         for number, (arm, seed) in enumerate(todo, 1):
             print(f"run {number} of {len(todo)}: {arm}, seed {seed}", flush=True)
-            record = run(given.experiment, arm, seed, given.workdir)
+            record = run(given.experiment, arm, seed, given.workdir.absolute())
             # Read anew: grids of several processes may share the file.
             write_json(path, {"runs": [*read_records(path), record]})
     except InputError as error:
