@@ -5,7 +5,7 @@
 trains a tiny model on the rendered data set `motion`, on two cores. What it reaches stands in the
 README's results. An argument after a colon changes it; several are joined by commas:
 
-    --config=configs/pretrain.py:long              the same with more clips, steps and questions: an hour, for answers
+    --config=configs/pretrain.py:long              the same with more clips and questions: an hour, for better answers
     --config=configs/pretrain.py:no_adapter        the control without adapters, all else equal
     --config=configs/pretrain.py:data=folder:/my/videos
                                                    on one's own clips (a directory with annotations.jsonl)

@@ -7,7 +7,7 @@ question is about the video stream. In all but `positions` the decoder is not to
 knows of time, adapters wrote. `README.md` says what the arms are for.
 """
 
-from collections.abc import Callable
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -17,69 +17,25 @@ from vlab_jax.errors import InputError
 BLEND_STEPS = 1000
 
 
-def _conv(config: ConfigDict) -> None:
-    """The default: a convolution over 5 frames, in every block."""
-
-
-def _none(config: ConfigDict) -> None:
-    """No adapter: frames are a bag."""
-    config.model.adapter.blocks = "none"
-
-
-def _positions(config: ConfigDict) -> None:
-    """No adapter, but the decoder learns a position for each frame."""
-    config.model.adapter.blocks = "none"
-    config.model.decoder.frame_positions = True
-
-
-def _attention(config: ConfigDict) -> None:
-    """Self-attention over time in place of the convolution."""
-    config.model.adapter.mixer = "attention"
-
-
-def _frozen(config: ConfigDict) -> None:
-    """CLIP stays as its stills taught it; adapters and decoder learn."""
-    learned = [group for group in config.stage.blend.groups if group[0] in ("^video_adapter/", "^decoder/")]
-    config.stage.blend.groups = (*learned, (".*", "frozen"))
-
-
-def _blocks(blocks: str) -> Callable[[ConfigDict], None]:
-    def change(config: ConfigDict) -> None:
-        config.model.adapter.blocks = blocks
-
-    return change
-
-
-def _frames(frames: int) -> Callable[[ConfigDict], None]:
-    def change(config: ConfigDict) -> None:
-        config.frames = frames
-
-    return change
-
-
-def _kernel(frames: int) -> Callable[[ConfigDict], None]:
-    def change(config: ConfigDict) -> None:
-        config.model.adapter.kernel = (frames, 1, 1)
-
-    return change
-
-
-_CHANGES: dict[str, Callable[[ConfigDict], None]] = {
-    "conv": _conv,
-    "none": _none,
-    "positions": _positions,
-    "attention": _attention,
-    "last_1": _blocks("last:1"),
-    "last_2": _blocks("last:2"),
-    "frames_2": _frames(2),
-    "frames_4": _frames(4),
-    "frames_16": _frames(16),
-    "kernel_1": _kernel(1),
-    "kernel_3": _kernel(3),
-    "frozen": _frozen,
+NO_ADAPTER = {"model.adapter.blocks": "none"}
+# The fields in which each arm differs from the first, a convolution over 5 frames in every block.
+CHANGES: dict[str, dict[str, Any]] = {
+    "conv": {},
+    "none": NO_ADAPTER,
+    "positions": {**NO_ADAPTER, "model.decoder.frame_positions": True},
+    "attention": {"model.adapter.mixer": "attention"},
+    "last_1": {"model.adapter.blocks": "last:1"},
+    "last_2": {"model.adapter.blocks": "last:2"},
+    "frames_2": {"frames": 2},
+    "frames_4": {"frames": 4},
+    "frames_16": {"frames": 16},
+    "kernel_1": {"model.adapter.kernel": (1, 1, 1)},
+    "kernel_3": {"model.adapter.kernel": (3, 1, 1)},
+    # CLIP stays as its stills taught it, as in the stage before.
+    "frozen": {"stage.blend.groups": pretrain.get_config("tiny").stage.adapt.groups},
 }
 # Five seeds where the headline is; three for what it depends on.
-ARMS = {arm: 5 if arm in ("conv", "none") else 3 for arm in _CHANGES}
+ARMS = {arm: 5 if arm in ("conv", "none") else 3 for arm in CHANGES}
 # What `experiments.summary` shows, and which arms it compares.
 ROW = "blend (test)"
 FIGURES = {
@@ -99,8 +55,8 @@ def get_config(arm: str = "conv") -> ConfigDict:
     Raises:
       InputError: there is no such arm.
     """
-    if arm not in _CHANGES:
-        raise InputError(f"experiments/adapting/config.py takes one of {', '.join(_CHANGES)}, not {arm!r}")
+    if arm not in CHANGES:
+        raise InputError(f"experiments/adapting/config.py takes one of {', '.join(CHANGES)}, not {arm!r}")
     config = pretrain.get_config("tiny")
     config.model.decoder.blending = "none"
     config.model.decoder.frame_positions = False
@@ -108,5 +64,5 @@ def get_config(arm: str = "conv") -> ConfigDict:
     config.stage.blend.update({"streams": ("video",), "steps": BLEND_STEPS, "questions_per_clip": 4})
     config.generation.beams = 1
     config.evaluation.closed_list = 0
-    _CHANGES[arm](config)
+    config.update_from_flattened_dict(CHANGES[arm])
     return config

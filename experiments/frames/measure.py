@@ -35,6 +35,7 @@ import PIL.Image
 from experiments.timing import commit, medians
 from vlab_jax.data import frames, video
 from vlab_jax.data.builders.options import BuildOptions
+from vlab_jax.runtime.json_file import write_json
 
 FRAMES, SIZE = 8, 224
 RATE, SECONDS, PICTURE = 25, 60, (480, 360)
@@ -223,7 +224,7 @@ def main() -> None:
         results["minute"][name] = compare_minute(encode(groups[given.minute], gop, cuts), given.repeats)
         print(name, json.dumps(results["minute"][name], indent=2), file=sys.stderr, flush=True)
     recorded = {"repeats": given.repeats, "most": given.most, **results, **machine()}
-    pathlib.Path(__file__).with_name("results.json").write_text(json.dumps(recorded, indent=2) + "\n")
+    write_json(pathlib.Path(__file__).with_name("results.json"), recorded)
 
 
 if __name__ == "__main__":

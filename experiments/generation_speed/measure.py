@@ -29,6 +29,7 @@ from vlab_jax.models.cached_decoder import NextTokens, Remember
 from vlab_jax.models.generation import Search, generate
 from vlab_jax.models.multimodal_decoder import MultimodalDecoder
 from vlab_jax.models.vlab import VLAB, decoder_of, parameter_shapes
+from vlab_jax.runtime.json_file import write_json
 
 FRAMES = {"video": 8, "image": 4}
 TOKENS_A_FRAME, VISION_WIDTH, START = 197, 768, 49406
@@ -156,7 +157,7 @@ def main() -> None:
     }
     versions = {"python": platform.python_version(), "jax": jax.__version__, "device": str(jax.devices()[0])}
     recorded = {**vars(given), "seconds": seconds, "ratios": ratios, "commit": commit(), **versions}
-    pathlib.Path(__file__).with_name("results.json").write_text(json.dumps(recorded, indent=2) + "\n")
+    write_json(pathlib.Path(__file__).with_name("results.json"), recorded)
     print(json.dumps(recorded, indent=2))
 
 

@@ -1,6 +1,5 @@
 """Evaluates a checkpoint, by the config that it was saved with: what `--config=configs/evaluate.py` runs."""
 
-import json
 import pathlib
 
 import jax
@@ -17,6 +16,7 @@ from vlab_jax.evaluation.tasks import Plan
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.runtime import meters, sharding
 from vlab_jax.runtime.checkpoint import CONFIG, PROGRESS, Checkpoints, find_checkpoint
+from vlab_jax.runtime.json_file import write_json
 
 
 def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path | None) -> dict[str, dict[str, float]]:
@@ -62,7 +62,7 @@ def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
                 queries=config.report.queries,
                 title="Evaluation",
             )
-            (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+            write_json(workdir / "results.json", results)
     return results
 
 

@@ -117,7 +117,7 @@ class Run:
         latest = self.checkpoints.latest()
         if latest is None:
             self.writer.truncate(0)  # of a run that ended before its first checkpoint
-            (self.workdir / "config.json").write_text(json.dumps(self.saved_config, indent=2) + "\n")
+            write_json(self.workdir / "config.json", self.saved_config)
             return Progress(), self._initial_parameters()
         progress = Progress(**self.checkpoints.read_json(latest, PROGRESS))
         self.writer.truncate(progress.total)

@@ -1,6 +1,5 @@
 """What a run starts from: random parameters, or a pretrained model's and random ones beside them; its tokenizer."""
 
-import json
 import logging
 import math
 import pathlib
@@ -20,6 +19,7 @@ from vlab_jax.models.vlab import VLAB, copied_from_clip, example_inputs, paramet
 from vlab_jax.pretrained.load import Pretrained, load_parameters
 from vlab_jax.pretrained.origins import format_origins
 from vlab_jax.runtime import sharding
+from vlab_jax.runtime.json_file import write_json
 
 
 def random_parameters(model: VLAB, frames: int, seed: int, mesh: Mesh, without: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def _others(shapes: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str, t
 def note_origin(workdir: pathlib.Path, pretrained: Pretrained) -> None:
     """Writes into the workdir what the run started from: for the model card of an export."""
     noted = {"name": pretrained.name, "format": pretrained.architecture.format, "licence": pretrained.licence()}
-    (workdir / "pretrained.json").write_text(json.dumps(noted, indent=2) + "\n")
+    write_json(workdir / "pretrained.json", noted)
 
 
 def make_tokenizer(
