@@ -2,6 +2,10 @@
 
     python -m experiments.grid adapting --workdir=/somewhere/large
     python -m experiments.grid adapting --arms=conv,none --seeds=2 --workdir=/somewhere/large
+    python -m experiments.grid adapting --jobs=2 --workdir=/somewhere/large
+
+With `--jobs`, so many runs go at a time, each on its part of the CPUs: a tiny model keeps one core busy, and two much
+less than twice as much.
 
 An experiment is a folder with a `config.py`: `ARMS` names its arms, each with its number of seeds, and
 `get_config(arm)` is the arm's config, which `vlab_jax.main` runs like any other. Seeds are the runs' `config.seed`, the
@@ -13,14 +17,20 @@ A run is recorded under the hash of its config; another config is another run.
 """
 
 import argparse
+import concurrent.futures
+import functools
 import hashlib
 import importlib
 import json
+import os
 import pathlib
 import platform
+import queue
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -88,8 +98,8 @@ def current(experiment: str, records: list[Record]) -> list[Record]:
     return [record for record in records if record["config"] == hashes.get(record["arm"])]
 
 
-def run(experiment: str, arm: str, seed: int, workdir: pathlib.Path) -> Record:
-    """Trains one arm with one seed in a process of its own, below `workdir`; its record.
+def run(experiment: str, workdir: pathlib.Path, arm: str, seed: int, cpus: set[int] | None = None) -> Record:
+    """Trains one arm with one seed in a process of its own, below `workdir`, on these CPUs or on all; its record.
 
     Raises:
       InputError: the run failed; its log is named.
@@ -100,8 +110,11 @@ def run(experiment: str, arm: str, seed: int, workdir: pathlib.Path) -> Record:
     config = module_of(experiment).__file__
     command = [sys.executable, "-m", "vlab_jax.main", f"--config={config}:{arm}", f"--config.seed={seed}"]
     started = time.time()
+    keep_to = (lambda: os.sched_setaffinity(0, cpus)) if cpus else None
     with (folder / "log.txt").open("a") as log:
-        done = subprocess.run([*command, f"--workdir={folder}"], cwd=ROOT, stdout=log, stderr=log, check=False)
+        done = subprocess.run(
+            [*command, f"--workdir={folder}"], cwd=ROOT, stdout=log, stderr=log, check=False, preexec_fn=keep_to
+        )
     if done.returncode:
         raise InputError(f"{arm} with seed {seed} ended with status {done.returncode}; see {folder / 'log.txt'}")
     return {
@@ -115,6 +128,48 @@ def run(experiment: str, arm: str, seed: int, workdir: pathlib.Path) -> Record:
     }
 
 
+def run_all(
+    todo: list[tuple[str, int]], path: pathlib.Path, jobs: int, start: Callable[[str, int, set[int] | None], Record]
+) -> None:
+    """Starts the runs, `jobs` at a time, and adds the record of each to the file at `path` as soon as it is done.
+
+    Args:
+      start: (arm, seed, CPUs) → record. CPUs are a share of those of this process, None with one job.
+
+    Raises:
+      InputError: a run failed. Those under way are recorded, the others are not started.
+    """
+    shares: queue.SimpleQueue[set[int] | None] = queue.SimpleQueue()
+    for share in cpu_shares(jobs):
+        shares.put(share)
+    writing = threading.Lock()
+
+    def one(number: int, arm: str, seed: int) -> None:
+        print(f"run {number} of {len(todo)}: {arm}, seed {seed}", flush=True)
+        share = shares.get()
+        try:
+            record = start(arm, seed, share)
+        finally:
+            shares.put(share)
+        with writing:  # and read anew: grids of several processes may share the file
+            write_json(path, {"runs": [*read_records(path), record]})
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        started = [pool.submit(one, number, *each) for number, each in enumerate(todo, 1)]
+        done, _ = concurrent.futures.wait(started, return_when=concurrent.futures.FIRST_EXCEPTION)
+        pool.shutdown(wait=True, cancel_futures=True)
+    for future in done:
+        future.result()
+
+
+def cpu_shares(jobs: int) -> list[set[int] | None]:
+    """The CPUs of this process in as many equal parts; None for each where there are fewer CPUs, or none are told."""
+    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if jobs == 1 or len(cpus) < jobs:
+        return [None] * jobs
+    return [set(cpus[job::jobs]) for job in range(jobs)]
+
+
 def module_of(experiment: str) -> ModuleType:
     """The `config.py` of an experiment.
 
@@ -125,6 +180,12 @@ def module_of(experiment: str) -> ModuleType:
         known = ", ".join(sorted(path.parent.name for path in HERE.glob("*/config.py")))
         raise InputError(f"there is no experiment {experiment!r}; known: {known}")
     return importlib.import_module(f"experiments.{experiment}.config")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
 
 
 def _chosen(given: argparse.Namespace) -> dict[str, int]:
@@ -142,17 +203,17 @@ def main() -> None:
     parser.add_argument("experiment", help="a folder beside this file that has a config.py")
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="where the runs go, each in its own folder")
     parser.add_argument("--arms", default="", help="these arms alone, joined by commas")
+    parser.add_argument(
+        "--jobs", type=_positive, default=1, help="runs at a time; on CPU, one for each core is fastest"
+    )
     parser.add_argument("--seeds", type=int, default=0, help="seeds of each arm, instead of what config.py says")
     given = parser.parse_args()
     try:
         arms = _chosen(given)
         path = HERE / given.experiment / RESULTS
         todo = pending(given.experiment, read_records(path), arms)
-        for number, (arm, seed) in enumerate(todo, 1):
-            print(f"run {number} of {len(todo)}: {arm}, seed {seed}", flush=True)
-            record = run(given.experiment, arm, seed, given.workdir.absolute())
-            # Read anew: grids of several processes may share the file.
-            write_json(path, {"runs": [*read_records(path), record]})
+        start = functools.partial(run, given.experiment, given.workdir.absolute())
+        run_all(todo, path, given.jobs, start)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -57,7 +57,9 @@ def run(config: ConfigDict, workdir: str | None, checkpoint: str | None) -> None
         if not checkpoint:
             raise InputError("to evaluate, say of which run: --checkpoint=<workdir or checkpoints/<step>>")
         from vlab_jax.evaluation.checkpoint import evaluate
+        from vlab_jax.runtime.compilation_cache import keep_compiled_programs
 
+        keep_compiled_programs()
         evaluate(config, pathlib.Path(checkpoint), pathlib.Path(workdir) if workdir else None)
         return
     if not workdir:
@@ -66,8 +68,10 @@ def run(config: ConfigDict, workdir: str | None, checkpoint: str | None) -> None
     import jax  # here, because all this takes seconds: a mistake is named at once
 
     from vlab_jax.runtime.allocator import keep_freed_memory
+    from vlab_jax.runtime.compilation_cache import keep_compiled_programs
     from vlab_jax.training.loop import train
 
+    keep_compiled_programs()
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     train(config, folder)

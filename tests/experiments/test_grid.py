@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 
 import pytest
 
@@ -14,9 +15,45 @@ def recorded(arm: str, seed: int) -> grid.Record:
     return {"arm": arm, "seed": seed, "config": grid.config_hash(grid.config_of("adapting", arm, seed))}
 
 
-@pytest.mark.parametrize("arm", sorted(grid.arms_of("adapting")))
-def test_every_arm_is_a_config_that_the_package_takes(arm):
-    config_check.check(grid.config_of("adapting", arm, 3))
+ARMS = [(name, arm) for name in ("adapting", "blending", "objectives") for arm in grid.arms_of(name)]
+
+
+@pytest.mark.parametrize(("experiment", "arm"), ARMS)
+def test_every_arm_is_a_config_that_the_package_takes(experiment, arm):
+    config_check.check(grid.config_of(experiment, arm, 3))
+
+
+@pytest.mark.parametrize("experiment", ["adapting", "blending", "objectives"])
+def test_what_an_experiment_compares_are_arms_of_its_own(experiment):
+    module = grid.module_of(experiment)
+    assert {arm for pair in module.COMPARED for arm in pair} <= set(module.ARMS)
+    hashes = {grid.config_hash(grid.config_of(experiment, arm, 0)) for arm in module.ARMS}
+    assert len(hashes) == len(module.ARMS)
+
+
+def test_runs_at_a_time_share_the_cpus_evenly(monkeypatch):
+    monkeypatch.setattr(grid.os, "sched_getaffinity", lambda _: {0, 2, 3, 5, 6}, raising=False)
+    assert grid.cpu_shares(1) == [None]
+    assert grid.cpu_shares(2) == [{0, 3, 6}, {2, 5}]
+    assert grid.cpu_shares(6) == [None] * 6
+
+
+def test_runs_at_a_time_are_all_recorded_and_a_failure_stops_what_has_not_begun(tmp_path):
+    path = tmp_path / "results.json"
+    both = threading.Barrier(2, timeout=60)
+
+    def start(arm: str, seed: int, cpus: set[int] | None) -> grid.Record:
+        both.wait()  # none goes on before two are under way
+        if (arm, seed) == ("bad", 1):
+            raise InputError("bad with seed 1 ended")
+        return {"arm": arm, "seed": seed}
+
+    grid.run_all([("good", seed) for seed in range(4)], path, 2, start)
+    assert sorted(record["seed"] for record in grid.read_records(path)) == [0, 1, 2, 3]
+    with pytest.raises(InputError, match="bad with seed 1 ended"):
+        grid.run_all([("bad", 0), ("bad", 1), *(("bad", seed) for seed in range(2, 50))], path, 2, start)
+    recorded = [record["seed"] for record in grid.read_records(path) if record["arm"] == "bad"]
+    assert 0 in recorded and 1 not in recorded and len(recorded) < 10
 
 
 def test_arms_differ_in_their_hash_and_seeds_do_not():
@@ -38,7 +75,7 @@ def test_what_is_recorded_is_left_out_and_seeds_come_in_turns():
 
 
 def test_unknown_names_are_one_line():
-    with pytest.raises(InputError, match=r"^there is no experiment 'adaptin'; known: adapting"):
+    with pytest.raises(InputError, match=r"^there is no experiment 'adaptin'; known: adapting, blending, objectives$"):
         grid.arms_of("adaptin")
     with pytest.raises(InputError, match="takes one of conv, none"):
         grid.config_of("adapting", "convv", 0)

@@ -14,6 +14,10 @@ Configurations and their splits (examples in train / validation / test):
 - `large` (16000 / 160 / 400): the same, and the same clips in validation and test, with more to train on.
 - `still` (6000 / 200 / 400): one frame of such a scene as a JPEG, all its shapes in full view, with captions
   and questions on appearance alone. An image model learns the shapes here; many images share a caption.
+- `glyphs` and `glyphs_still`: `video` and `still` with a *glyph* in each picture (`motion_glyph`), a detail that
+  stills teach and videos hardly mention: the words of half of the stills tell it, and of 5 % of the training
+  clips. In validation and test, where `glyphs` asks for it, every other caption tells it; a question of type
+  `glyph` asks which it is, and one of type `detail` offers a caption told with each kind.
 - `tiny` (48 / 16 / 16) and `tiny_still` (48 / 16 / 16): the same in small, for tests.
 
 What is balanced: a scene played backwards is as likely as the scene, so a bag of frames tells nothing of
@@ -39,9 +43,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import UInt8
 
 from vlab_jax.data import schema
 from vlab_jax.data.builders.clip_builder import ClipBuilder
+from vlab_jax.data.builders.motion_glyph import detail_question, draw_glyph, glyph_question, stamp, tell
 from vlab_jax.data.builders.motion_render import encode_image, encode_video, render
 from vlab_jax.data.builders.motion_scene import FRAMES, Scene, draw_scene
 from vlab_jax.data.builders.motion_still_text import still_captions, still_questions
@@ -64,6 +70,8 @@ class MotionConfig(tfds.core.BuilderConfig):
       still: one frame instead of a clip.
       resolution: side of the square frame in pixels, even.
       event_weights: the chances of 1, 2, ... (at most 3) events in a scene.
+      glyphs: whether each picture has a glyph.
+      glyphs_told: the share of training examples whose captions and questions tell it.
       seed: every random choice follows from it.
     """
 
@@ -73,6 +81,8 @@ class MotionConfig(tfds.core.BuilderConfig):
     still: bool = False
     resolution: int = 48
     event_weights: tuple[float, ...] = (0.5, 0.5)
+    glyphs: bool = False
+    glyphs_told: float = 0.0
     seed: int = 0
 
     @property
@@ -97,6 +107,17 @@ class Motion(ClipBuilder):
         MotionConfig(name="video", description="Clips of 24 frames, with twins in validation and test."),
         MotionConfig(name="large", description="`video` with more training clips.", train=16000),
         MotionConfig(name="still", description="Single frames.", still=True, train=6000, validation=200, test=400),
+        MotionConfig(name="glyphs", description="`video` with glyphs.", glyphs=True, glyphs_told=0.05),
+        MotionConfig(
+            name="glyphs_still",
+            description="`still` with glyphs.",
+            still=True,
+            train=6000,
+            validation=200,
+            test=400,
+            glyphs=True,
+            glyphs_told=0.5,
+        ),
         MotionConfig(name="tiny", description="`video` in small, for tests.", **_SMALL),
         MotionConfig(name="tiny_still", description="`still` in small, for tests.", still=True, **_SMALL),
     ]
@@ -121,13 +142,10 @@ def still_clips(config: MotionConfig, split: str) -> Iterator[schema.Clip]:
         rng = _generator(config, split, index)
         scene = draw_scene(rng, config.event_weights)
         frame = int(rng.integers(FRAMES))
-        pixels = render(scene, config.resolution, [frame], unfaded=True)[0]
-        yield schema.Clip(
-            id=f"{split}-{index:05d}",
-            media=encode_image(pixels),
-            captions=still_captions(scene, frame, rng),
-            questions=still_questions(scene, rng),
-        )
+        pixels = render(scene, config.resolution, [frame], unfaded=True)
+        said, asked = still_captions(scene, frame, rng), still_questions(scene, rng)
+        pixels, said, asked = _with_glyph(config, split, index, pixels, said, asked)
+        yield schema.Clip(f"{split}-{index:05d}", encode_image(pixels[0]), captions=said, questions=asked)
 
 
 def video_clips(config: MotionConfig, split: str) -> Iterator[schema.Clip]:
@@ -139,12 +157,9 @@ def video_clips(config: MotionConfig, split: str) -> Iterator[schema.Clip]:
     for index in range(config.train):
         rng = _generator(config, split, index)
         scene = _draw(rng, config, lambda scene: not is_held_out(scene, config.seed))
-        yield schema.Clip(
-            id=f"train-{index:05d}",
-            media=encode_video(render(scene, config.resolution)),
-            captions=captions(scene, rng),
-            questions=all_questions(scene, rng),
-        )
+        said, asked = captions(scene, rng), all_questions(scene, rng)
+        frames, said, asked = _with_glyph(config, split, index, render(scene, config.resolution), said, asked)
+        yield schema.Clip(f"train-{index:05d}", encode_video(frames), captions=said, questions=asked)
 
 
 def held_out_scenes(config: MotionConfig) -> dict[str, list[Scene]]:
@@ -189,14 +204,37 @@ def _twins(scene: Scene, config: MotionConfig, split: str, index: int) -> Iterat
     asked = [questions(one, rng) for one, rng in zip(both, wording, strict=True)]
     twin = twin_questions(said[0][0], said[1][0], wording[0])
     for i, name in enumerate("ab"):
+        pixels, words, questioned = _with_glyph(config, split, index, frames, said[i], asked[i] + twin[i])
         yield schema.Clip(
             id=f"{split}-{index:04d}-{name}",
-            media=encode_video(frames if i == 0 else frames[::-1]),
-            captions=said[i],
-            questions=asked[i] + twin[i],
+            media=encode_video(pixels if i == 0 else pixels[::-1]),
+            captions=words,
+            questions=questioned,
         )
 
 
-def _generator(config: MotionConfig, split: str, index: int) -> np.random.Generator:
-    """The Generator of one example: each depends on the seed, its split and its index alone."""
-    return np.random.default_rng([config.seed, int(config.still), SPLITS.index(split), index])
+def _with_glyph(
+    config: MotionConfig,
+    split: str,
+    index: int,
+    frames: UInt8[np.ndarray, "t h w 3"],
+    said: tuple[str, ...],
+    asked: tuple[schema.Question, ...],
+) -> tuple[UInt8[np.ndarray, "t h w 3"], tuple[str, ...], tuple[schema.Question, ...]]:
+    """An example's frames, captions and questions, with its glyph if the configuration has glyphs."""
+    if not config.glyphs:
+        return frames, said, asked
+    rng = _generator(config, split, index, use=1)
+    glyph = draw_glyph(rng)
+    frames = stamp(frames, glyph)
+    if split == "train":
+        told = rng.random() < config.glyphs_told
+        return frames, *((tell(glyph, said), (*asked, glyph_question(glyph))) if told else (said, asked))
+    questions = (glyph_question(glyph), detail_question(said[0], glyph, rng))
+    return frames, tell(glyph, said, every=2), asked + questions
+
+
+def _generator(config: MotionConfig, split: str, index: int, use: int = 0) -> np.random.Generator:
+    """The Generator of one use in one example: it depends on these and the seed alone."""
+    uses = (use,) if use else ()
+    return np.random.default_rng([config.seed, int(config.still), SPLITS.index(split), index, *uses])
