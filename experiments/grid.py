@@ -37,7 +37,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.timing import commit
-from vlab_jax.config import FREE_ON_RESUME, plain
+from vlab_jax.config import differences, plain, stage_config, training_config
 from vlab_jax.errors import InputError
 from vlab_jax.runtime.json_file import write_json
 
@@ -65,15 +65,16 @@ def config_of(experiment: str, arm: str, seed: int) -> ConfigDict:
 
 
 def config_hash(config: ConfigDict) -> str:
-    """Twelve hexadecimal digits that tell configs apart which compute different things; the seed does not count."""
+    """Twelve hexadecimal digits that tell configs apart which compute different things; the seed does not count.
+
+    What counts are the fields that are not at their default: a field that the package gets later, and that leaves runs
+    as they are by default, does not make them another run's.
+    """
     fields = plain(config.to_dict())
-    for name in (*FREE_ON_RESUME, "seed"):
-        *outer, last = name.split(".")
-        inner = fields
-        for key in outer:
-            inner = inner[key]
-        inner.pop(last)
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+    defaults = plain(training_config().to_dict())
+    defaults["stage"] = {name: plain(stage_config().to_dict()) for name in fields["stage"]}
+    given = sorted(differences(defaults, {**fields, "seed": defaults["seed"]}))
+    return hashlib.sha256(json.dumps(given).encode()).hexdigest()[:12]
 
 
 def read_records(path: pathlib.Path) -> list[Record]:

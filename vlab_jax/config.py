@@ -201,6 +201,11 @@ def stage_config(**fields: Any) -> ConfigDict:
         {
             "steps": 1000,
             "batch_size": 64,
+            # Parts of the batch that go through the model one after the other, for batches that memory does not hold
+            # at once; the contrastive loss still compares all clips of the batch with all texts.
+            "micro_batches": 1,
+            # Columns of the batch's similarities that exist at once; 0: all.
+            "contrastive_chunk": 0,
             # Data sets of this stage alone; empty: data.train.
             "train": (),
             # Frames of a clip in this stage; 0: the run's.

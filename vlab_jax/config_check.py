@@ -47,6 +47,8 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "data.jpeg_quality": (1, 100),
     "stage.steps": (1, None),
     "stage.batch_size": (1, None),
+    "stage.micro_batches": (1, None),
+    "stage.contrastive_chunk": (0, None),
     "stage.frames": (0, None),
     "stage.warmup_steps": (0, None),
     "stage.end_learning_rate_share": (0.0, 1.0),

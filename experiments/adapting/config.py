@@ -2,8 +2,8 @@
 
     python -m vlab_jax.main --config=experiments/adapting/config.py:conv --workdir=workdir_conv
 
-All arms train as `configs/pretrain.py` does, with several questions a clip; the image stream is left out, since the
-question is about the video stream. In all but `positions` the decoder is not told which frame a token is of: what it
+All arms train as `experiments/recipe.py` says; the image stream is left out, since the question is about the video
+stream. In all but `positions` the decoder is not told which frame a token is of: what it
 knows of time, adapters wrote. `README.md` says what the arms are for.
 """
 
@@ -11,12 +11,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import pretrain
+from experiments import recipe
 from vlab_jax.errors import InputError
 
-BLEND_STEPS = 1000
-
-
+BLEND_STEPS = 600
 NO_ADAPTER = {"model.adapter.blocks": "none"}
 # The fields in which each arm differs from the first, a convolution over 5 frames in every block.
 CHANGES: dict[str, dict[str, Any]] = {
@@ -32,7 +30,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "kernel_1": {"model.adapter.kernel": (1, 1, 1)},
     "kernel_3": {"model.adapter.kernel": (3, 1, 1)},
     # CLIP stays as its stills taught it, as in the stage before.
-    "frozen": {"stage.blend.groups": pretrain.get_config("tiny").stage.adapt.groups},
+    "frozen": {"stage.blend.groups": recipe.tiny(BLEND_STEPS).stage.adapt.groups},
 }
 # Five seeds where the headline is; three for what it depends on.
 ARMS = {arm: 5 if arm in ("conv", "none") else 3 for arm in CHANGES}
@@ -57,12 +55,10 @@ def get_config(arm: str = "conv") -> ConfigDict:
     """
     if arm not in CHANGES:
         raise InputError(f"experiments/adapting/config.py takes one of {', '.join(CHANGES)}, not {arm!r}")
-    config = pretrain.get_config("tiny")
+    config = recipe.tiny(BLEND_STEPS)
     config.model.decoder.blending = "none"
     config.model.decoder.frame_positions = False
     config.image_frames = 1
-    config.stage.blend.update({"streams": ("video",), "steps": BLEND_STEPS, "questions_per_clip": 4})
-    config.generation.beams = 1
-    config.evaluation.closed_list = 0
+    config.stage.blend.streams = ("video",)
     config.update_from_flattened_dict(CHANGES[arm])
     return config

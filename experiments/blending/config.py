@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import pretrain
+from experiments import recipe
 from vlab_jax.errors import InputError
 
 BLEND_STEPS = 500
@@ -74,13 +74,10 @@ def get_config(arm: str = "concat_separate") -> ConfigDict:
     """
     if arm not in CHANGES:
         raise InputError(f"experiments/blending/config.py takes one of {', '.join(CHANGES)}, not {arm!r}")
-    config = pretrain.get_config("tiny")
+    config = recipe.tiny(BLEND_STEPS)
     config.data.train, config.data.evaluate = ("motion/glyphs",), "motion/glyphs"
     config.stage.clip.update({"train": ("motion/glyphs_still",), "steps": 200})
-    config.stage.blend.update({"steps": BLEND_STEPS, "questions_per_clip": 4})
     config.evaluation.multiple_choice = ("twin", "detail")
-    config.evaluation.closed_list = 0
-    config.generation.beams = 1
     changes = dict(CHANGES[arm])
     groups = changes.pop("stage.blend.groups", ())
     config.stage.blend.groups = (*groups, *config.stage.blend.groups)

@@ -1,4 +1,4 @@
-"""One arm of the experiment on objectives: the tiny model of `configs/pretrain.py`, taught by some of them.
+"""One arm of the experiment on objectives: a tiny model on `motion`, taught by some of them.
 
     python -m vlab_jax.main --config=experiments/objectives/config.py:contrastive --workdir=workdir_contrastive
 
@@ -7,7 +7,7 @@ Each arm learns from the same clips in as many steps, on both streams; `README.m
 
 from ml_collections import ConfigDict
 
-from configs import pretrain
+from experiments import recipe
 from vlab_jax.errors import InputError
 
 BLEND_STEPS = 500
@@ -36,10 +36,7 @@ def get_config(arm: str = "both") -> ConfigDict:
     """
     if arm not in LEFT_OUT:
         raise InputError(f"experiments/objectives/config.py takes one of {', '.join(LEFT_OUT)}, not {arm!r}")
-    config = pretrain.get_config("tiny")
-    config.stage.blend.update({"steps": BLEND_STEPS, "questions_per_clip": 4})
-    config.evaluation.closed_list = 0
-    config.generation.beams = 1
+    config = recipe.tiny(BLEND_STEPS)
     for stage in (config.stage.adapt, config.stage.blend):
         for objective in LEFT_OUT[arm]:
             stage.objectives[objective] = 0.0

@@ -18,6 +18,7 @@ def contrastive(
     texts: Float[Array, "B E"],
     logit_scale: Float[Array, ""],
     identity: Int[Array, " B"],
+    chunk: int = 0,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Symmetric InfoNCE over the whole batch (CLIP, section 2.3).
 
@@ -25,18 +26,47 @@ def contrastive(
       clips, texts: embeddings of unit length; row i of one belongs to row i of the other.
       logit_scale: the logarithm of the inverse temperature.
       identity: equal for rows of the same clip; these are not negatives of each other.
+      chunk: how many columns of the `[B, B]` similarities exist at once, in the backward pass too; it divides `B`.
+        0: all of them.
 
     Returns:
-      The loss, and the share of clips whose own caption scores highest.
+      The loss, and the share of clips whose own caption scores higher than all others.
     """
     scale = jnp.exp(clamp_temperature(logit_scale))
-    logits = scale * clips @ texts.T  # [B, B]
-    own = jnp.arange(clips.shape[0])
-    same = (identity[:, None] == identity[None]) & (own[:, None] != own[None])
-    logits = jnp.where(same, -jnp.inf, logits)
-    by_clip = optax.softmax_cross_entropy_with_integer_labels(logits, own)
-    by_text = optax.softmax_cross_entropy_with_integer_labels(logits.T, own)
-    return 0.5 * (by_clip + by_text).mean(), (logits.argmax(axis=1) == own).mean()
+    own = scale * (clips * texts).sum(axis=1)  # [B]
+    by_clip, highest = _normalisers(scale * clips, texts, own, identity, chunk or len(clips))
+    by_text, _ = _normalisers(scale * texts, clips, own, identity, chunk or len(clips))
+    return (0.5 * (by_clip + by_text) - own).mean(), (own > highest).mean()
+
+
+def _normalisers(
+    rows: Float[Array, "B E"],
+    columns: Float[Array, "B E"],
+    own: Float[Array, " B"],
+    identity: Int[Array, " B"],
+    chunk: int,
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    """Of each row: the logarithm of the sum of exponentials of its similarities, and the highest of the others'.
+
+    The sum is kept relative to the highest so far, chunk by chunk. `own` are the similarities on the diagonal, which
+    are left out where rows of the same clip are, and then counted.
+    """
+
+    @jax.checkpoint  # else every chunk's similarities would be kept for the backward pass
+    def add(carry, part):
+        top, total, highest = carry
+        columns, ids = part
+        others = jnp.where(identity[:, None] == ids[None], -jnp.inf, rows @ columns.T)  # [B, chunk]
+        highest = jnp.maximum(highest, others.max(axis=1))
+        raised = jax.lax.stop_gradient(jnp.maximum(top, highest))
+        total = total * jnp.exp(top - raised) + jnp.exp(others - raised[:, None]).sum(axis=1)
+        return (raised, total, jax.lax.stop_gradient(highest)), None
+
+    start = jax.lax.stop_gradient(own)
+    parts = tuple(each.reshape(-1, chunk, *each.shape[1:]) for each in (columns, identity))
+    nothing = jnp.full_like(start, -jnp.inf)
+    (top, total, highest), _ = jax.lax.scan(add, (start, jnp.exp(own - start), nothing), parts)
+    return top + jnp.log(total), highest
 
 
 def clamp_temperature(logit_scale: Float[Array, ""]) -> Float[Array, ""]:
@@ -54,6 +84,7 @@ def next_tokens(
     starts: Int[Array, " B"],
     lengths: Int[Array, " B"],
     smoothing: float = 0.0,
+    count: Int[Array, ""] | None = None,
 ) -> Float[Array, ""]:
     """Cross-entropy of each next token from `starts` to `lengths`; what is outside weighs nothing.
 
@@ -64,15 +95,28 @@ def next_tokens(
       logits: at position i, for the token at i + 1.
       starts: the place of the first token that counts, at least 1.
       smoothing: the share of probability that label smoothing spreads over the vocabulary.
+      count: of tokens that count, over all batches whose losses are added up. None: the mean over these.
     """
-    place = jnp.arange(1, tokens.shape[1])
-    present = (place >= starts[:, None]) & (place < lengths[:, None])  # [B, L-1]
-    return _mean_cross_entropy(logits[:, :-1], tokens[:, 1:], present, smoothing)
+    present = learned_from(tokens, starts, lengths)[:, 1:]
+    return _mean_cross_entropy(logits[:, :-1], tokens[:, 1:], present, smoothing, count)
 
 
-def masked_lm(logits: Float[Array, "B L V"], tokens: Int[Array, "B L"], masked: Bool[Array, "B L"]) -> Float[Array, ""]:
-    """Cross-entropy of the masked tokens."""
-    return _mean_cross_entropy(logits, tokens, masked, 0.0)
+def learned_from(
+    tokens: Int[Array, "... L"], starts: Int[Array, " ..."], lengths: Int[Array, " ..."]
+) -> Bool[Array, "... L"]:
+    """The places from `starts` to `lengths`; the first place of a text is none, since nothing comes before it."""
+    place = jnp.arange(tokens.shape[-1])
+    return (place >= jnp.maximum(starts, 1)[..., None]) & (place < lengths[..., None])
+
+
+def masked_lm(
+    logits: Float[Array, "B L V"],
+    tokens: Int[Array, "B L"],
+    masked: Bool[Array, "B L"],
+    count: Int[Array, ""] | None = None,
+) -> Float[Array, ""]:
+    """Cross-entropy of the masked tokens; `count` as in `next_tokens`."""
+    return _mean_cross_entropy(logits, tokens, masked, 0.0, count)
 
 
 def choose_masked(
@@ -89,10 +133,11 @@ def choose_masked(
     return inner & ((draw < share) | lowest)
 
 
-def _mean_cross_entropy(logits, targets, present, smoothing):
+def _mean_cross_entropy(logits, targets, present, smoothing, count):
     logits = logits.astype(jnp.float32)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     if smoothing:
         uniform = -jax.nn.log_softmax(logits).mean(axis=-1)
         loss = (1 - smoothing) * loss + smoothing * uniform
-    return jnp.where(present, loss, 0.0).sum() / jnp.maximum(present.sum(), 1)
+    count = present.sum() if count is None else count
+    return jnp.where(present, loss, 0.0).sum() / jnp.maximum(count, 1)

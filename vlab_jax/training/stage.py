@@ -12,7 +12,8 @@ from vlab_jax.errors import InputError
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.runtime import sharding
 from vlab_jax.training import optim
-from vlab_jax.training.step import Objective, TrainState, init_state, make_train_step
+from vlab_jax.training.stage_objective import Objective
+from vlab_jax.training.step import TrainState, init_state, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,16 @@ def check(model: VLAB, config: ConfigDict, mesh: Mesh) -> None:
                 f"config.stage.{name}.batch_size={stage.batch_size} does not divide over the {divisor} devices that "
                 "share the batch"
             )
+        if stage.batch_size % (divisor * stage.micro_batches):
+            raise InputError(
+                f"config.stage.{name}.batch_size={stage.batch_size} does not divide into micro_batches="
+                f"{stage.micro_batches} on each of {divisor} devices"
+            )
+        if stage.contrastive_chunk and stage.batch_size % stage.contrastive_chunk:
+            raise InputError(
+                f"config.stage.{name}.contrastive_chunk={stage.contrastive_chunk} does not divide batch_size="
+                f"{stage.batch_size}"
+            )
 
 
 def prepare(model: VLAB, stage: ConfigDict, config: ConfigDict, mesh: Mesh) -> Stage:
@@ -91,6 +102,7 @@ def prepare(model: VLAB, stage: ConfigDict, config: ConfigDict, mesh: Mesh) -> S
         optim.trainable(shapes, groups),
         seed=config.seed,
         average_decay=stage.average_decay,
+        parts=stage.micro_batches,
     )
     return Stage(
         groups,
@@ -115,4 +127,5 @@ def _objective(stage: ConfigDict, config: ConfigDict) -> Objective:
         sampling.sample_image_frames(frames, min(frames, config.image_frames)),
         stage.label_smoothing,
         stage.masked_share,
+        stage.contrastive_chunk,
     )

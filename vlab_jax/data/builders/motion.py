@@ -14,7 +14,7 @@ Configurations and their splits (examples in train / validation / test):
 - `large` (16000 / 160 / 400): the same, and the same clips in validation and test, with more to train on.
 - `still` (6000 / 200 / 400): one frame of such a scene as a JPEG, all its shapes in full view, with captions
   and questions on appearance alone. An image model learns the shapes here; many images share a caption.
-- `glyphs` and `glyphs_still`: `video` and `still` with a *glyph* in each picture (`motion_glyph`), a detail that
+- `glyphs` and `glyphs_still`: `large` and `still` with a *glyph* in each picture (`motion_glyph`), a detail that
   stills teach and videos hardly mention: the words of half of the stills tell it, and of 5 % of the training
   clips. In validation and test, where `glyphs` asks for it, every other caption tells it; a question of type
   `glyph` asks which it is, and one of type `detail` offers a caption told with each kind.
@@ -107,7 +107,7 @@ class Motion(ClipBuilder):
         MotionConfig(name="video", description="Clips of 24 frames, with twins in validation and test."),
         MotionConfig(name="large", description="`video` with more training clips.", train=16000),
         MotionConfig(name="still", description="Single frames.", still=True, train=6000, validation=200, test=400),
-        MotionConfig(name="glyphs", description="`video` with glyphs.", glyphs=True, glyphs_told=0.05),
+        MotionConfig(name="glyphs", description="`large` with glyphs.", train=16000, glyphs=True, glyphs_told=0.05),
         MotionConfig(
             name="glyphs_still",
             description="`still` with glyphs.",

@@ -1,0 +1,101 @@
+"""The analytic count of FLOPs against the compiler's own, for models wide enough that products are nearly all."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from tiny_models import tiny_vlab
+
+from vlab_jax.models.flops import Work, forward_flops, step_flops
+from vlab_jax.models.vlab import VLAB, parameter_shapes
+from vlab_jax.training.stage_objective import Objective
+
+TOWER = {"width": 512, "depth": 2, "heads": 8, "mlp_width": 2048, "embed_width": 256}
+VISION = {"image_size": 64, "patch_size": 16, **TOWER}
+TEXT = {"vocab_size": 1000, "context_length": 16, **TOWER}
+CLIPS, FRAMES, QUESTIONS = 2, 4, 3
+ALL = {"contrastive": 1.0, "captioning": 1.0, "masked_lm": 1.0, "question_answering": 1.0}
+PARTS = ("vision", "text", "video_adapter", "image_encoder", "decoder")
+
+
+def wide(**changes) -> VLAB:
+    adapter = {"blocks": (0, 1), "width": 256}
+    given = {"vision": VISION, "text": TEXT, "adapter": adapter, "unroll": 2, **changes}
+    return tiny_vlab(**given)
+
+
+def shapes_of_a_batch():
+    length, size = TEXT["context_length"], VISION["image_size"]
+    shapes = {
+        "video": ((CLIPS, FRAMES, size, size, 3), jnp.uint8),
+        "tokens": ((CLIPS, length), jnp.int32),
+        "lengths": ((CLIPS,), jnp.int32),
+        "clip": ((CLIPS,), jnp.int32),
+        "question_tokens": ((CLIPS, QUESTIONS, length), jnp.int32),
+        "answer_starts": ((CLIPS, QUESTIONS), jnp.int32),
+        "question_lengths": ((CLIPS, QUESTIONS), jnp.int32),
+    }
+    return {name: jax.ShapeDtypeStruct(*each) for name, each in shapes.items()}
+
+
+def counted(model, weights, streams, learned):
+    """What the compiler counts: of the forward pass, and with the gradients of the parts that learn."""
+    objective = Objective(weights, streams, (0, 2))
+    parameters = parameter_shapes(model, FRAMES)
+    batch = shapes_of_a_batch()
+
+    def loss(parameters, batch):
+        return objective(model, parameters, batch, jax.random.key(0))[0]
+
+    def gradient(parameters, batch):
+        def of_learned(learned):
+            return loss({**parameters, **learned}, batch)
+
+        return jax.grad(of_learned)({name: parameters[name] for name in learned})
+
+    analyses = (jax.jit(each).lower(parameters, batch).cost_analysis() for each in (loss, gradient))
+    return tuple(analysis["flops"] for analysis in analyses)
+
+
+@pytest.mark.parametrize(
+    ("changes", "streams", "learned"),
+    [
+        ({}, ("video", "image"), PARTS),
+        ({"image_encoder": "separate", "decoder": {"blending": "stacked"}}, ("video", "image"), PARTS),
+        ({}, ("video",), ("video_adapter", "decoder")),
+        ({"adapter": {"blocks": (0, 1), "width": 256, "mixer": "attention"}}, ("video",), ("video_adapter", "decoder")),
+        ({"decoder": {"blending": "parallel"}}, ("video", "image"), ("text", "decoder")),
+        ({"adapter": {"blocks": (0, 1), "width": 256, "before_mlp": True}}, ("video",), ("video_adapter",)),
+    ],
+)
+def test_the_count_is_the_compilers_within_5_percent(changes, streams, learned):
+    model = wide(**changes)
+    learned = tuple(name for name in learned if name in parameter_shapes(model, FRAMES))
+    forward, step = counted(model, ALL, streams, learned)
+    work = Work(CLIPS, FRAMES, 2, streams, contrasted=CLIPS, read=CLIPS * (2 + QUESTIONS), passes=2)
+    assert forward_flops(model, work) == pytest.approx(forward, rel=0.05)
+    assert step_flops(model, work, {name: name in learned for name in PARTS}) == pytest.approx(step, rel=0.05)
+
+
+def test_a_published_size_counts_as_much_as_is_published():
+    """ViT-B/16 at 224 px: 17.6 G multiply-adds an image, in timm's table of models."""
+    vision = {"image_size": 224, "patch_size": 16, "width": 768, "depth": 12, "heads": 12, "mlp_width": 3072}
+    model = tiny_vlab(vision={**vision, "embed_width": 512}, adapter={"blocks": ()})
+    image = Work(1, 1, 1, ("video",), contrasted=0, read=0)
+    assert forward_flops(model, image) == pytest.approx(2 * 17.6e9, rel=0.01)
+
+
+def test_blocks_without_adapter_or_cross_attention_do_without_their_flops():
+    """The compiler counts both branches of a condition, of which one runs."""
+    work = Work(4, 8, 2, ("video",), contrasted=0, read=4)
+    none, one, both = (forward_flops(wide(adapter={"blocks": blocks}), work) for blocks in ((), (1,), (0, 1)))
+    assert one - none == pytest.approx(both - one) and both > one
+    every, second = (forward_flops(wide(decoder={"cross_attention_every": n}), work) for n in (1, 2))
+    assert every > second
+
+
+def test_what_is_not_asked_for_costs_nothing():
+    work = Work(4, 8, 2, ("video",), contrasted=0, read=0)
+    video = forward_flops(wide(), work)
+    assert forward_flops(wide(), Work(4, 8, 2, ("video", "image"), 0, 0)) > video
+    assert step_flops(wide(), work, {"vision": False, "video_adapter": False}) == video
+    assert forward_flops(wide(adapter={"blocks": ()}), work) < video
