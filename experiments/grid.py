@@ -146,7 +146,7 @@ def run_all(
     writing = threading.Lock()
 
     def one(number: int, arm: str, seed: int) -> None:
-        print(f"run {number} of {len(todo)}: {arm}, seed {seed}", flush=True)
+        print(f"run {number} of {len(todo)}: {arm}, seed {seed}\n", end="", flush=True)  # one piece: threads write
         share = shares.get()
         try:
             record = start(arm, seed, share)

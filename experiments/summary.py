@@ -12,25 +12,48 @@ import sys
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 
+import jax
 from matplotlib.figure import Figure
+from ml_collections import ConfigDict
 
 from experiments import grid
 from experiments.comparison import Mean, paired, values
+from vlab_jax.config import model_fields, plain
 from vlab_jax.errors import InputError
+from vlab_jax.models.flops import Work, forward_flops
+from vlab_jax.models.vlab import VLAB, parameter_shapes
 
 
 def table(module: ModuleType, records: Sequence[grid.Record]) -> str:
-    """Arms by figures: mean ± standard error over the seeds, then the differences of the compared arms, with p."""
+    """Arms by figures: mean ± standard error over the seeds, then the differences of the compared arms, with p.
+
+    Beside the arms stands what they cost: parameters of the model, and GFLOPs of embedding one clip.
+    """
     headings = list(module.FIGURES)
-    lines = [f"| arm | seeds | {' | '.join(headings)} |", "|---|" + "---|" * (len(headings) + 1)]
+    arms = ["arm", "seeds", "parameters", "GFLOPs", *headings]
+    lines = [_line(arms), _line(["---"] * len(arms))]
     for arm in module.ARMS:
         seeds = {record["seed"] for record in records if record["arm"] == arm}
         if seeds:
-            lines.append(f"| {arm} | {len(seeds)} | {' | '.join(_cells(module, records, arm))} |")
+            lines.append(_line([arm, str(len(seeds)), *cost(module.get_config(arm)), *_cells(module, records, arm)]))
     differences = [line for pair in module.COMPARED for line in _difference(module, records, *pair)]
     if differences:
-        lines += ["", f"| difference | seeds | {' | '.join(headings)} |", lines[1], *differences]
+        heads = ["difference", "seeds", *headings]
+        lines += ["", _line(heads), _line(["---"] * len(heads)), *differences]
     return "\n".join(lines) + "\n"
+
+
+def cost(config: ConfigDict) -> tuple[str, str]:
+    """How many parameters the model of a config has, and how many GFLOPs it takes to embed a clip in its last stage."""
+    model = VLAB.from_fields(model_fields(plain(config.to_dict())))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(model, config.frames)))
+    streams = tuple(config.stage[config.stages[-1]].streams)
+    one = Work(1, config.frames, config.image_frames, streams, contrasted=0, read=0)
+    return f"{parameters:,}", f"{forward_flops(model, one) / 1e9:.3f}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _cells(module: ModuleType, records: Sequence[grid.Record], arm: str) -> list[str]:
@@ -46,7 +69,7 @@ def _difference(module: ModuleType, records: Sequence[grid.Record], one: str, ot
     if not any(tests):
         return []
     cells = [f"{test.difference} (p {test.p:.2g})" if test else "-" for test in tests]
-    return [f"| {one} - {other} | {max(test.difference.count for test in tests if test)} | {' | '.join(cells)} |"]
+    return [_line([f"{one} - {other}", str(max(test.difference.count for test in tests if test)), *cells])]
 
 
 def plot(module: ModuleType, records: Sequence[grid.Record]) -> Figure:

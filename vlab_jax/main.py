@@ -42,11 +42,29 @@ CHECKPOINT = flags.DEFINE_string(
     None,
     "To evaluate: a run's workdir (the checkpoint it was tested with, or its newest) or its checkpoints/<step>.",
 )
+MULTIHOST = flags.DEFINE_bool(
+    "multihost",
+    False,
+    "To train with several processes, each started with this: on a TPU pod or under Slurm they find each other; "
+    "elsewhere JAX_COORDINATOR_ADDRESS (host:port of the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID say where "
+    "they are. The workdir must be one that all of them see.",
+)
+PROFILE = flags.DEFINE_bool(
+    "profile",
+    False,
+    "To train: write a trace of five steps into <workdir>/profile, for TensorBoard's profiler or Perfetto.",
+)
 HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort", "-?")
 
 
-def run(config: ConfigDict, workdir: str | None, checkpoint: str | None) -> None:
-    """Runs a config.
+def run(
+    config: ConfigDict,
+    workdir: str | None,
+    checkpoint: str | None,
+    multihost: bool = False,
+    profile: bool = False,
+) -> None:
+    """Runs a config; with `multihost` as one of several processes, with `profile` with a trace of some steps.
 
     Raises:
       InputError: something to mend in the command, the config or the data.
@@ -54,6 +72,8 @@ def run(config: ConfigDict, workdir: str | None, checkpoint: str | None) -> None
     """
     config_check.check(config)
     if config.task == "evaluate":
+        if multihost:
+            raise InputError("--multihost is for training; one process evaluates, on all of its devices")
         if not checkpoint:
             raise InputError("to evaluate, say of which run: --checkpoint=<workdir or checkpoints/<step>>")
         from vlab_jax.evaluation.checkpoint import evaluate
@@ -71,10 +91,16 @@ def run(config: ConfigDict, workdir: str | None, checkpoint: str | None) -> None
     from vlab_jax.runtime.compilation_cache import keep_compiled_programs
     from vlab_jax.training.loop import train
 
+    if multihost:
+        from vlab_jax.runtime import processes
+
+        processes.connect()
+        if not processes.is_primary():
+            logging.getLogger().setLevel(logging.WARNING)
     keep_compiled_programs()
     if jax.default_backend() == "cpu":
         keep_freed_memory()
-    train(config, folder)
+    train(config, folder, profile)
 
 
 def _made(workdir: str) -> pathlib.Path:
@@ -91,7 +117,7 @@ def _made(workdir: str) -> pathlib.Path:
 def _main(_: Sequence[str]) -> None:
     _log_plainly()
     try:
-        run(CONFIG.value, WORKDIR.value, CHECKPOINT.value)
+        run(CONFIG.value, WORKDIR.value, CHECKPOINT.value, MULTIHOST.value, PROFILE.value)
     except InputError as error:
         _exit(str(error), 2)
     except RunStopped as error:
@@ -143,7 +169,7 @@ def _parse(arguments: Sequence[str]) -> list[str]:
 
 def _help() -> str:
     lines = [__doc__]
-    for flag in (CONFIG, WORKDIR, CHECKPOINT):
+    for flag in (CONFIG, WORKDIR, CHECKPOINT, MULTIHOST, PROFILE):
         text = textwrap.fill(flags.FLAGS[flag.name].help, 118, initial_indent=" " * 6, subsequent_indent=" " * 6)
         lines.append(f"  --{flag.name}\n{text}")
     return "\n".join(lines)

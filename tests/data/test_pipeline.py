@@ -352,3 +352,14 @@ def test_a_mixture_is_spelled_with_weights_behind_an_at_sign(entries, mixture):
 def test_a_mixture_without_data_or_positive_weights_is_refused(entries, message):
     with pytest.raises(InputError, match=message):
         pipeline.parse_mixture(entries)
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=9))
+def test_no_type_of_question_comes_twice_before_each_came_once(types):
+    questions = [schema.Question(f"{number}", "", kind) for number, kind in enumerate(types)]
+    ordered = pipeline._types_in_turns(questions)
+    assert sorted(ordered, key=str) == sorted(questions, key=str)
+    rounds = [[each.type for each in ordered[:place]].count(each.type) for place, each in enumerate(ordered)]
+    assert rounds == sorted(rounds)
+    for kind in set(types):  # of one type, the order is as drawn
+        assert [each for each in ordered if each.type == kind] == [each for each in questions if each.type == kind]

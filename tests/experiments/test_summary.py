@@ -2,16 +2,21 @@
 
 import types
 
+import jax
 import pytest
 
-from experiments import grid, summary
+from configs import pretrain
+from experiments import grid, recipe, summary
+from vlab_jax.config import model_fields, plain
 from vlab_jax.errors import InputError
+from vlab_jax.models.vlab import VLAB, parameter_shapes
 
 MODULE = types.SimpleNamespace(
     ARMS={"new": 3, "old": 3, "unrun": 3},
     ROW="blend (test)",
     FIGURES={"R@1": "text_to_video/R@1", "order": "QA order"},
     COMPARED=(("new", "old"), ("new", "unrun")),
+    get_config=lambda arm: recipe.tiny(1) if arm == "new" else pretrain.get_config("tiny,no_adapter"),
 )
 
 
@@ -23,16 +28,25 @@ RECORDS = [record("new", 0, 40.0), record("new", 1, 44.0), record("old", 1, 31.0
 
 
 def test_the_table_has_means_errors_and_paired_differences():
+    costs = {arm: " | ".join(summary.cost(MODULE.get_config(arm))) for arm in ("new", "old")}
+    assert costs["new"] != costs["old"]
     assert summary.table(MODULE, RECORDS).splitlines() == [
-        "| arm | seeds | R@1 | order |",
-        "|---|---|---|---|",
-        "| new | 2 | 42.0 ± 2.0 | - |",
-        "| old | 2 | 30.0 ± 1.0 | - |",
+        "| arm | seeds | parameters | GFLOPs | R@1 | order |",
+        "| --- | --- | --- | --- | --- | --- |",
+        f"| new | 2 | {costs['new']} | 42.0 ± 2.0 | - |",
+        f"| old | 2 | {costs['old']} | 30.0 ± 1.0 | - |",
         "",
         "| difference | seeds | R@1 | order |",
-        "|---|---|---|---|",
+        "| --- | --- | --- | --- |",
         "| new - old | 2 | 12.0 ± 1.0 (p 0.053) | - |",
     ]
+
+
+def test_the_cost_of_an_arm_is_its_models():
+    parameters, flops = summary.cost(recipe.tiny(1))
+    shapes = parameter_shapes(VLAB.from_fields(model_fields(plain(recipe.tiny(1).to_dict()))), 8)
+    assert int(parameters.replace(",", "")) == sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert float(flops) > float(summary.cost(pretrain.get_config("tiny,no_adapter"))[1]) > 0
 
 
 def test_the_plot_has_a_panel_a_figure_and_a_dot_a_seed():

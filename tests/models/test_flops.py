@@ -61,9 +61,7 @@ def counted(model, weights, streams, learned):
     [
         ({}, ("video", "image"), PARTS),
         ({"image_encoder": "separate", "decoder": {"blending": "stacked"}}, ("video", "image"), PARTS),
-        ({}, ("video",), ("video_adapter", "decoder")),
         ({"adapter": {"blocks": (0, 1), "width": 256, "mixer": "attention"}}, ("video",), ("video_adapter", "decoder")),
-        ({"decoder": {"blending": "parallel"}}, ("video", "image"), ("text", "decoder")),
         ({"adapter": {"blocks": (0, 1), "width": 256, "before_mlp": True}}, ("video",), ("video_adapter",)),
     ],
 )

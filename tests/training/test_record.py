@@ -1,10 +1,12 @@
 """What is recorded of steps that overlap with the handing over of the next."""
 
+import io
+
 import pytest
 
 from vlab_jax.runtime.meters import MetricWriter, Progress, read_metrics
 from vlab_jax.training import record as recording
-from vlab_jax.training.record import StepRecord
+from vlab_jax.training.record import StepCost, StepRecord
 
 
 class Clock:
@@ -28,6 +30,9 @@ class Device:
         return Loss(self.clock, self.free)
 
 
+COST = StepCost(clips=48, frames=48 * 8, flops=4e12, peak=1e12)
+
+
 class Loss:
     """Waits, when it is read, until it is there."""
 
@@ -47,12 +52,24 @@ def test_speed_counts_each_second_once_though_steps_are_read_one_behind(
     monkeypatch.setattr(recording, "time", clock)
     device = Device(clock, seconds=10.0)
     with MetricWriter(tmp_path) as writer, Progress("adapt", 40) as bar:
-        record = StepRecord("adapt", 0, writer, bar, 10, lambda step: 1.0, lambda: "none")
+        record = StepRecord("adapt", 0, writer, bar, 10, lambda step: 1.0, lambda: "none", COST)
         for step in range(1, 41):
             started = clock.now
             clock.now += input_seconds
-            record.add(step, {"loss": device.step()}, started, clock.now, 48)
+            record.add(step, {"loss": device.step()}, started, clock.now)
         record.flush()
     last = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "loss" in row][-1]
     assert last["clips_per_second"] == pytest.approx(rate, rel=0.05)
     assert last["input_wait_share"] == pytest.approx(share, abs=0.05)
+    assert last["frames_per_second"] == pytest.approx(8 * last["clips_per_second"])
+    assert last["step_seconds"] == pytest.approx(48 / last["clips_per_second"])
+    assert last["mfu"] == pytest.approx(4e12 / last["step_seconds"] / 1e12)
+
+
+def test_without_a_known_peak_there_is_no_utilisation(tmp_path):
+    with MetricWriter(tmp_path) as writer, Progress("adapt", 1, stream=io.StringIO()) as bar:
+        record = StepRecord("adapt", 0, writer, bar, 1, lambda step: 1.0, str, COST._replace(peak=None))
+        record.add(1, {"loss": 1.0}, 0.0, 0.0)
+        record.flush()
+    (last,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert "mfu" not in last and last["model_flops_per_step"] == 4e12

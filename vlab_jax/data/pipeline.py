@@ -6,6 +6,7 @@ the batch). A run that resumes asks for the batches from where it stopped and ge
 Dimensions: `b` clips of this process, `T` frames, `S` pixels, `L` text tokens.
 """
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -54,8 +55,9 @@ class ReadForTraining:
     """Reads an element (number of the source, index in it): random frames, one random caption, its tokens.
 
     A clip that cannot be decoded is replaced by another of the same source, drawn from the element's generator, and
-    its name and reason are handed on in `failures`. So many `questions` come along, of other types than
-    those in `without`. Without `captions`, nothing is learned from those, and a clip may have none.
+    its name and reason are handed on in `failures`. So many `questions` come along, of other types than those in
+    `without`, one of each type before a second of any. Without `captions`, nothing is learned from those, and a clip
+    may have none.
     """
 
     sources: tuple[Sequence, ...]
@@ -97,11 +99,21 @@ class ReadForTraining:
     def _asked(self, clip: schema.Clip, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """The tokens of different questions with their answers'; where the clip has too few, nothing to learn from."""
         known = [question for question in clip.questions if question.type not in self.without]
-        chosen = [known[i] for i in rng.permutation(len(known))[: self.questions]]
+        chosen = _types_in_turns([known[i] for i in rng.permutation(len(known))])[: self.questions]
         padded = chosen + [schema.Question("", "")] * (self.questions - len(chosen))
         tokens, lengths, starts = self.tokenizer.pairs([q.question for q in padded], [q.answer for q in padded])
         lengths[len(chosen) :] = starts[len(chosen) :]
         return {"question_tokens": tokens, "question_lengths": lengths, "answer_starts": starts}
+
+
+def _types_in_turns(questions: Sequence[schema.Question]) -> list[schema.Question]:
+    """The questions, first one of each type, then a second of each: many of one type do not crowd out the others."""
+    seen = collections.Counter()
+    turns = []
+    for question in questions:
+        turns.append(seen[question.type])
+        seen[question.type] += 1
+    return [question for _, question in sorted(zip(turns, questions, strict=True), key=lambda pair: pair[0])]
 
 
 def parse_mixture(entries: Sequence[str]) -> list[tuple[str, float]]:

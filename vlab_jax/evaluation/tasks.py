@@ -1,6 +1,7 @@
 """The evaluations that a config asks for, one after the other, on one split."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from vlab_jax.evaluation.query_normalisation import Normalisation
 from vlab_jax.evaluation.rerank import rerank
 from vlab_jax.evaluation.run import Encoder, Retrieval, evaluate_retrieval
 from vlab_jax.models.generation import Search
-from vlab_jax.runtime import meters
+from vlab_jax.runtime import meters, processes
 
 
 class Outcome(NamedTuple):
@@ -116,27 +117,28 @@ class Plan:
           folder: where captions, references and answers go; None: nowhere.
         """
         given = (encoder, source)
+        progress = functools.partial(meters.Progress, total_steps=len(source), stream=processes.display())
         shared = {"max_failed_share": self.max_failed_share}
         retrieval = captions = answers = None
         rows: dict[str, dict[str, float]] = {}
         if "retrieval" in self.tasks:
-            with meters.Progress(f"evaluate {name}", len(source)) as bar:
+            with progress(f"evaluate {name}") as bar:
                 choice = {"multiple_choice": self.multiple_choice}
                 retrieval = evaluate_retrieval(*given, **choice, **shared, update=bar.update)
         if retrieval:
             rows |= self.normalisation.rows(encoder, retrieval, self.training)
         if retrieval and self.rerank:
-            with meters.Progress(f"re-rank {name}", len(source)) as bar:
+            with progress(f"re-rank {name}") as bar:
                 best = rerank(*given, retrieval, self.rerank, **shared, update=bar.update)
             rows[f"best {self.rerank} re-ranked"] = best
         if "captioning" in self.tasks:
-            with meters.Progress(f"caption {name}", len(source)) as bar:
+            with progress(f"caption {name}") as bar:
                 captions = evaluate_captioning(*given, self.search, folder, **shared, update=bar.update)
         if "question_answering" in self.tasks:
             listed = read_answer_list(self.list_file) if self.list_file else ()
             training = self.training() if self.list_size and not listed else []
             asked = {"list_size": self.list_size, "answers": listed, "without": self.multiple_choice, "folder": folder}
-            with meters.Progress(f"answer {name}", len(source)) as bar:
+            with progress(f"answer {name}") as bar:
                 answers = evaluate_question_answering(
                     *given, self.search, training, **asked, **shared, update=bar.update
                 )

@@ -140,6 +140,22 @@ class MetricWriter:
         self.close()
 
 
+class NoWriter:
+    """In the place of a `MetricWriter`, in a process that records nothing."""
+
+    def write(self, step: int, metrics: Mapping[str, SupportsFloat], *, stage: str | None = None) -> None:
+        """Does nothing."""
+
+    def truncate(self, step: int) -> None:
+        """Does nothing."""
+
+    def __enter__(self) -> "NoWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
 def _drop_unfinished_line(path: pathlib.Path) -> None:
     """Cuts off what follows the last newline, so that the next line does not run into it."""
     if not path.exists():
@@ -203,13 +219,22 @@ class Progress:
                 bar_format=_BAR,
             )
 
-    def update(self, step: int, *, loss: SupportsFloat | None = None, clips_per_second: float | None = None) -> None:
+    def update(
+        self,
+        step: int,
+        *,
+        loss: SupportsFloat | None = None,
+        clips_per_second: float | None = None,
+        utilisation: float | None = None,
+    ) -> None:
         """Says that `step` steps of the stage are done; a figure that is not given keeps its last value."""
         advance, self._step = step - self._step, step
         if loss is not None:
             self._figures["loss"] = f"loss {float(loss):.4g}"
         if clips_per_second is not None:
             self._figures["speed"] = f"{clips_per_second:.1f} clips/s"
+        if utilisation is not None:
+            self._figures["utilisation"] = f"MFU {100 * utilisation:.1f} %"
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(self._figures.values()), refresh=False)
             self._bar.update(advance)

@@ -50,6 +50,11 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     if int(np.prod(sizes)) != count:
         asked = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
         raise InputError(f"the mesh {asked} does not fit {count} devices; its product must be {count}")
+    if jax.process_count() > 1 and jax.local_device_count() % sizes[2]:
+        raise InputError(
+            f"config.mesh.tensor={sizes[2]} would span processes, which read different clips; it must divide the "
+            f"{jax.local_device_count()} devices of each"
+        )
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

@@ -3,7 +3,6 @@ evaluation; at the end the test split and the report.
 """
 
 import dataclasses
-import json
 import logging
 import pathlib
 import time
@@ -23,16 +22,16 @@ from vlab_jax.evaluation import sheets
 from vlab_jax.evaluation.tasks import Outcome, Plan, search_of
 from vlab_jax.models.vlab import VLAB, parameter_shapes, start_from_clip
 from vlab_jax.pretrained.load import Pretrained, check_model, open_checkpoint
-from vlab_jax.runtime import meters, sharding
-from vlab_jax.runtime.checkpoint import CONFIG, PROGRESS, Checkpoints
+from vlab_jax.runtime import meters, processes, sharding
+from vlab_jax.runtime.checkpoint import PROGRESS, Checkpoints
 from vlab_jax.runtime.json_file import write_json
+from vlab_jax.runtime.trace import StepTrace
 from vlab_jax.training import optim, start
 from vlab_jax.training import stage as stages
 from vlab_jax.training.record import StepRecord
 from vlab_jax.training.selection import Selection
 from vlab_jax.training.step import TrainState
-
-RESULTS = "results.json"
+from vlab_jax.training.workdir import RESULTS, check_workdir, read_results
 
 
 @dataclasses.dataclass
@@ -50,12 +49,13 @@ class Interrupted(Exception):
     """`stop_after` steps are done; everything is saved."""
 
 
-def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dict[str, float]]:
+def train(config: ConfigDict, workdir: pathlib.Path, profile: bool = False) -> dict[str, dict[str, float]]:
     """Runs, or resumes, all stages of a config.
 
     Args:
       config: fields of `config.training_config`, checked.
       workdir: where checkpoints, metrics and the report go.
+      profile: whether a trace of a few steps goes there too.
 
     Returns:
       The metrics of each stage on validation data, and of the last one on test data.
@@ -70,9 +70,10 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dict[str, floa
         jax.set_mesh(mesh),
         jax.default_matmul_precision(config.matmul_precision),
         Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpoints,
-        meters.MetricWriter(workdir) as writer,
+        meters.MetricWriter(workdir) if processes.is_primary() else meters.NoWriter() as writer,
     ):
-        run = Run(config, workdir, mesh, checkpoints, writer)
+        trace = StepTrace(workdir / "profile" if profile else None)
+        run = Run(config, workdir, mesh, checkpoints, writer, trace)
         progress, parameters = run.begin()
         for number in range(progress.stage, len(config.stages)):
             try:
@@ -92,10 +93,11 @@ class Run:
         workdir: pathlib.Path,
         mesh: Mesh,
         checkpoints: Checkpoints,
-        writer: meters.MetricWriter,
+        writer: meters.MetricWriter | meters.NoWriter,
+        trace: StepTrace,
     ) -> None:
         self.config, self.workdir, self.mesh = config, workdir, mesh
-        self.checkpoints, self.writer = checkpoints, writer
+        self.checkpoints, self.writer, self.trace = checkpoints, writer, trace
         self.saved_config = configuration.plain(config.to_dict())
         self.options = BuildOptions.from_fields(dict(config.data))
         self.workers = default_workers(config.data.workers)
@@ -105,11 +107,16 @@ class Run:
         check_workdir(checkpoints, self.saved_config)
         self.model = VLAB.from_fields(configuration.model_fields(self.saved_config))
         stages.check(self.model, config, mesh)
-        self.validated = validates(config, self.options)
-        self._open(config.data.evaluate, "test")  # missing, it would be missed only after training
+        with processes.primary_first("data"):
+            self.validated = validates(config, self.options)
+            self._open(config.data.evaluate, "test")  # missing, it would be missed only after training
+            for spec in start.training_sets(config):
+                self._open(spec, "train")
         fresh = checkpoints.latest() is None
         self.pretrained = open_pretrained(config) if fresh and config.model.pretrained else None
-        self.tokenizer = start.make_tokenizer(config, workdir, fresh, self.pretrained)
+        with processes.primary_first("tokenizer"):
+            made_here = fresh and processes.is_primary()
+            self.tokenizer = start.make_tokenizer(config, workdir, made_here, self.pretrained)
         search_of(dict(config.generation), self.tokenizer)  # too long texts would be missed only when evaluated
 
     def begin(self) -> tuple[Progress, Any]:
@@ -117,7 +124,7 @@ class Run:
         latest = self.checkpoints.latest()
         if latest is None:
             self.writer.truncate(0)  # of a run that ended before its first checkpoint
-            write_json(self.workdir / "config.json", self.saved_config)
+            self._write("config.json", self.saved_config)
             return Progress(), self._initial_parameters()
         progress = Progress(**self.checkpoints.read_json(latest, PROGRESS))
         self.writer.truncate(progress.total)
@@ -137,8 +144,12 @@ class Run:
         given = (self.model, self.config.frames, self.config.seed, self.mesh)
         if self.pretrained is None:
             return start.random_parameters(*given)
-        start.note_origin(self.workdir, self.pretrained)
+        self._write("pretrained.json", start.origin(self.pretrained))
         return start.pretrained_parameters(self.pretrained, *given)
+
+    def _write(self, name: str, content: Any) -> None:
+        if processes.is_primary():
+            write_json(self.workdir / name, content)
 
     def stage(self, number: int, parameters: Any, progress: Progress) -> tuple[Any, Progress]:
         """Trains one stage from `parameters`, or from the checkpoint that `progress` is of; evaluates it."""
@@ -169,18 +180,20 @@ class Run:
         failures = pipeline.FailureCount(self.config.data.max_failed_share, progress.seen, progress.failed)
         with (
             self._batches(name, first=progress.step) as batches,
-            meters.Progress(name, stage.steps, initial_step=progress.step) as bar,
+            self.trace,
+            meters.Progress(name, stage.steps, initial_step=progress.step, stream=processes.display()) as bar,
         ):
             record = StepRecord(
-                name, offset, self.writer, bar, self.config.log_every, setup.schedule, self._last_checkpoint
+                name, offset, self.writer, bar, self.config.log_every, setup.schedule, self._last_checkpoint, setup.cost
             )
             for step in range(progress.step + 1, stage.steps + 1):
+                self.trace.next_step()
                 started = time.monotonic()
                 batch = next(batches)
                 ready = time.monotonic()
                 failures.update(len(batch["clip"]), batch.pop("failures"))
                 state, metrics = setup.step(state, sharding.to_global(batch, self.mesh))
-                record.add(step, metrics, started, ready, stage.batch_size)
+                record.add(step, metrics, started, ready)
                 total = offset + step
                 progress = Progress(progress.stage, step, total, failures.seen, failures.failed)
                 stop = total == self.config.stop_after
@@ -264,13 +277,16 @@ class Run:
         source = self._open(self.config.data.evaluate, split)
         encoder = self._encoder(parameters, self.config.stage[name])
         plan = self._plan(name) if keep else self._plan(name).headline(self.selection.by)
-        outcome = plan.evaluate(encoder, source, row, self.workdir / "texts" / row if keep else None)
+        folder = self.workdir / "texts" / row if keep and processes.is_primary() else None
+        with jax.set_mesh(encoder.mesh):
+            outcome = plan.evaluate(encoder, source, row, folder)
+        outcome = outcome._replace(metrics=processes.agreed(outcome.metrics))
         if row not in self.results:
             figures = {f"{split}/{key}": value for key, value in outcome.metrics.items()}
             self.writer.write(total, figures, stage=name)
         if keep:
             self.results |= outcome.by_row(row)
-            write_json(self.workdir / RESULTS, self.results)
+            self._write(RESULTS, self.results)
         return outcome
 
     def _tasks(self, name: str) -> tuple[str, ...]:
@@ -288,14 +304,15 @@ class Run:
 
     def _encoder(self, parameters: Any, stage: ConfigDict) -> evaluation.Encoder:
         frames = self.config.frames  # also where the stage saw fewer, so that stages can be compared
+        mesh = processes.own_mesh(self.mesh)  # several processes evaluate the same, each by itself
         return evaluation.Encoder(
             self.model,
-            parameters,
+            processes.on_own_mesh(parameters, mesh),
             self.tokenizer,
             self._frames(frames),
             tuple(stage.streams),
             sampling.sample_image_frames(frames, self.config.image_frames),
-            self.mesh,
+            mesh,
             self.config.evaluation.batch_size,
             self.workers,
         )
@@ -309,6 +326,11 @@ class Run:
             parameters = self._saved_parameters(last, selected.step)
         self.results |= selected.rows(last, total)
         outcome = self._evaluate(last, parameters, "test", total, row=selected.test_row(last, total))
+        if processes.is_primary():
+            self._report(outcome)
+        return self.results
+
+    def _report(self, outcome: Outcome) -> None:
         sheets.write_report(
             self.workdir / "report",
             self.workdir / meters.METRICS_FILE,
@@ -319,7 +341,6 @@ class Run:
             queries=self.config.report.queries,
             title="VLAB-JAX run",
         )
-        return self.results
 
     def _saved_parameters(self, name: str, total: int) -> Any:
         self.checkpoints.wait()
@@ -345,19 +366,6 @@ def validates(config: ConfigDict, options: BuildOptions) -> bool:
     )
 
 
-def check_workdir(checkpoints: Checkpoints, saved: dict[str, Any]) -> None:
-    """Refuses a workdir whose checkpoint belongs to another config, naming the fields that differ."""
-    latest = checkpoints.latest()
-    if latest is None:
-        return
-    changed = configuration.differences(checkpoints.read_json(latest, CONFIG), saved)
-    if changed:
-        raise InputError(
-            f"{checkpoints.directory.parent} holds a run of another config; use another --workdir, or set back: "
-            + "; ".join(changed)
-        )
-
-
 def open_pretrained(config: ConfigDict) -> Pretrained:
     """The checkpoint that a run starts from, compared with the config's model; what is made to fit is logged.
 
@@ -368,9 +376,3 @@ def open_pretrained(config: ConfigDict) -> Pretrained:
     for note in check_model(pretrained, configuration.plain(config.model.to_dict())):
         logging.info("%s", note)
     return pretrained
-
-
-def read_results(workdir: pathlib.Path) -> dict[str, dict[str, float]]:
-    """The figures that a run has written so far."""
-    path = workdir / RESULTS
-    return json.loads(path.read_text()) if path.exists() else {}

@@ -3,12 +3,22 @@
 import collections
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vlab_jax.errors import RunStopped
 from vlab_jax.runtime.meters import MetricWriter, Progress, Throughput
+
+
+class StepCost(NamedTuple):
+    """What one step goes through: clips, frames of all of them, model FLOPs (`models.flops.step_flops`), and the FLOP/s
+    that all devices together can do (None: not known)."""
+
+    clips: int
+    frames: int
+    flops: float
+    peak: float | None
 
 
 class StepRecord:
@@ -19,6 +29,7 @@ class StepRecord:
       offset: global steps before this stage.
       learning_rate: the factor of the peak learning rate at a step of the stage.
       last_checkpoint: says where the newest checkpoint is, for the message of a stop.
+      cost: of each step.
     """
 
     def __init__(
@@ -30,6 +41,7 @@ class StepRecord:
         log_every: int,
         learning_rate: Any,
         last_checkpoint: Any,
+        cost: StepCost,
     ) -> None:
         self._stage, self._offset, self._writer, self._progress = stage, offset, writer, progress
         self._log_every, self._learning_rate, self._last_checkpoint = (
@@ -37,18 +49,18 @@ class StepRecord:
             learning_rate,
             last_checkpoint,
         )
-        self._throughput = Throughput()
+        self._throughput, self._cost = Throughput(), cost
         self._window: dict[str, list[float]] = collections.defaultdict(list)
-        self._pending: tuple[int, Mapping[str, Any], float, float, int] | None = None
+        self._pending: tuple[int, Mapping[str, Any], float, float] | None = None
         self._done = 0.0  # when the step before was seen to be done
 
-    def add(self, step: int, metrics: Mapping[str, Any], started: float, ready: float, clips: int) -> None:
+    def add(self, step: int, metrics: Mapping[str, Any], started: float, ready: float) -> None:
         """Takes the metrics of a step (counted from 1 in the stage); reads those of the step before.
 
         `started` and `ready` are `time.monotonic()` before and after waiting for the batch.
         """
         self.flush()
-        self._pending = (step, metrics, started, ready, clips)
+        self._pending = (step, metrics, started, ready)
 
     def flush(self) -> None:
         """Reads what is pending.
@@ -58,18 +70,19 @@ class StepRecord:
         """
         if self._pending is None:
             return
-        step, metrics, started, ready, clips = self._pending
+        step, metrics, started, ready = self._pending
         self._pending = None
         values = {name: float(value) for name, value in metrics.items()}
         # A step is handed over while the one before still runs: its own time begins where that one's ends.
         begun, done = max(started, self._done), time.monotonic()
-        self._throughput.add(begun, min(begun + ready - started, done), done, clips)
+        self._throughput.add(begun, min(begun + ready - started, done), done, self._cost.clips)
         self._done = done
         if not np.isfinite(values["loss"]):
             self._stop(step, values["loss"])
         for name, value in values.items():
             self._window[name].append(value)
-        self._progress.update(step, loss=values["loss"], clips_per_second=self._throughput.clips_per_second)
+        speed = self._throughput.clips_per_second
+        self._progress.update(step, loss=values["loss"], clips_per_second=speed, utilisation=self._utilisation())
         if step % self._log_every == 0:
             self._write(step)
 
@@ -77,9 +90,26 @@ class StepRecord:
         means = {name: float(np.mean(values)) for name, values in self._window.items()}
         self._window.clear()
         means["learning_rate_factor"] = float(self._learning_rate(step - 1))
-        means["clips_per_second"] = self._throughput.clips_per_second
-        means["input_wait_share"] = self._throughput.input_wait_share
+        means |= self._speed()
         self._writer.write(self._offset + step, means, stage=self._stage)
+
+    def _speed(self) -> dict[str, float]:
+        """Per-second figures are of all devices together; `mfu` is the share of their peak that model FLOPs take."""
+        cost, speed = self._cost, self._throughput.clips_per_second
+        figures = {
+            "clips_per_second": speed,
+            "frames_per_second": speed * cost.frames / cost.clips,
+            "step_seconds": cost.clips / speed if speed else 0.0,
+            "input_wait_share": self._throughput.input_wait_share,
+            "model_flops_per_step": cost.flops,
+        }
+        utilisation = self._utilisation()
+        return figures if utilisation is None else {**figures, "mfu": utilisation}
+
+    def _utilisation(self) -> float | None:
+        if self._cost.peak is None:
+            return None
+        return self._throughput.clips_per_second / self._cost.clips * self._cost.flops / self._cost.peak
 
     def _stop(self, step: int, loss: float) -> None:
         raise RunStopped(

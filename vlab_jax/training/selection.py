@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation.retrieval import LOWER_IS_BETTER
+from vlab_jax.runtime import processes
 from vlab_jax.runtime.checkpoint import SELECTION
 from vlab_jax.runtime.json_file import write_json
 
@@ -78,7 +79,8 @@ class Selection:
 
     def _write(self) -> None:
         content = {"on": self.on, "by": self.by, "selected": self._selected, "evaluated": self._evaluated}
-        write_json(self._file, content)
+        if processes.is_primary():
+            write_json(self._file, content)
 
 
 class Selected(NamedTuple):

@@ -9,9 +9,12 @@ from ml_collections import ConfigDict
 
 from vlab_jax.data import sampling
 from vlab_jax.errors import InputError
+from vlab_jax.models.flops import Work, step_flops
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.runtime import sharding
+from vlab_jax.runtime.chips import peak_flops
 from vlab_jax.training import optim
+from vlab_jax.training.record import StepCost
 from vlab_jax.training.stage_objective import Objective
 from vlab_jax.training.step import TrainState, init_state, make_train_step
 
@@ -22,6 +25,7 @@ class Stage:
 
     Attributes:
       groups: its parameter groups.
+      cost: what a step goes through.
       schedule: the factor of their learning rates at a step.
       shapes, shardings: of its `TrainState`.
       initial: (parameters) → state at step 0.
@@ -29,6 +33,7 @@ class Stage:
     """
 
     groups: tuple[optim.Group, ...]
+    cost: StepCost
     schedule: Any
     shapes: TrainState
     shardings: TrainState
@@ -106,6 +111,7 @@ def prepare(model: VLAB, stage: ConfigDict, config: ConfigDict, mesh: Mesh) -> S
     )
     return Stage(
         groups,
+        _cost(model, stage, config, optim.trainable(shapes, groups), mesh),
         schedule,
         state,
         placed,
@@ -117,6 +123,22 @@ def prepare(model: VLAB, stage: ConfigDict, config: ConfigDict, mesh: Mesh) -> S
             donate_argnums=0,
         ),
     )
+
+
+def _cost(model: VLAB, stage: ConfigDict, config: ConfigDict, learns: Any, mesh: Mesh) -> StepCost:
+    weights, frames, clips = stage.objectives, stage.frames or config.frames, stage.batch_size
+    causal = bool(weights.captioning) + stage.questions_per_clip * bool(weights.question_answering)
+    work = Work(
+        clips,
+        frames,
+        min(frames, config.image_frames),
+        tuple(stage.streams),
+        contrasted=clips if weights.contrastive else 0,
+        read=clips * (causal + bool(weights.masked_lm)),
+        passes=bool(causal) + bool(weights.masked_lm),
+    )
+    parts = {name: any(jax.tree.leaves(part)) for name, part in learns.items()}
+    return StepCost(clips, clips * frames, step_flops(model, work, parts), peak_flops(list(mesh.devices.flat)))
 
 
 def _objective(stage: ConfigDict, config: ConfigDict) -> Objective:

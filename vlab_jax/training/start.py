@@ -19,7 +19,6 @@ from vlab_jax.models.vlab import VLAB, copied_from_clip, example_inputs, paramet
 from vlab_jax.pretrained.load import Pretrained, load_parameters
 from vlab_jax.pretrained.origins import format_origins
 from vlab_jax.runtime import sharding
-from vlab_jax.runtime.json_file import write_json
 
 
 def random_parameters(model: VLAB, frames: int, seed: int, mesh: Mesh, without: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -62,10 +61,9 @@ def _others(shapes: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str, t
     return rows
 
 
-def note_origin(workdir: pathlib.Path, pretrained: Pretrained) -> None:
-    """Writes into the workdir what the run started from: for the model card of an export."""
-    noted = {"name": pretrained.name, "format": pretrained.architecture.format, "licence": pretrained.licence()}
-    write_json(workdir / "pretrained.json", noted)
+def origin(pretrained: Pretrained) -> dict[str, Any]:
+    """What a run started from, to be noted in its workdir: for the model card of an export."""
+    return {"name": pretrained.name, "format": pretrained.architecture.format, "licence": pretrained.licence()}
 
 
 def make_tokenizer(
@@ -89,18 +87,22 @@ def make_tokenizer(
         made = tokenizers.load_clip(config.tokenizer.path or beside, length)
         made.save(workdir)
     else:
-        mixtures = [config.stage[name].train or config.data.train for name in config.stages]
-        specs = dict.fromkeys(spec for mixture in mixtures for spec, _ in pipeline.parse_mixture(mixture))
         asks = any(config.stage[name].objectives.question_answering for name in config.stages)
         without = tuple(config.evaluation.multiple_choice) if asks else None
         options = BuildOptions.from_fields(dict(config.data))
-        made = tokenizers.train_bpe(_texts(list(specs), options, without), vocab_size, length)
+        made = tokenizers.train_bpe(_texts(training_sets(config), options, without), vocab_size, length)
         made.save(workdir)
     if made.vocab_size > vocab_size:
         raise InputError(
             f"the tokenizer has {made.vocab_size} ids, config.model.text.vocab_size={vocab_size}; raise the latter"
         )
     return made
+
+
+def training_sets(config: ConfigDict) -> list[str]:
+    """The data sets that the stages train on, each once."""
+    mixtures = [config.stage[name].train or config.data.train for name in config.stages]
+    return list(dict.fromkeys(spec for mixture in mixtures for spec, _ in pipeline.parse_mixture(mixture)))
 
 
 def _texts(
