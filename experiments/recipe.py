@@ -4,8 +4,8 @@ from ml_collections import ConfigDict
 
 from configs import pretrain
 
-# Lower than in `configs/pretrain.py`, which learns retrieval in fewer steps: questions are learned sooner like this.
-ADAPTER, DECODER = 5e-3, 1.5e-3
+# Lower rates than in `configs/pretrain.py`, and more weight for answers: questions are learned sooner like this.
+ADAPTER, DECODER, ANSWERS = 5e-3, 1.5e-3, 4.0
 
 
 def tiny(steps: int) -> ConfigDict:
@@ -16,6 +16,7 @@ def tiny(steps: int) -> ConfigDict:
         rates = {"^video_adapter/": ADAPTER, "^decoder/": DECODER}
         stage.groups = tuple((pattern, rates.get(pattern, rate)) for pattern, rate in stage.groups)
     config.stage.blend.update({"steps": steps, "questions_per_clip": 4})
+    config.stage.blend.objectives.question_answering = ANSWERS
     config.evaluation.closed_list = 0
     config.generation.beams = 1
     return config
