@@ -15,9 +15,7 @@ def saved_state(workdir: pathlib.Path, step: int | None = None) -> dict[str, np.
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         manager = checkpoints._manager
         step = manager.latest_step() if step is None else step
-        to_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), manager.item_metadata(step)[STATE])
-        restore = ocp.args.PyTreeRestore(restore_args=to_host)  # wherever it was saved from
-        restored = manager.restore(step, args=ocp.args.Composite(state=restore))[STATE]
+        restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))[STATE]
     leaves = jax.tree_util.tree_leaves_with_path(restored)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 

@@ -87,6 +87,8 @@ def test_help_teaches():
         "--config",
         "--workdir",
         "--checkpoint",
+        "--multihost",
+        "--profile",
     ]
     assert str(ROOT) not in done.stdout
 

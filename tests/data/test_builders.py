@@ -102,7 +102,7 @@ def test_no_directory_means_the_default_of_tfds(data_dir, tmp_path, monkeypatch)
         ("moton", ["'moton'", "did you mean 'motion'", "folder:path/to/directory"]),
         ("", ["no data set ''", "known: motion"]),
         ("nothing/alike", ["no data set 'nothing'", "known: motion"]),
-        ("motion/stil", ["'stil'", "did you mean 'still'", "video, large, still, tiny"]),
+        ("motion/stil", ["'stil'", "did you mean 'still'", "video, large, still, glyphs, glyphs_still, tiny"]),
         ("motion/", ["no configuration ''", "video, large, still"]),
         ("motion:/somewhere", ["no configuration", "video, large, still"]),
         ("folder", ["lacks its directory", "folder:path/to/directory"]),

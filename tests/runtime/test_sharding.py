@@ -165,7 +165,7 @@ def alone():
     return train(one_device())
 
 
-@pytest.fixture(scope="module", params=["fsdp=8", "data=2,fsdp=2,tensor=2"])
+@pytest.fixture(scope="module", params=["data=2,fsdp=2,tensor=2"])
 def spread(request):
     """The mesh's name, the mesh, the prepared stage, the state after training on it, and the losses."""
     mesh = sharding.make_mesh(**MESHES[request.param])
