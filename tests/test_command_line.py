@@ -89,6 +89,7 @@ def test_help_teaches():
         "--checkpoint",
         "--multihost",
         "--profile",
+        "--replay",
     ]
     assert str(ROOT) not in done.stdout
 

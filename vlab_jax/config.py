@@ -21,6 +21,7 @@ FREE_ON_RESUME = (
     "checkpoint.every",
     "checkpoint.keep",
     "log_every",
+    "most_skipped",
     "mesh",
     "stop_after",
     "report",
@@ -133,6 +134,8 @@ def training_config() -> ConfigDict:
                 "select_by": "",
             },
             "log_every": 10,
+            # Steps in a row that may be skipped because their gradients are not finite, before the run stops.
+            "most_skipped": 5,
             # Stop after this many steps in all, as if interrupted; 0: run to the end.
             "stop_after": 0,
             # Queries on the retrieval contact sheet of the report.

@@ -45,6 +45,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "data.frame_rate": (0.01, 1000.0),
     "data.short_side": (16, None),
     "data.jpeg_quality": (1, 100),
+    "most_skipped": (0, None),
     "stage.steps": (1, None),
     "stage.batch_size": (1, None),
     "stage.micro_batches": (1, None),

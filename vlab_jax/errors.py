@@ -13,3 +13,10 @@ class RunStopped(RuntimeError):
 
     `vlab_jax.main` prints the message alone and exits with status 3.
     """
+
+
+class RunPreempted(RuntimeError):
+    """A run that was asked to end (SIGTERM) and has saved where it is.
+
+    `vlab_jax.main` exits with status 4; started again, the run goes on.
+    """

@@ -11,7 +11,7 @@ colon; any of its fields (`vlab_jax/config.py` lists them) can be set behind tha
     python -m vlab_jax.main --config=configs/pretrain.py --workdir=short --config.stage.blend.steps=200
 
 Exit status: 0 done; 1 a fault of the program; 2 something to mend in the command, the config or the data; 3 the run
-cannot go on.
+cannot go on; 4 stopped by SIGTERM, and saved.
 """
 
 import logging
@@ -26,7 +26,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from vlab_jax import config_check, config_file
-from vlab_jax.errors import InputError, RunStopped
+from vlab_jax.errors import InputError, RunPreempted, RunStopped
 
 CONFIG = config_flags.DEFINE_config_file(
     config_file.FLAG, None, "What to run: a file, and after a colon its argument, as in configs/pretrain.py:l14."
@@ -54,6 +54,12 @@ PROFILE = flags.DEFINE_bool(
     False,
     "To train: write a trace of five steps into <workdir>/profile, for TensorBoard's profiler or Perfetto.",
 )
+REPLAY = flags.DEFINE_string(
+    "replay",
+    None,
+    "A batch that the run in the workdir stopped at, <workdir>/replay/*.npz: its losses and gradients are printed, and "
+    "nothing is trained.",
+)
 HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort", "-?")
 
 
@@ -63,8 +69,11 @@ def run(
     checkpoint: str | None,
     multihost: bool = False,
     profile: bool = False,
+    batch: str | None = None,
 ) -> None:
     """Runs a config; with `multihost` as one of several processes, with `profile` with a trace of some steps.
+
+    A kept `batch` is computed again instead.
 
     Raises:
       InputError: something to mend in the command, the config or the data.
@@ -100,6 +109,11 @@ def run(
     keep_compiled_programs()
     if jax.default_backend() == "cpu":
         keep_freed_memory()
+    if batch:
+        from vlab_jax.training.replay import replay
+
+        print(replay(config, folder, pathlib.Path(batch)))
+        return
     train(config, folder, profile)
 
 
@@ -117,11 +131,13 @@ def _made(workdir: str) -> pathlib.Path:
 def _main(_: Sequence[str]) -> None:
     _log_plainly()
     try:
-        run(CONFIG.value, WORKDIR.value, CHECKPOINT.value, MULTIHOST.value, PROFILE.value)
+        run(CONFIG.value, WORKDIR.value, CHECKPOINT.value, MULTIHOST.value, PROFILE.value, REPLAY.value)
     except InputError as error:
         _exit(str(error), 2)
     except RunStopped as error:
         _exit(str(error), 3)
+    except RunPreempted:
+        _exit("stopped by SIGTERM; what was trained is saved, and the same command goes on", 4)
 
 
 def _exit(message: str, status: int) -> None:
@@ -169,7 +185,7 @@ def _parse(arguments: Sequence[str]) -> list[str]:
 
 def _help() -> str:
     lines = [__doc__]
-    for flag in (CONFIG, WORKDIR, CHECKPOINT, MULTIHOST, PROFILE):
+    for flag in (CONFIG, WORKDIR, CHECKPOINT, MULTIHOST, PROFILE, REPLAY):
         text = textwrap.fill(flags.FLAGS[flag.name].help, 118, initial_indent=" " * 6, subsequent_indent=" " * 6)
         lines.append(f"  --{flag.name}\n{text}")
     return "\n".join(lines)

@@ -46,7 +46,7 @@ def draw(sources: list, count: int, *, batch_size: int = 4, seed: int = 0, **opt
 def assert_same(one: list[pipeline.Batch], other: list[pipeline.Batch]) -> None:
     assert len(one) == len(other) > 0
     for left, right in zip(one, other, strict=True):
-        assert left.keys() == right.keys() == {"video", "tokens", "lengths", "clip", "failures"}
+        assert left.keys() == right.keys() == {"video", "tokens", "lengths", "clip", "ids", "failures"}
         for key in left:
             assert left[key].dtype == right[key].dtype and np.array_equal(left[key], right[key]), key
 

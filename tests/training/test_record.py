@@ -33,6 +33,10 @@ class Device:
 COST = StepCost(clips=48, frames=48 * 8, flops=4e12, peak=1e12)
 
 
+def unwatched(*_: object) -> None:
+    pass
+
+
 class Loss:
     """Waits, when it is read, until it is there."""
 
@@ -52,11 +56,11 @@ def test_speed_counts_each_second_once_though_steps_are_read_one_behind(
     monkeypatch.setattr(recording, "time", clock)
     device = Device(clock, seconds=10.0)
     with MetricWriter(tmp_path) as writer, Progress("adapt", 40) as bar:
-        record = StepRecord("adapt", 0, writer, bar, 10, lambda step: 1.0, lambda: "none", COST)
+        record = StepRecord("adapt", 0, writer, bar, 10, lambda step: 1.0, COST, unwatched)
         for step in range(1, 41):
             started = clock.now
             clock.now += input_seconds
-            record.add(step, {"loss": device.step()}, started, clock.now)
+            record.add(step, {"loss": device.step()}, started, clock.now, [])
         record.flush()
     last = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "loss" in row][-1]
     assert last["clips_per_second"] == pytest.approx(rate, rel=0.05)
@@ -68,8 +72,8 @@ def test_speed_counts_each_second_once_though_steps_are_read_one_behind(
 
 def test_without_a_known_peak_there_is_no_utilisation(tmp_path):
     with MetricWriter(tmp_path) as writer, Progress("adapt", 1, stream=io.StringIO()) as bar:
-        record = StepRecord("adapt", 0, writer, bar, 1, lambda step: 1.0, str, COST._replace(peak=None))
-        record.add(1, {"loss": 1.0}, 0.0, 0.0)
+        record = StepRecord("adapt", 0, writer, bar, 1, lambda step: 1.0, COST._replace(peak=None), unwatched)
+        record.add(1, {"loss": 1.0}, 0.0, 0.0, [])
         record.flush()
     (last,) = read_metrics(tmp_path / "metrics.jsonl")
     assert "mfu" not in last and last["model_flops_per_step"] == 4e12

@@ -85,3 +85,35 @@ def test_the_workdir_of_another_config_is_refused_and_the_differences_are_listed
     message = str(raised.value)
     assert "stage.blend.steps: 4 → 7" in message and "model.adapter.mixer: 'conv' → 'attention'" in message
     assert "log_every" not in message and "\n" not in message
+
+
+def test_sigterm_saves_and_ends_with_its_own_status_and_a_second_run_beside_it_is_refused(config, data_dir, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "vlab_jax.main",
+        f"--config={ROOT / 'tests' / 'tiny_run.py'}",
+        f"--workdir={tmp_path}",
+        f"--config.data.directory={data_dir}",
+        "--config.stage.adapt.steps=100000",
+        "--config.checkpoint.every=100000",  # so that it is the signal that saves
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "metrics.jsonl").exists() or not losses(tmp_path):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, "no step within two minutes"
+        time.sleep(0.01)
+    other = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert other.returncode == 2
+    assert other.stderr.splitlines()[-1].startswith(f"error: another run is at work in {tmp_path}; wait until it ends")
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 4, said
+    assert said.splitlines()[-1].startswith("error: stopped by SIGTERM; what was trained is saved")
+    done, *_ = losses(tmp_path)[-1]
+    config.stage.adapt.steps = 100000
+    config.stop_after = done + 1
+    train(config, tmp_path)
+    assert [step for step, *_ in losses(tmp_path)] == list(range(1, done + 2))

@@ -91,6 +91,7 @@ class ReadForTraining:
                 "tokens": tokens[0],
                 "lengths": lengths[0],
                 "clip": identity(clip.id),
+                "ids": [clip.id],
                 "failures": failures,
                 **(self._asked(clip, rng) if self.questions else {}),
             }
@@ -144,10 +145,10 @@ def identity(name: str) -> np.int32:
 
 
 def stack(elements: Sequence[Mapping[str, Any]]) -> Batch:
-    """Elements to a batch: arrays are stacked, failures are joined."""
-    batch = {key: np.stack([e[key] for e in elements]) for key in elements[0] if key != "failures"}
-    batch["failures"] = [failure for e in elements for failure in e["failures"]]
-    return batch
+    """Elements to a batch: arrays are stacked, lists (of failures, of ids) are joined."""
+    lists = [key for key in elements[0] if isinstance(elements[0][key], list)]
+    batch = {key: np.stack([e[key] for e in elements]) for key in elements[0] if key not in lists}
+    return batch | {key: [each for e in elements for each in e[key]] for key in lists}
 
 
 def training_batches(
@@ -177,7 +178,7 @@ def training_batches(
 
     Yields:
       `video` uint8 `[b, T, S, S, 3]`, `tokens` int32 `[b, L]`, `lengths` int32 `[b]`, `clip` int32 `[b]` (equal
-      for equal clips) and `failures` (a list of strings: what could not be decoded and was replaced); with
+      for equal clips), `ids` (the clips') and `failures` (strings: what could not be decoded and was replaced); with
       `questions` also `question_tokens` int32 `[b, Q, L]`, `question_lengths` and `answer_starts` int32 `[b, Q]`, equal
       where a clip has no further question.
 

@@ -2,6 +2,7 @@
 evaluation; at the end the test split and the report.
 """
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
@@ -16,19 +17,22 @@ from vlab_jax import config as configuration
 from vlab_jax.data import builders, pipeline, sampling
 from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.data.workers import default_workers
-from vlab_jax.errors import InputError
+from vlab_jax.errors import RunPreempted
 from vlab_jax.evaluation import run as evaluation
 from vlab_jax.evaluation import sheets
 from vlab_jax.evaluation.tasks import Outcome, Plan, search_of
 from vlab_jax.models.vlab import VLAB, parameter_shapes, start_from_clip
-from vlab_jax.pretrained.load import Pretrained, check_model, open_checkpoint
 from vlab_jax.runtime import meters, processes, sharding
 from vlab_jax.runtime.checkpoint import PROGRESS, Checkpoints
 from vlab_jax.runtime.json_file import write_json
+from vlab_jax.runtime.stop_signal import StopSignal
 from vlab_jax.runtime.trace import StepTrace
+from vlab_jax.runtime.workdir_lock import only_run
 from vlab_jax.training import optim, start
 from vlab_jax.training import stage as stages
+from vlab_jax.training.anomalies import Anomalies
 from vlab_jax.training.record import StepRecord
+from vlab_jax.training.replay import keep_batch
 from vlab_jax.training.selection import Selection
 from vlab_jax.training.step import TrainState
 from vlab_jax.training.workdir import RESULTS, check_workdir, read_results
@@ -61,19 +65,23 @@ def train(config: ConfigDict, workdir: pathlib.Path, profile: bool = False) -> d
       The metrics of each stage on validation data, and of the last one on test data.
 
     Raises:
-      InputError: the workdir belongs to another config, or the data cannot be read.
-      RunStopped: the loss is not finite.
+      InputError: the workdir belongs to another config or another run is at work in it, or the data cannot be read.
+      RunStopped: gradients are not finite, step after step.
+      RunPreempted: SIGTERM came; what was trained is saved.
     """
     config = configuration.resolved(config)
     mesh = sharding.make_mesh(**config.mesh)
+    workdir.mkdir(parents=True, exist_ok=True)
     with (
+        only_run(workdir) if processes.is_primary() else contextlib.nullcontext(),
+        StopSignal() as stop_signal,
         jax.set_mesh(mesh),
         jax.default_matmul_precision(config.matmul_precision),
         Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpoints,
         meters.MetricWriter(workdir) if processes.is_primary() else meters.NoWriter() as writer,
     ):
         trace = StepTrace(workdir / "profile" if profile else None)
-        run = Run(config, workdir, mesh, checkpoints, writer, trace)
+        run = Run(config, workdir, mesh, checkpoints, writer, trace, stop_signal)
         progress, parameters = run.begin()
         for number in range(progress.stage, len(config.stages)):
             try:
@@ -95,9 +103,10 @@ class Run:
         checkpoints: Checkpoints,
         writer: meters.MetricWriter | meters.NoWriter,
         trace: StepTrace,
+        stop_signal: StopSignal,
     ) -> None:
         self.config, self.workdir, self.mesh = config, workdir, mesh
-        self.checkpoints, self.writer, self.trace = checkpoints, writer, trace
+        self.checkpoints, self.writer, self.trace, self.stop_signal = checkpoints, writer, trace, stop_signal
         self.saved_config = configuration.plain(config.to_dict())
         self.options = BuildOptions.from_fields(dict(config.data))
         self.workers = default_workers(config.data.workers)
@@ -108,12 +117,12 @@ class Run:
         self.model = VLAB.from_fields(configuration.model_fields(self.saved_config))
         stages.check(self.model, config, mesh)
         with processes.primary_first("data"):
-            self.validated = validates(config, self.options)
+            self.validated = start.validates(config, self.options)
             self._open(config.data.evaluate, "test")  # missing, it would be missed only after training
             for spec in start.training_sets(config):
                 self._open(spec, "train")
         fresh = checkpoints.latest() is None
-        self.pretrained = open_pretrained(config) if fresh and config.model.pretrained else None
+        self.pretrained = start.open_pretrained(config) if fresh and config.model.pretrained else None
         with processes.primary_first("tokenizer"):
             made_here = fresh and processes.is_primary()
             self.tokenizer = start.make_tokenizer(config, workdir, made_here, self.pretrained)
@@ -183,27 +192,37 @@ class Run:
             self.trace,
             meters.Progress(name, stage.steps, initial_step=progress.step, stream=processes.display()) as bar,
         ):
-            record = StepRecord(
-                name, offset, self.writer, bar, self.config.log_every, setup.schedule, self._last_checkpoint, setup.cost
-            )
+            recent: dict[int, tuple[Any, Any]] = {}  # ids and arrays; steps are read one behind
+
+            def stopped(bad: int) -> str:
+                return self._stopped(name, bad, recent[bad], state, progress)
+
+            watch = Anomalies(name, self.config.most_skipped, stopped).watch
+            given = (self.config.log_every, setup.schedule, setup.cost, watch)
+            record = StepRecord(name, offset, self.writer, bar, *given)
+            self.stop_signal.hold()
             for step in range(progress.step + 1, stage.steps + 1):
                 self.trace.next_step()
                 started = time.monotonic()
                 batch = next(batches)
                 ready = time.monotonic()
                 failures.update(len(batch["clip"]), batch.pop("failures"))
+                ids = batch.pop("ids")
+                recent = {step - 1: recent.get(step - 1), step: (ids, batch)}
                 state, metrics = setup.step(state, sharding.to_global(batch, self.mesh))
-                record.add(step, metrics, started, ready)
                 total = offset + step
                 progress = Progress(progress.stage, step, total, failures.seen, failures.failed)
-                stop = total == self.config.stop_after
+                record.add(step, metrics, started, ready, ids)
+                preempted = self.stop_signal.asked(total)
+                stop = preempted or total == self.config.stop_after
                 on_the_way = self._is_on_the_way(name, step)
                 if step == stage.steps or stop or on_the_way or total % self.config.checkpoint.every == 0:
                     record.flush()  # what is saved has a finite loss
                     self._save(state, progress)
                 if stop:
-                    raise Interrupted
+                    raise RunPreempted if preempted else Interrupted
                 self._evaluate_on_the_way(name, state, progress)
+        self.stop_signal.release()
         return state, progress
 
     def _is_on_the_way(self, name: str, step: int) -> bool:
@@ -235,11 +254,13 @@ class Run:
     def _save(self, state: TrainState, progress: Progress) -> None:
         self.checkpoints.save(progress.total, state, dataclasses.asdict(progress), self.saved_config)
 
-    def _last_checkpoint(self) -> str:
-        latest = self.checkpoints.latest()
-        if latest is None:
-            return "there is no checkpoint yet"
-        return f"the last good checkpoint is {self.checkpoints.directory / str(latest)}"
+    def _stopped(self, name: str, bad: int, seen: tuple[Any, Any], state: TrainState, progress: Progress) -> str:
+        """Keeps the batch of a bad step, and the state, to which bad steps do nothing; says where they are."""
+        self._save(state, progress)
+        self.checkpoints.wait()
+        kept = keep_batch(self.workdir, name, bad, *seen)
+        saved = self.checkpoints.directory / str(self.checkpoints.latest())
+        return f"the batch is kept in {kept} (see --replay), what was learned before in {saved}"
 
     def _batches(self, name: str, first: int) -> pipeline.Batches:
         stage = self.config.stage[name]
@@ -348,31 +369,3 @@ class Run:
         averaged = bool(self.config.stage[name].average_decay)
         with Checkpoints(self.checkpoints.directory) as saved:  # Orbax restores parts by a manager that saved nothing
             return saved.restore_parameters(total, shapes, sharding.shardings(shapes, self.mesh), averaged)
-
-
-def validates(config: ConfigDict, options: BuildOptions) -> bool:
-    """Whether the data set that is evaluated has a validation split.
-
-    Raises:
-      InputError: it has none, and needs one.
-    """
-    spec = config.data.evaluate
-    if "validation" in builders.prepare(spec, options).info.splits:
-        return True
-    if config.checkpoint.select_on != "validation":
-        return False
-    raise InputError(
-        f"data set {spec!r} has no validation split to select the checkpoint on; set config.checkpoint.select_on='last'"
-    )
-
-
-def open_pretrained(config: ConfigDict) -> Pretrained:
-    """The checkpoint that a run starts from, compared with the config's model; what is made to fit is logged.
-
-    Raises:
-      InputError: there is none, it is damaged, or its sizes are not the model's.
-    """
-    pretrained = open_checkpoint(config.model.pretrained)
-    for note in check_model(pretrained, configuration.plain(config.model.to_dict())):
-        logging.info("%s", note)
-    return pretrained

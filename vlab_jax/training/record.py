@@ -2,12 +2,11 @@
 
 import collections
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vlab_jax.errors import RunStopped
 from vlab_jax.runtime.meters import MetricWriter, Progress, Throughput
 
 
@@ -22,14 +21,14 @@ class StepCost(NamedTuple):
 
 
 class StepRecord:
-    """Takes each step's metrics, writes their means every `log_every` steps, and stops at a loss that is not finite.
+    """Takes each step's metrics, and writes their means every `log_every` steps.
 
     Args:
       stage: its name.
       offset: global steps before this stage.
       learning_rate: the factor of the peak learning rate at a step of the stage.
-      last_checkpoint: says where the newest checkpoint is, for the message of a stop.
       cost: of each step.
+      watch: takes each step, its loss, whether it was finite, and the ids of its clips (`Anomalies.watch`).
     """
 
     def __init__(
@@ -40,45 +39,40 @@ class StepRecord:
         progress: Progress,
         log_every: int,
         learning_rate: Any,
-        last_checkpoint: Any,
         cost: StepCost,
+        watch: Callable[[int, float, bool, Sequence[str]], None],
     ) -> None:
         self._stage, self._offset, self._writer, self._progress = stage, offset, writer, progress
-        self._log_every, self._learning_rate, self._last_checkpoint = (
-            log_every,
-            learning_rate,
-            last_checkpoint,
-        )
+        self._log_every, self._learning_rate, self._watch = log_every, learning_rate, watch
         self._throughput, self._cost = Throughput(), cost
         self._window: dict[str, list[float]] = collections.defaultdict(list)
-        self._pending: tuple[int, Mapping[str, Any], float, float] | None = None
+        self._pending: tuple[int, Mapping[str, Any], float, float, Sequence[str]] | None = None
         self._done = 0.0  # when the step before was seen to be done
 
-    def add(self, step: int, metrics: Mapping[str, Any], started: float, ready: float) -> None:
+    def add(self, step: int, metrics: Mapping[str, Any], started: float, ready: float, ids: Sequence[str]) -> None:
         """Takes the metrics of a step (counted from 1 in the stage); reads those of the step before.
 
-        `started` and `ready` are `time.monotonic()` before and after waiting for the batch.
+        `started` and `ready` are `time.monotonic()` before and after waiting for the batch, `ids` are its clips'.
         """
         self.flush()
-        self._pending = (step, metrics, started, ready)
+        self._pending = (step, metrics, started, ready, ids)
 
     def flush(self) -> None:
         """Reads what is pending.
 
         Raises:
-          RunStopped: the loss is not finite.
+          RunStopped: too many steps in a row were not finite.
         """
         if self._pending is None:
             return
-        step, metrics, started, ready = self._pending
+        step, metrics, started, ready, ids = self._pending
         self._pending = None
         values = {name: float(value) for name, value in metrics.items()}
         # A step is handed over while the one before still runs: its own time begins where that one's ends.
         begun, done = max(started, self._done), time.monotonic()
         self._throughput.add(begun, min(begun + ready - started, done), done, self._cost.clips)
         self._done = done
-        if not np.isfinite(values["loss"]):
-            self._stop(step, values["loss"])
+        self._watch(step, values["loss"], not values.get("skipped", 0.0), ids)
         for name, value in values.items():
             self._window[name].append(value)
         speed = self._throughput.clips_per_second
@@ -110,9 +104,3 @@ class StepRecord:
         if self._cost.peak is None:
             return None
         return self._throughput.clips_per_second / self._cost.clips * self._cost.flops / self._cost.peak
-
-    def _stop(self, step: int, loss: float) -> None:
-        raise RunStopped(
-            f"the loss is {loss} at step {step} of stage {self._stage!r} (step {self._offset + step} of the run); "
-            f"{self._last_checkpoint()}; lower the learning rate or clip_norm, or look at the data"
-        )

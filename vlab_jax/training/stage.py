@@ -102,7 +102,7 @@ def prepare(model: VLAB, stage: ConfigDict, config: ConfigDict, mesh: Mesh) -> S
     placed = sharding.shardings(state, mesh)
     step = make_train_step(
         model,
-        _objective(stage, config),
+        objective_of(stage, config),
         optimizer,
         optim.trainable(shapes, groups),
         seed=config.seed,
@@ -141,7 +141,8 @@ def _cost(model: VLAB, stage: ConfigDict, config: ConfigDict, learns: Any, mesh:
     return StepCost(clips, clips * frames, step_flops(model, work, parts), peak_flops(list(mesh.devices.flat)))
 
 
-def _objective(stage: ConfigDict, config: ConfigDict) -> Objective:
+def objective_of(stage: ConfigDict, config: ConfigDict) -> Objective:
+    """What a stage of a config minimises."""
     frames = stage.frames or config.frames
     return Objective(
         dict(stage.objectives),

@@ -11,12 +11,13 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vlab_jax import config as configuration
 from vlab_jax.data import builders, pipeline, schema
 from vlab_jax.data import tokenizer as tokenizers
 from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.errors import InputError
 from vlab_jax.models.vlab import VLAB, copied_from_clip, example_inputs, parameter_shapes, start_from_clip
-from vlab_jax.pretrained.load import Pretrained, load_parameters
+from vlab_jax.pretrained.load import Pretrained, check_model, load_parameters, open_checkpoint
 from vlab_jax.pretrained.origins import format_origins
 from vlab_jax.runtime import sharding
 
@@ -59,6 +60,34 @@ def _others(shapes: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str, t
         size, _ = rows.get(name, (0, ""))
         rows[name] = (size + math.prod(leaf.shape), f"a copy of {source}" if source else "new")
     return rows
+
+
+def validates(config: ConfigDict, options: BuildOptions) -> bool:
+    """Whether the data set that is evaluated has a validation split.
+
+    Raises:
+      InputError: it has none, and needs one.
+    """
+    spec = config.data.evaluate
+    if "validation" in builders.prepare(spec, options).info.splits:
+        return True
+    if config.checkpoint.select_on != "validation":
+        return False
+    raise InputError(
+        f"data set {spec!r} has no validation split to select the checkpoint on; set config.checkpoint.select_on='last'"
+    )
+
+
+def open_pretrained(config: ConfigDict) -> Pretrained:
+    """The checkpoint that a run starts from, compared with the config's model; what is made to fit is logged.
+
+    Raises:
+      InputError: there is none, it is damaged, or its sizes are not the model's.
+    """
+    pretrained = open_checkpoint(config.model.pretrained)
+    for note in check_model(pretrained, configuration.plain(config.model.to_dict())):
+        logging.info("%s", note)
+    return pretrained
 
 
 def origin(pretrained: Pretrained) -> dict[str, Any]:

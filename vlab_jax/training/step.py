@@ -46,6 +46,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Metrics]]:
     """The function (state, batch) → (state, metrics).
 
+    Where the loss or its gradient is not finite, nothing but the number of steps changes, and `skipped` is 1.
+
     Args:
       learns: a tree of bools like the parameters; the gradient of what does not learn is not computed.
       seed: of what the step draws (masked tokens); the draw depends on it and on the step alone.
@@ -87,7 +89,10 @@ def make_train_step(
         average = state.average
         if average is not None:
             average = optax.incremental_update(parameters, average, 1 - average_decay)
-        metrics = {**metrics, "gradient_norm": optax.global_norm(gradients)}
-        return TrainState(state.step + 1, parameters, optimizer_state, average), metrics
+        norm = optax.global_norm(gradients)
+        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
+        new = TrainState(state.step + 1, parameters, optimizer_state, average)
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state).replace(step=new.step)
+        return kept, {**metrics, "gradient_norm": norm, "skipped": 1.0 - finite}
 
     return step
