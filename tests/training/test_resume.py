@@ -117,3 +117,22 @@ def test_sigterm_saves_and_ends_with_its_own_status_and_a_second_run_beside_it_i
     config.stop_after = done + 1
     train(config, tmp_path)
     assert [step for step, *_ in losses(tmp_path)] == list(range(1, done + 2))
+
+
+@pytest.mark.parametrize("damaged", ["config/metadata", "state/manifest.ocdbt"])
+def test_a_damaged_checkpoint_is_named_put_aside_and_the_one_before_goes_on(
+    config, finished, tmp_path, caplog, damaged
+):
+    config.stop_after = 4
+    train(config, tmp_path)
+    (tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp").mkdir()  # what a kill leaves
+    file = tmp_path / "checkpoints" / "4" / damaged
+    file.write_bytes(file.read_bytes()[:5])
+    config.stop_after = 0
+    train(config, tmp_path)
+    (aside,) = (tmp_path / "damaged").iterdir()
+    assert aside.name.startswith("4-") and (aside / damaged).is_file()
+    named = [each.getMessage() for each in caplog.records if "cannot be read" in each.getMessage()]
+    assert len(named) == 1 and str(tmp_path / "checkpoints" / "4") in named[0] and str(aside) in named[0]
+    assert losses(tmp_path) == losses(finished)
+    assert_same_state(saved_state(tmp_path), saved_state(finished))

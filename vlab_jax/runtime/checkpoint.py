@@ -6,6 +6,7 @@ restored.
 
 import json
 import pathlib
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,24 @@ from orbax.checkpoint import checkpoint_managers
 from vlab_jax.errors import InputError
 
 STATE, PROGRESS, CONFIG = "state", "progress", "config"
+# What Orbax says of a checkpoint that is whole, but of another structure or of other shapes.
+_UNLIKE = ("do not match", "not compatible")
 SELECTION = "selection.json"  # in the workdir; its `selected` is the step of the checkpoint that was tested
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint that cannot be read; `path` is its directory."""
+
+    def __init__(self, path: pathlib.Path, reason: object) -> None:
+        said = str(reason).strip().splitlines() or [type(reason).__name__]
+        super().__init__(f"{path} cannot be read: {said[0][:200]}")
+        self.path = path
+
+    def set_aside(self) -> pathlib.Path:
+        """Moves the checkpoint to `damaged/` in the workdir, so that the one before it is the newest; where it is."""
+        folder = self.path.parent.parent / "damaged"
+        folder.mkdir(exist_ok=True)
+        return self.path.rename(folder / f"{self.path.name}-{time.time_ns()}")
 
 
 class Checkpoints:
@@ -57,23 +75,33 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.Composite(**items))
 
     def read_json(self, step: int, item: str) -> dict[str, Any]:
-        """The progress or the config of a checkpoint."""
-        restored = self._manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.JsonRestore()}))
-        return restored[item]
+        """The progress or the config of a checkpoint.
+
+        Raises:
+          DamagedCheckpoint: it cannot be read.
+        """
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.JsonRestore()}))
+            return restored[item]
+        except (OSError, ValueError, KeyError) as error:
+            raise DamagedCheckpoint(self.directory / str(step), error) from error
 
     def restore(self, step: int, like: Any, shardings: Any) -> Any:
         """The saved tree, placed by `shardings`; `like` gives its structure, shapes and dtypes.
 
         Raises:
           InputError: the checkpoint's structure or shapes are not those of `like`.
+          DamagedCheckpoint: it cannot be read.
         """
-        target = _placed(like, shardings)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(_placed(like, shardings)))
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
-        except (ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"{self.directory / str(step)} does not fit this model: {reason}") from error
-        return restored[STATE]
+            return self._manager.restore(step, args=args)[STATE]
+        except Exception as error:  # tensorstore raises plain ones
+            where = self.directory / str(step)
+            if any(said in str(error) for said in _UNLIKE):
+                reason = str(error).strip().splitlines()[0]
+                raise InputError(f"{where} does not fit this model: {reason}") from error
+            raise DamagedCheckpoint(where, error) from error
 
     def restore_parameters(self, step: int, like: Any, shardings: Any, averaged: bool) -> Any:
         """The parameters alone (their moving average where the run kept one), without optimiser state.

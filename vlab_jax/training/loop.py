@@ -23,7 +23,7 @@ from vlab_jax.evaluation import sheets
 from vlab_jax.evaluation.tasks import Outcome, Plan, search_of
 from vlab_jax.models.vlab import VLAB, parameter_shapes, start_from_clip
 from vlab_jax.runtime import meters, processes, sharding
-from vlab_jax.runtime.checkpoint import PROGRESS, Checkpoints
+from vlab_jax.runtime.checkpoint import PROGRESS, Checkpoints, DamagedCheckpoint
 from vlab_jax.runtime.json_file import write_json
 from vlab_jax.runtime.stop_signal import StopSignal
 from vlab_jax.runtime.trace import StepTrace
@@ -77,10 +77,23 @@ def train(config: ConfigDict, workdir: pathlib.Path, profile: bool = False) -> d
         StopSignal() as stop_signal,
         jax.set_mesh(mesh),
         jax.default_matmul_precision(config.matmul_precision),
+    ):
+        while True:
+            try:
+                return _train(config, workdir, mesh, stop_signal, StepTrace(workdir / "profile" if profile else None))
+            except DamagedCheckpoint as error:
+                with processes.primary_first("damaged"):
+                    aside = error.set_aside() if processes.is_primary() else "damaged/"
+                logging.warning("%s; it is put aside as %s, and the run goes on from the one before", error, aside)
+
+
+def _train(
+    config: ConfigDict, workdir: pathlib.Path, mesh: Mesh, stop_signal: StopSignal, trace: StepTrace
+) -> dict[str, dict[str, float]]:
+    with (
         Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpoints,
         meters.MetricWriter(workdir) if processes.is_primary() else meters.NoWriter() as writer,
     ):
-        trace = StepTrace(workdir / "profile" if profile else None)
         run = Run(config, workdir, mesh, checkpoints, writer, trace, stop_signal)
         progress, parameters = run.begin()
         for number in range(progress.stage, len(config.stages)):
