@@ -119,7 +119,7 @@ def test_sigterm_saves_and_ends_with_its_own_status_and_a_second_run_beside_it_i
     assert [step for step, *_ in losses(tmp_path)] == list(range(1, done + 2))
 
 
-@pytest.mark.parametrize("damaged", ["config/metadata", "state/manifest.ocdbt"])
+@pytest.mark.parametrize("damaged", ["state/manifest.ocdbt"])
 def test_a_damaged_checkpoint_is_named_put_aside_and_the_one_before_goes_on(
     config, finished, tmp_path, caplog, damaged
 ):

@@ -17,8 +17,8 @@ from vlab_jax.errors import InputError
 from vlab_jax.evaluation.checkpoint import evaluate
 from vlab_jax.export import export, main
 from vlab_jax.runtime import sharding
-from vlab_jax.training.loop import open_pretrained, train
-from vlab_jax.training.start import pretrained_parameters, random_parameters
+from vlab_jax.training.loop import train
+from vlab_jax.training.start import open_pretrained, pretrained_parameters, random_parameters
 
 
 @pytest.fixture(scope="module")
