@@ -12,7 +12,6 @@ import functools
 import json
 import os
 import pathlib
-import platform
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.sizes import SIZES
-from experiments.timing import commit, medians
+from experiments.timing import made_with, medians
 from vlab_jax.models.clip import VisionTower
 from vlab_jax.models.flops import Work, forward_flops
 from vlab_jax.models.vlab import VLAB
@@ -98,10 +97,7 @@ def main() -> None:
         "ours over transformers, throughput": seconds["transformers"] / seconds["ours"],
         "GFLOP/s, ours": forward_flops(model, one) / seconds["ours"] / 1e9,
         "cpus": len(os.sched_getaffinity(0)),
-        "commit": commit(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
+        **made_with(),
     }
     known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     name = f"{given.size}, {given.dtype}, {given.batch} images, {recorded['device']}"

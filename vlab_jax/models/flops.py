@@ -50,29 +50,24 @@ class Work:
 
 def forward_flops(model: VLAB, work: Work) -> float:
     """FLOPs of computing everything that the batch asks for, once."""
-    return _flops(model, work, dict.fromkeys(("vision", "text", "video_adapter", "image_encoder", "decoder"), False))
+    return step_flops(model, work, {})
 
 
 def step_flops(model: VLAB, work: Work, learns: Mapping[str, bool]) -> float:
     """FLOPs of a training step: the forward pass, and the gradients of what learns.
 
     Args:
-      learns: for each part of the parameter tree (`vision`, `text`, `video_adapter`, `image_encoder`, `decoder`) that
-        there is, whether any of it learns.
+      learns: for each part of the parameter tree (`vision`, `text`, `video_adapter`, `image_encoder`, `decoder`),
+        whether any of it learns; a part that is left out does not.
     """
-    return _flops(model, work, learns)
-
-
-def _flops(model: VLAB, work: Work, learns: Mapping[str, bool]) -> float:
     total, reached = 0.0, {}
     for stream in work.streams:
         cost, reached[stream] = _in_sequence(_tower(model, work, stream), learns, False)
         total += cost
-    cost, text_reached = _in_sequence(_text_tower(model, work.contrasted), learns, False)
-    total += cost
     if work.contrasted:
+        cost, text_reached = _in_sequence(_text_tower(model, work.contrasted), learns, False)
         pairs = 2.0 * work.clips * work.contrasted * model.text["embed_width"]
-        total += pairs * (3 if text_reached or any(reached.values()) else 1)
+        total += cost + pairs * (3 if text_reached or any(reached.values()) else 1)
     return total + (_decoder(model, work, learns, reached) if work.read else 0.0)
 
 
