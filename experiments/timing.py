@@ -1,5 +1,6 @@
 """What the timings of all experiments have in common: runs taken in turns, medians, and the commit they are of."""
 
+import platform
 import statistics
 import subprocess
 import time
@@ -27,6 +28,14 @@ def medians(
             times[name].append(clock() - started)
             told(f"{name}: {times[name][-1]:.2f} s")
     return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def made_with() -> dict[str, str]:
+    """What a measurement is of: the commit, the versions of Python and JAX, and the kind of device."""
+    import jax  # here: grids of runs measure nothing, and leave the accelerator to their runs
+
+    versions = {"python": platform.python_version(), "jax": jax.__version__}
+    return {"commit": commit(), **versions, "device": jax.devices()[0].device_kind}
 
 
 def commit() -> str:

@@ -3,8 +3,8 @@
     python -m vlab_jax.main --config=experiments/adapting/config.py:conv --workdir=workdir_conv
 
 All arms train as `experiments/recipe.py` says; the image stream is left out, since the question is about the video
-stream. In all but `positions` the decoder is not told which frame a token is of: what it
-knows of time, adapters wrote. `README.md` says what the arms are for.
+stream. In all but `positions` the decoder is not told which frame a token is of: what it knows of time, adapters wrote.
+`README.md` says what the arms are for.
 """
 
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments import recipe
-from vlab_jax.errors import InputError
 
 BLEND_STEPS = 600
 NO_ADAPTER = {"model.adapter.blocks": "none"}
@@ -35,15 +34,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 # Five seeds where the headline is; three for what it depends on.
 ARMS = {arm: 5 if arm in ("conv", "none") else 3 for arm in CHANGES}
 # What `experiments.summary` shows, and which arms it compares.
-ROW = "blend (test)"
-FIGURES = {
-    "R@1": "text_to_video/R@1",
-    "twins": "twin_accuracy",
-    "CIDEr": "CIDEr",
-    "QA appearance": "QA appearance",
-    "QA motion": "QA motion",
-    "QA order": "QA order",
-}
+ROW, FIGURES = recipe.ROW, recipe.FIGURES
 COMPARED = (("conv", "none"), ("conv", "positions"), ("conv", "attention"), ("conv", "frozen"))
 
 
@@ -53,8 +44,7 @@ def get_config(arm: str = "conv") -> ConfigDict:
     Raises:
       InputError: there is no such arm.
     """
-    if arm not in CHANGES:
-        raise InputError(f"experiments/adapting/config.py takes one of {', '.join(CHANGES)}, not {arm!r}")
+    recipe.check_arm("adapting", arm, CHANGES)
     config = recipe.tiny(BLEND_STEPS)
     config.model.decoder.blending = "none"
     config.model.decoder.frame_positions = False

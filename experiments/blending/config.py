@@ -12,7 +12,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments import recipe
-from vlab_jax.errors import InputError
 
 BLEND_STEPS = 500
 SEPARATE = {"model.image_encoder": "separate"}
@@ -46,7 +45,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 HEADLINE = ("concat_separate", "concat_shared", "none", "image_only", "concat_kept")
 ARMS = {arm: 5 if arm in HEADLINE else 3 for arm in CHANGES}
-ROW = "blend (test)"
+ROW = recipe.ROW
 FIGURES = {
     "R@1": "text_to_video/R@1",
     "twins": "twin_accuracy",
@@ -72,8 +71,7 @@ def get_config(arm: str = "concat_separate") -> ConfigDict:
     Raises:
       InputError: there is no such arm.
     """
-    if arm not in CHANGES:
-        raise InputError(f"experiments/blending/config.py takes one of {', '.join(CHANGES)}, not {arm!r}")
+    recipe.check_arm("blending", arm, CHANGES)
     config = recipe.tiny(BLEND_STEPS)
     config.data.train, config.data.evaluate = ("motion/glyphs",), "motion/glyphs"
     config.stage.clip.update({"train": ("motion/glyphs_still",), "steps": 200})

@@ -8,7 +8,6 @@ Each arm learns from the same clips in as many steps, on both streams; `README.m
 from ml_collections import ConfigDict
 
 from experiments import recipe
-from vlab_jax.errors import InputError
 
 BLEND_STEPS = 500
 # What is left out of both stages, `adapt` and `blend`.
@@ -16,15 +15,7 @@ CONTRASTIVE = ("contrastive",)
 GENERATIVE = ("captioning", "masked_lm", "question_answering")
 LEFT_OUT: dict[str, tuple[str, ...]] = {"both": (), "contrastive": GENERATIVE, "generative": CONTRASTIVE}
 ARMS = dict.fromkeys(LEFT_OUT, 5)
-ROW = "blend (test)"
-FIGURES = {
-    "R@1": "text_to_video/R@1",
-    "twins": "twin_accuracy",
-    "CIDEr": "CIDEr",
-    "QA appearance": "QA appearance",
-    "QA motion": "QA motion",
-    "QA order": "QA order",
-}
+ROW, FIGURES = recipe.ROW, recipe.FIGURES
 COMPARED = (("both", "contrastive"), ("both", "generative"))
 
 
@@ -34,8 +25,7 @@ def get_config(arm: str = "both") -> ConfigDict:
     Raises:
       InputError: there is no such arm.
     """
-    if arm not in LEFT_OUT:
-        raise InputError(f"experiments/objectives/config.py takes one of {', '.join(LEFT_OUT)}, not {arm!r}")
+    recipe.check_arm("objectives", arm, LEFT_OUT)
     config = recipe.tiny(BLEND_STEPS)
     for stage in (config.stage.adapt, config.stage.blend):
         for objective in LEFT_OUT[arm]:

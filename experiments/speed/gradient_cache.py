@@ -10,7 +10,6 @@ import argparse
 import functools
 import json
 import pathlib
-import platform
 import sys
 from typing import Any
 
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.pretrain import get_config
-from experiments.timing import commit, medians
+from experiments.timing import made_with, medians
 from vlab_jax.config import model_fields, plain
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.runtime.json_file import write_json
@@ -85,10 +84,7 @@ def main() -> None:
         "losses": {name: float(metrics["loss"]) for name, (_, metrics) in found.items()},
         "MiB of temporary memory": memory,
         "seconds": seconds,
-        "commit": commit(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
+        **made_with(),
     }
     write_json(pathlib.Path(__file__).with_name("gradient_cache.json"), recorded)
     print(json.dumps(recorded, indent=2))

@@ -67,9 +67,8 @@ def whole():
     return gradients(Objective(EVERY, ("video", "image"), (0, 2)), 0)
 
 
-@pytest.mark.parametrize(("parts", "chunk"), [(2, 4)])
-def test_gradients_in_parts_are_those_of_the_whole_batch(whole, parts, chunk):
-    agree(gradients(Objective(EVERY, ("video", "image"), (0, 2), contrastive_chunk=chunk), parts), whole)
+def test_gradients_in_parts_are_those_of_the_whole_batch(whole):
+    agree(gradients(Objective(EVERY, ("video", "image"), (0, 2), contrastive_chunk=4), 2), whole)
 
 
 @pytest.mark.parametrize(("weights", "frozen"), [({"captioning": 1.0}, ()), ({"contrastive": 1.0}, UNTRAINED)])

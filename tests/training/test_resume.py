@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -17,6 +18,27 @@ from vlab_jax.errors import InputError
 from vlab_jax.training.loop import train
 
 ROOT = pathlib.Path(__file__).parents[2]
+# The same number of devices as here: the split of a batch decides the order of its sums.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def command_of(workdir: pathlib.Path, data_dir: str, *options: str) -> list[str]:
+    """The tiny run as a command."""
+    given = (
+        f"--config={ROOT / 'tests' / 'tiny_run.py'}",
+        f"--workdir={workdir}",
+        f"--config.data.directory={data_dir}",
+    )
+    return [sys.executable, "-m", "vlab_jax.main", *given, *options]
+
+
+def wait_for(reached: Callable[[], object], process: subprocess.Popen, otherwise: str) -> None:
+    """Until a running process has come so far; two minutes at most."""
+    deadline = time.monotonic() + 120
+    while not reached():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.01)
 
 
 def assert_same_state(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
@@ -40,29 +62,15 @@ def test_resuming_equals_an_uninterrupted_run_bit_for_bit(config, finished, tmp_
 
 def test_a_killed_run_ends_bit_identical_to_an_uninterrupted_one(finished, data_dir, tmp_path):
     """SIGKILL during `adapt`, after its first checkpoint; then the same command again."""
-    command = [
-        sys.executable,
-        "-m",
-        "vlab_jax.main",
-        f"--config={ROOT / 'tests' / 'tiny_run.py'}",
-        f"--workdir={tmp_path}",
-        f"--config.data.directory={data_dir}",
-        "--config.data.workers=1",
-    ]
-    # The same number of devices as here: the split of a batch decides the order of its sums.
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "checkpoints" / "2").is_dir():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline, "no checkpoint within two minutes"
-        time.sleep(0.01)
+    command = command_of(tmp_path, data_dir, "--config.data.workers=1")
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: (tmp_path / "checkpoints" / "2").is_dir(), process, "no checkpoint within two minutes")
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert losses(tmp_path)[-1][1] == "adapt" and not (tmp_path / "results.json").exists()
 
-    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    again = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
     assert again.returncode == 0, again.stderr
     assert "resuming from" in again.stderr
     assert losses(tmp_path) == losses(finished)
@@ -88,24 +96,15 @@ def test_the_workdir_of_another_config_is_refused_and_the_differences_are_listed
 
 
 def test_sigterm_saves_and_ends_with_its_own_status_and_a_second_run_beside_it_is_refused(config, data_dir, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "vlab_jax.main",
-        f"--config={ROOT / 'tests' / 'tiny_run.py'}",
-        f"--workdir={tmp_path}",
-        f"--config.data.directory={data_dir}",
+    long = (
         "--config.stage.adapt.steps=100000",
-        "--config.checkpoint.every=100000",  # so that it is the signal that saves
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "metrics.jsonl").exists() or not losses(tmp_path):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline, "no step within two minutes"
-        time.sleep(0.01)
-    other = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+        "--config.checkpoint.every=100000",
+    )  # so that it is the signal that saves
+    command = command_of(tmp_path, data_dir, *long)
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    recorded = tmp_path / "metrics.jsonl"
+    wait_for(lambda: recorded.exists() and losses(tmp_path), process, "no step within two minutes")
+    other = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
     assert other.returncode == 2
     assert other.stderr.splitlines()[-1].startswith(f"error: another run is at work in {tmp_path}; wait until it ends")
     process.send_signal(signal.SIGTERM)
@@ -119,13 +118,11 @@ def test_sigterm_saves_and_ends_with_its_own_status_and_a_second_run_beside_it_i
     assert [step for step, *_ in losses(tmp_path)] == list(range(1, done + 2))
 
 
-@pytest.mark.parametrize("damaged", ["state/manifest.ocdbt"])
-def test_a_damaged_checkpoint_is_named_put_aside_and_the_one_before_goes_on(
-    config, finished, tmp_path, caplog, damaged
-):
+def test_a_damaged_checkpoint_is_named_put_aside_and_the_one_before_goes_on(config, finished, tmp_path, caplog):
     config.stop_after = 4
     train(config, tmp_path)
     (tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp").mkdir()  # what a kill leaves
+    damaged = "state/manifest.ocdbt"
     file = tmp_path / "checkpoints" / "4" / damaged
     file.write_bytes(file.read_bytes()[:5])
     config.stop_after = 0

@@ -22,7 +22,7 @@ _UNLIKE = ("do not match", "not compatible")
 SELECTION = "selection.json"  # in the workdir; its `selected` is the step of the checkpoint that was tested
 
 
-class DamagedCheckpoint(Exception):
+class DamagedCheckpoint(InputError):
     """A checkpoint that cannot be read; `path` is its directory."""
 
     def __init__(self, path: pathlib.Path, reason: object) -> None:

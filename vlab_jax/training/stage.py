@@ -84,6 +84,7 @@ def prepare(model: VLAB, stage: ConfigDict, config: ConfigDict, mesh: Mesh) -> S
     """
     shapes = parameter_shapes(model, config.frames)
     groups = optim.parse_groups(stage.groups)
+    learns = optim.trainable(shapes, groups)
     schedule = optim.course(stage.steps, stage.warmup_steps, stage.end_learning_rate_share)
     optimizer = optim.make_optimizer(
         groups,
@@ -104,14 +105,14 @@ def prepare(model: VLAB, stage: ConfigDict, config: ConfigDict, mesh: Mesh) -> S
         model,
         objective_of(stage, config),
         optimizer,
-        optim.trainable(shapes, groups),
+        learns,
         seed=config.seed,
         average_decay=stage.average_decay,
         parts=stage.micro_batches,
     )
     return Stage(
         groups,
-        _cost(model, stage, config, optim.trainable(shapes, groups), mesh),
+        _cost(model, stage, config, learns, mesh),
         schedule,
         state,
         placed,
