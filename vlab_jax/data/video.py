@@ -17,12 +17,13 @@ from av.sidedata.sidedata import Type as SideData
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
+from vlab_jax.data.limits import DEFAULT_LIMITS, DecodeError, MediaLimits, Watch
 from vlab_jax.data.packets import (
-    DecodeError,
     Interval,
     UnreliableTimes,
     decode_frames,
     decode_packets,
+    no_frame,
     open_interval,
     with_decoded_times,
 )
@@ -89,6 +90,7 @@ def decode_clip(
     end: float | int = math.inf,
     rng: np.random.Generator | None = None,
     short: str = "repeat",
+    limits: MediaLimits = DEFAULT_LIMITS,
 ) -> UInt8[np.ndarray, "t s s 3"]:
     """`num_frames` RGB frames of a clip, upright, resized and cropped to `size` x `size`.
 
@@ -102,19 +104,27 @@ def decode_clip(
         end: end of the interval, in seconds; it is cut to the end of the media.
         rng: makes the time random within each segment (training); without it, the centre (evaluation).
         short: what to do where the interval holds fewer distinct frames than asked: `repeat` them, or `fail`.
+        limits: what decoding may take; of a list, each image.
 
     Raises:
-        DecodeError: the media cannot be decoded, or the interval lies outside it, or it is too short.
+        DecodeError: the media cannot be decoded, or not within the limits, or the interval lies outside it, or it is
+            too short.
         InputError: an argument that no media could satisfy.
     """
     _check_arguments(num_frames, size, short)
     if not isinstance(media, bytes):
-        return _decode_images(media, num_frames, size, rng, short)
+        return _decode_images(media, num_frames, size, rng, short, limits)
 
     def choose(times: Float[np.ndarray, " n"], stop: float) -> Int[np.ndarray, " t"]:
         return _choose(times, stop, float(start), float(end), num_frames, rng, short)
 
-    return np.stack(read_frames(media, start, end, choose, lambda frame, aspect: resize_and_crop(frame, size, aspect)))
+    def take(frame: UInt8[np.ndarray, "h w 3"], aspect: float) -> UInt8[np.ndarray, "s s 3"]:
+        width, height = shown_size(frame.shape[0], frame.shape[1], aspect)
+        long = size * max(width, height) // min(width, height)  # a picture of one line would become very wide
+        limits.check_picture(size, long, f"resized for a square of {size}, the media has a picture")
+        return resize_and_crop(frame, size, aspect)
+
+    return np.stack(read_frames(media, start, end, choose, take, limits))
 
 
 def read_frames(
@@ -123,6 +133,7 @@ def read_frames(
     end: float | int,
     choose: Callable[[Float[np.ndarray, " n"], float], Int[np.ndarray, " t"]],
     take: Callable[[UInt8[np.ndarray, "h w 3"], float], T],
+    limits: MediaLimits = DEFAULT_LIMITS,
 ) -> list[T]:
     """What `take` makes of each frame that `choose` picks of the interval [start, end), in seconds.
 
@@ -132,31 +143,34 @@ def read_frames(
             one ends; returns which of them to take, in order. A frame may be picked more than once.
         take: gets an upright RGB frame, and the width of its pixels over their height. Called once for each frame
             that is picked (again, where times turn out to be unreliable), and frames are let go of then.
+        limits: what decoding may take.
 
     Raises `DecodeError`.
     """
+    watch = Watch(limits)
     with _one_kind_of_error():
         if not 0 <= start < end:
             raise DecodeError(f"the interval [{start:g} s, {end:g} s) is empty or begins before the media")
-        still = _decode_still(media)
+        still = _decode_still(media, limits)
         if still is not None:
             chosen = choose(np.zeros(1), _STILL_DURATION)
             return [take(still, 1.0)] * len(chosen)
-        with open_interval(media, float(start), float(end)) as interval:
+        with open_interval(media, float(start), float(end), watch) as interval:
             if interval.places is not None:
                 with contextlib.suppress(UnreliableTimes):
                     return _read_video(interval, media, choose, take)
             return _read_video(with_decoded_times(interval), media, choose, take)
 
 
-def probe(media: bytes) -> MediaInfo:
+def probe(media: bytes, limits: MediaLimits = DEFAULT_LIMITS) -> MediaInfo:
     """What the media holds, by reading every packet and decoding one frame. Raises `DecodeError`."""
-    with _one_kind_of_error(), open_interval(media, 0.0, math.inf) as interval:
+    watch = Watch(limits)
+    with _one_kind_of_error(), open_interval(media, 0.0, math.inf, watch) as interval:
         if interval.places is None:
             interval = with_decoded_times(interval)
-        frame = next(decode_packets(interval.stream.codec_context, interval.packets), None)
+        frame = next(decode_packets(interval.stream.codec_context, interval.packets, watch), None)
         if frame is None:
-            raise DecodeError("no frame of the media can be decoded")
+            raise DecodeError(no_frame(watch))
         orientation = _orientation(frame, media)
         height, width = (frame.height, frame.width)[:: 1 if orientation[0, 0] else -1]
         width, height = shown_size(height, width, _pixel_aspect(interval.stream, orientation))
@@ -235,7 +249,7 @@ def shown_interval(
     return first, last
 
 
-def _decode_still(media: bytes) -> UInt8[np.ndarray, "h w 3"] | None:
+def _decode_still(media: bytes, limits: MediaLimits) -> UInt8[np.ndarray, "h w 3"] | None:
     """A photograph, upright, by the decoder that CLIP's preprocessing has; None where the media is none.
 
     FFmpeg spreads a JPEG's colours over the pixels by another filter, which is off by up to 40 of 255 at edges.
@@ -245,6 +259,7 @@ def _decode_still(media: bytes) -> UInt8[np.ndarray, "h w 3"] | None:
     with Image.open(io.BytesIO(media)) as image:
         if getattr(image, "n_frames", 1) > 1 and not media.startswith(_JPEG):  # animated
             return None
+        limits.check_picture(*image.size)
         orientation = np.array(_EXIF_ORIENTATIONS[_exif_orientation(image) or 1])
         return np.ascontiguousarray(upright(np.asarray(image.convert("RGB")), orientation))
 
@@ -267,7 +282,12 @@ def _read_video(
 
 
 def _decode_images(
-    images: Sequence[bytes], num_frames: int, size: int, rng: np.random.Generator | None, short: str
+    images: Sequence[bytes],
+    num_frames: int,
+    size: int,
+    rng: np.random.Generator | None,
+    short: str,
+    limits: MediaLimits,
 ) -> UInt8[np.ndarray, "t s s 3"]:
     """Frames of a clip that is stored as a list of images; a damaged one shows the nearest earlier."""
     if not len(images):
@@ -277,14 +297,14 @@ def _decode_images(
     squares = {}
     for number in sorted(set(chosen)):
         earlier_first = [*range(number, -1, -1), *range(number + 1, len(images))]
-        squares[number] = _first_decodable([images[i] for i in earlier_first], size)
+        squares[number] = _first_decodable([images[i] for i in earlier_first], size, limits)
     return np.stack([squares[number] for number in chosen])
 
 
-def _first_decodable(images: Sequence[bytes], size: int) -> UInt8[np.ndarray, "s s 3"]:
+def _first_decodable(images: Sequence[bytes], size: int, limits: MediaLimits) -> UInt8[np.ndarray, "s s 3"]:
     for image in images:
         with contextlib.suppress(DecodeError), _one_kind_of_error():
-            return decode_clip(image, num_frames=1, size=size)[0]
+            return decode_clip(image, num_frames=1, size=size, limits=limits)[0]
     raise DecodeError(f"none of the {len(images)} frames of the media can be decoded")
 
 

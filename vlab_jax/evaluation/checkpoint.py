@@ -9,6 +9,7 @@ from vlab_jax import config as configuration
 from vlab_jax.data import builders, pipeline, sampling
 from vlab_jax.data import tokenizer as tokenizers
 from vlab_jax.data.builders.options import BuildOptions
+from vlab_jax.data.limits import MediaLimits
 from vlab_jax.data.workers import default_workers
 from vlab_jax.evaluation import retrieval, sheets
 from vlab_jax.evaluation import run as evaluation
@@ -85,13 +86,14 @@ def _encoder(
     model = VLAB.from_fields(configuration.model_fields(saved))
     shapes = parameter_shapes(model, saved["frames"])
     vision, text = saved["model"]["vision"], saved["model"]["text"]
+    limits = MediaLimits.from_fields(config.data.limits)
     return evaluation.Encoder(
         model,
         checkpoints.restore_parameters(
             step, shapes, sharding.shardings(shapes, mesh), averaged=bool(saved["stage"][stage]["average_decay"])
         ),
         tokenizers.load(home, text["context_length"]),
-        pipeline.FrameOptions(saved["frames"], vision["image_size"], config.data.short),
+        pipeline.FrameOptions(saved["frames"], vision["image_size"], config.data.short, limits),
         tuple(config.streams) or tuple(saved["stage"][stage]["streams"]),
         sampling.sample_image_frames(saved["frames"], saved["image_frames"]),
         mesh,
