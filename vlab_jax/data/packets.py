@@ -89,6 +89,7 @@ def decode_packets(
         spare = wanted is not None and packet is not None and packet.pts not in wanted
         context.skip_frame = "NONREF" if spare else "DEFAULT"
         watch.check_time()
+        width = context.width
         try:
             for frame in context.decode(packet):
                 watch.limits.check_picture(frame.width, frame.height)
@@ -96,7 +97,7 @@ def decode_packets(
         except av.error.FFmpegError as error:
             watch.limits.check_picture(context.width, context.height)
             # Most decoders forget the size that they refuse, and dav1d calls it out of range.
-            watch.oversized |= not context.width or isinstance(error, OverflowError)
+            watch.oversized |= width > context.width or isinstance(error, OverflowError)
 
 
 def decode_frames(interval: Interval, wanted: Sequence[int], take: Callable[[av.VideoFrame], T]) -> dict[int, T]:
@@ -157,6 +158,8 @@ def with_decoded_times(interval: Interval) -> Interval:
         if (np.diff(ticks) > 0).all():
             break
     times, stop = _seconds(interval.stream, ticks, interval.watch, interval.origin, step)
+    if stop <= 0:  # stamps that contradict the beginning of the media: it begins with its first frame
+        times, stop = times - times[0], stop - float(times[0])
     return dataclasses.replace(interval, times=times, stop=max(stop, interval.stop), stamps=None, places=None)
 
 

@@ -28,6 +28,14 @@ from vlab_jax.data.packets import (
     with_decoded_times,
 )
 from vlab_jax.data.sampling import frames_at, segment_times
+from vlab_jax.data.still import (
+    EXIF_ORIENTATIONS,
+    decode_still,
+    exif_orientation,
+    exif_rotation,
+    is_upright_jpeg,
+    upright,
+)
 from vlab_jax.errors import InputError
 
 __all__ = [
@@ -46,22 +54,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-# How files of photographs begin, and how long one is shown, in seconds.
-_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG"
-_STILL_DURATION = 0.04
-
-# How EXIF's eight orientations are shown, as `upright` takes it, and the number of EXIF's field.
-_EXIF_ORIENTATION = 0x0112
-_EXIF_ORIENTATIONS = {
-    1: ((1, 0), (0, 1)),
-    2: ((-1, 0), (0, 1)),
-    3: ((-1, 0), (0, -1)),
-    4: ((1, 0), (0, -1)),
-    5: ((0, 1), (1, 0)),
-    6: ((0, 1), (-1, 0)),
-    7: ((0, -1), (-1, 0)),
-    8: ((0, -1), (1, 0)),
-}
+_STILL_DURATION = 0.04  # how long a photograph is shown, in seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +144,7 @@ def read_frames(
     with _one_kind_of_error():
         if not 0 <= start < end:
             raise DecodeError(f"the interval [{start:g} s, {end:g} s) is empty or begins before the media")
-        still = _decode_still(media, limits)
+        still = decode_still(media, limits)
         if still is not None:
             chosen = choose(np.zeros(1), _STILL_DURATION)
             return [take(still, 1.0)] * len(chosen)
@@ -165,7 +158,16 @@ def read_frames(
 def probe(media: bytes, limits: MediaLimits = DEFAULT_LIMITS) -> MediaInfo:
     """What the media holds, by reading every packet and decoding one frame. Raises `DecodeError`."""
     watch = Watch(limits)
-    with _one_kind_of_error(), open_interval(media, 0.0, math.inf, watch) as interval:
+    with _one_kind_of_error():
+        still = decode_still(media, limits)
+        if still is not None:
+            height, width = still.shape[:2]
+            return MediaInfo(width, height, _STILL_DURATION, 1, 1 / _STILL_DURATION, exif_rotation(media))
+        return _probe_video(media, watch)
+
+
+def _probe_video(media: bytes, watch: Watch) -> MediaInfo:
+    with open_interval(media, 0.0, math.inf, watch) as interval:
         if interval.places is None:
             interval = with_decoded_times(interval)
         frame = next(decode_packets(interval.stream.codec_context, interval.packets, watch), None)
@@ -206,28 +208,6 @@ def resize(
     return np.asarray(image.resize(resized, Image.Resampling.BICUBIC))
 
 
-def upright(frame: UInt8[np.ndarray, "h w 3"], orientation: Int[np.ndarray, "2 2"]) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """The frame turned and mirrored as its display matrix says.
-
-    A pixel at (x, y) is shown at (x, y) @ `orientation`, whose entries are -1, 0 and 1: quarter turns and
-    mirrors.
-    """
-    (a, b), (c, d) = orientation.tolist()
-    if a == 0:  # x and y change places
-        frame, flip_x, flip_y = frame.swapaxes(0, 1), c < 0, b < 0
-    else:
-        flip_x, flip_y = a < 0, d < 0
-    return frame[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
-
-
-def is_upright_jpeg(media: bytes, short_side: int) -> bool:
-    """Whether the media is a JPEG that stands upright as stored, with a short side of at most so many pixels."""
-    if not media.startswith(_JPEG):
-        return False
-    with Image.open(io.BytesIO(media)) as image:
-        return (_exif_orientation(image) or 1) == 1 and min(image.size) <= short_side
-
-
 def shown_size(height: int, width: int, pixel_aspect: float) -> tuple[int, int]:
     """Width and height in square pixels; one of them is stretched, and neither is ever shrunk."""
     if pixel_aspect < 1:
@@ -247,21 +227,6 @@ def shown_interval(
         bound = f"ends at {stop:g} s" if start >= stop else f"begins at {times[0]:g} s"
         raise DecodeError(f"the interval [{start:g} s, {end:g} s) lies outside the media, which {bound}")
     return first, last
-
-
-def _decode_still(media: bytes, limits: MediaLimits) -> UInt8[np.ndarray, "h w 3"] | None:
-    """A photograph, upright, by the decoder that CLIP's preprocessing has; None where the media is none.
-
-    FFmpeg spreads a JPEG's colours over the pixels by another filter, which is off by up to 40 of 255 at edges.
-    """
-    if not (media.startswith((_JPEG, _PNG)) or (media.startswith(b"RIFF") and media[8:12] == b"WEBP")):
-        return None
-    with Image.open(io.BytesIO(media)) as image:
-        if getattr(image, "n_frames", 1) > 1 and not media.startswith(_JPEG):  # animated
-            return None
-        limits.check_picture(*image.size)
-        orientation = np.array(_EXIF_ORIENTATIONS[_exif_orientation(image) or 1])
-        return np.ascontiguousarray(upright(np.asarray(image.convert("RGB")), orientation))
 
 
 def _read_video(
@@ -334,23 +299,15 @@ def _orientation(frame: av.VideoFrame, media: bytes) -> Int[np.ndarray, "2 2"]:
         # PyAV 18.1 cannot list side data with EXIF in it (its pull request 2392), which photos have.
         number = None
         with contextlib.suppress(Exception):  # an image that Pillow cannot read
-            number = _exif_orientation(Image.open(io.BytesIO(media)))
+            number = exif_orientation(Image.open(io.BytesIO(media)))
         number = number or {0: 1, 1: 8, 2: 3, 3: 6}[round(frame.rotation / 90) % 4]
-        return np.array(_EXIF_ORIENTATIONS[number])
+        return np.array(EXIF_ORIENTATIONS[number])
     if matrix is None:
         return np.eye(2, dtype=np.int64)
     (a, b), (c, d) = np.frombuffer(matrix, dtype=np.int32).reshape(3, 3)[:2, :2].astype(np.int64).tolist()
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return np.diag([-1 if a < 0 else 1, -1 if d < 0 else 1])
     return np.array([[0, -1 if b < 0 else 1], [-1 if c < 0 else 1, 0]])
-
-
-def _exif_orientation(image: Image.Image) -> int | None:
-    """EXIF's number of an image's orientation, where it can be read."""
-    with contextlib.suppress(Exception):  # whatever Pillow makes of damaged metadata
-        number = image.getexif().get(_EXIF_ORIENTATION)
-        return number if number in _EXIF_ORIENTATIONS else None
-    return None
 
 
 def _pixel_aspect(stream: av.VideoStream, orientation: Int[np.ndarray, "2 2"]) -> float:
