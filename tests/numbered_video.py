@@ -59,7 +59,7 @@ def encode(
     shift=0,
     tags=None,
 ) -> bytes:
-    """A video of these frames; `stamps` are in 1/`rate` s, `shift` frames go before the beginning, `tags` tell colours."""
+    """A video of these frames; `stamps` are in 1/`rate` s, `shift` frames go before the start, `tags` tell colours."""
     frames = list(frames)
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
