@@ -180,11 +180,17 @@ def _checked_header(fields: list[str], columns: tuple[str, ...], where: str) -> 
     return header
 
 
+def quoted(value: Any, most: int = 60) -> str:
+    """A value as messages show it: on one line, and not longer than a line."""
+    shown = repr(value)
+    return shown if len(shown) <= most else f"{shown[:most]}..."
+
+
 def text_of(record: Any, key: str, where: str) -> str:
     """A text of a record, without surrounding space. Raises InputError where it is missing or empty."""
     value = _value(record, key, where)
     if not isinstance(value, str) or not value.strip():
-        found = "is missing" if value is None else f"is {value!r}"
+        found = "is missing" if value is None else f"is {quoted(value)}"
         raise InputError(f"{where}: {key!r} {found}; it must be a text that is not empty")
     return value.strip()
 
@@ -194,7 +200,7 @@ def texts_of(record: Any, key: str, where: str) -> tuple[str, ...]:
     value = _value(record, key, where)
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list) or not values or not all(isinstance(text, str) and text.strip() for text in values):
-        raise InputError(f"{where}: {key!r} is {str(value)[:60]!r}; it must be a list of texts that are not empty")
+        raise InputError(f"{where}: {key!r} is {quoted(value)}; it must be a list of texts that are not empty")
     return tuple(text.strip() for text in values)
 
 
