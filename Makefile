@@ -1,16 +1,24 @@
-# make demo: trains the tiny model end to end.  make test: runs the test suite.  Both make their own environment.
+# make demo: trains the tiny model end to end.  make test: runs the test suite.  make fuzz: damaged files.
+# All make their own environment.
 PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= workdir
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint fuzz clean
 
 demo: $(VENV)/requirements.done
 	$(VENV)/bin/python -m vlab_jax.main --config=configs/pretrain.py --workdir=$(WORKDIR)
 
 test: $(VENV)/requirements-dev.done
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+# 2,000 damaged media files, 10,000 damaged lines and 2,000 damaged files of annotations; SEED=1 makes others.
+FUZZ ?= 2000
+SEED ?= 0
+fuzz: $(VENV)/requirements-dev.done
+	PYTHONPATH=.:tests $(VENV)/bin/python tests/faults/fuzz_media.py --count=$(FUZZ) --seed=$(SEED)
+	PYTHONPATH=. $(VENV)/bin/python tests/faults/fuzz_annotations.py --seed=$(SEED)
 
 lint: $(VENV)/requirements-dev.done
 	$(VENV)/bin/ruff check .

@@ -45,8 +45,10 @@ class TextFile:
                 with open(self.path, "rb") as file:
                     yield file
                 return
-            with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
-                yield file
+            with zipfile.ZipFile(self.path) as archive:
+                self._refuse_bomb(archive.getinfo(self.member))
+                with archive.open(self.member) as file:
+                    yield file
         except OSError as error:
             reason = error.strerror or str(error)
             raise InputError(
@@ -56,7 +58,16 @@ class TextFile:
             # RuntimeError: the archive is encrypted, or compressed in a way that Python cannot undo.
             raise InputError(f"{self} cannot be read ({' '.join(str(error).split())}); get the archive anew") from error
 
+    def _refuse_bomb(self, member: zipfile.ZipInfo) -> None:
+        if member.file_size > max(_MOST_PACKED * member.compress_size, _HARMLESS):
+            raise InputError(
+                f"{self} is said to unpack from {member.compress_size:,} to {member.file_size:,} bytes, more than any "
+                "text does; get the archive anew"
+            )
 
+
+# Texts become 3 to 30 times smaller in an archive, and at most 1,032 times.
+_MOST_PACKED, _HARMLESS = 200, 100 * 2**20
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 AnyFile = TextFile | str | os.PathLike[str]
 
