@@ -363,7 +363,7 @@ def stacked_init(module: nn.Module, count: int, *example: Any) -> Callable[[jax.
 
 
 def apply_function(module: nn.Module) -> Callable[..., jax.Array]:
-    """`module` as a pure function of (parameters, *inputs)."""
+    """`module` as a pure function of `(parameters, *inputs)`."""
     return lambda parameters, *inputs: module.apply({"params": parameters}, *inputs)
 
 
