@@ -1,9 +1,10 @@
 """Draws the model: two streams, the text tower, and the decoder that attends to both streams.
 
-    python docs/architecture.py   # → docs/architecture.svg
+python docs/architecture.py   # → docs/architecture.svg
 """
 
 import argparse
+import itertools
 import pathlib
 
 import matplotlib
@@ -26,7 +27,7 @@ def box(axes: Axes, x: float, y: float, width: float, height: float, text: str, 
 
 def arrow(axes: Axes, *points: tuple[float, float]) -> None:
     """A line through points, with a head at the last."""
-    for one, other in zip(points[:-2], points[1:-1], strict=True):
+    for one, other in itertools.pairwise(points[:-1]):
         axes.plot(*zip(one, other, strict=True), color="#444444", linewidth=1)
     axes.annotate("", points[-1], points[-2], arrowprops={"arrowstyle": "-|>", "color": "#444444", "linewidth": 1})
 
