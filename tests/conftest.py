@@ -11,9 +11,12 @@ os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", *FLAGS]
 )
 
-# Runs of one config compile once in a test session, subprocesses included.
-CACHE = tempfile.TemporaryDirectory(prefix="vlab-jax-compiled-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+# Runs of one config compile once in a test session, subprocesses included; pytest's workers inherit the folder of the
+# process that starts them. A limit makes JAX lock it, which several processes at once need.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    CACHE = tempfile.TemporaryDirectory(prefix="vlab-jax-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(4 * 2**30)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 from jaxtyping import install_import_hook

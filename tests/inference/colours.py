@@ -4,12 +4,12 @@ As a program, it is `vlab_jax.predict` with that embedder, for one command or se
 `INDEX_KILLED` names a moment at which it kills itself.
 """
 
+import argparse
 import functools
 import os
 import pathlib
 import signal
 import sys
-import types
 
 import numpy as np
 
@@ -17,7 +17,7 @@ sys.path += [str(pathlib.Path(__file__).parents[1]), str(pathlib.Path(__file__).
 
 from data.numbered_video import encode
 
-from vlab_jax.data.video import decode_clip
+from vlab_jax.inference.clip import Clip, FrameShape, show
 
 RATE, SIDE, SIZE, NUM_FRAMES = 10, 32, 8, 2
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "grey": (128, 128, 128)}
@@ -38,22 +38,24 @@ def colour_video(*parts: tuple[str, float]) -> bytes:
 class ColourEmbedder:
     """Embeds by mean colour; `fingerprint` is given, and so is where to note how many windows were embedded."""
 
-    frames = types.SimpleNamespace(num_frames=NUM_FRAMES, size=SIZE)
+    frames = FrameShape(NUM_FRAMES, SIZE)
 
     def __init__(self, fingerprint: str = "colours") -> None:
         self.fingerprint, self.embedded = fingerprint, 0
 
     def embed_videos(self, videos):
         self.embedded += len(videos)
-        read = [self._decoded(video) if isinstance(video, str) else video for video in videos]
+        read = [show(Clip(video), self.frames) if isinstance(video, str) else video for video in videos]
         assert all(each.shape == (NUM_FRAMES, SIZE, SIZE, 3) for each in read)
         return np.stack([_unit(each.mean(axis=(0, 1, 2))) for each in read])
 
     def embed_texts(self, texts):
         return np.stack([_unit(np.array(NAMES.get(text, COLOURS["grey"]), float)) for text in texts])
 
-    def _decoded(self, path: str) -> np.ndarray:
-        return decode_clip(pathlib.Path(path).read_bytes(), num_frames=NUM_FRAMES, size=SIZE)
+
+def open_colours(given: argparse.Namespace) -> ColourEmbedder:
+    """Stands in for `common.open_model`: --model names the fingerprint."""
+    return ColourEmbedder(pathlib.Path(given.model).name)
 
 
 def _unit(colour: np.ndarray) -> np.ndarray:
@@ -93,8 +95,9 @@ def _kill_at(moment: str) -> None:
 
 if __name__ == "__main__":
     from vlab_jax import predict
+    from vlab_jax.inference.commands import common
 
-    predict._load = lambda path: ColourEmbedder(pathlib.Path(path).name)
+    common.open_model = open_colours
     _kill_at(os.environ.get("INDEX_KILLED", ""))
     first, *then = " \0 ".join(sys.argv[1:]).split(" \0 then \0 ")
     for arguments in then:

@@ -9,9 +9,10 @@ import sys
 
 import numpy as np
 import pytest
-from inference.colours import ColourEmbedder, colour_video
+from inference.colours import ColourEmbedder, colour_video, open_colours
 
 from vlab_jax import predict
+from vlab_jax.inference.commands import common
 from vlab_jax.inference.search_index import open_index
 from vlab_jax.runtime.workdir_lock import only_holder
 
@@ -23,11 +24,11 @@ def embedders(monkeypatch):
     """The embedders that commands have loaded, in order; --model names the fingerprint."""
     loaded = []
 
-    def load(path):
-        loaded.append(ColourEmbedder(pathlib.Path(path).name))
+    def load(given):
+        loaded.append(open_colours(given))
         return loaded[-1]
 
-    monkeypatch.setattr(predict, "_load", load)
+    monkeypatch.setattr(common, "open_model", load)
     return loaded
 
 
@@ -90,7 +91,7 @@ def test_a_file_that_cannot_be_decoded_is_named_remembered_and_tried_again_when_
     (folder / "bad.mp4").write_bytes(b"no video")
     (folder / "empty.mkv").write_bytes(b"")
     for _ in range(2):
-        assert predict.main(command(folder, tmp_path / "index")) == 5
+        assert predict.main(command(folder, tmp_path / "index")) == 2
         assert "2 files cannot be decoded" in capsys.readouterr().err
     assert len(rows(tmp_path / "index")) == 7
     (folder / "bad.mp4").write_bytes(colour_video(("red", 1)))
@@ -113,7 +114,7 @@ def test_a_remembered_file_is_opened_again_only_by_retry(folder, tmp_path, embed
 def test_a_file_that_breaks_after_it_was_indexed_has_no_rows_left(folder, tmp_path, embedders):
     predict.main(command(folder, tmp_path / "index"))
     (folder / "halves.mp4").write_bytes(b"overwritten")
-    assert predict.main(command(folder, tmp_path / "index")) == 5
+    assert predict.main(command(folder, tmp_path / "index")) == 2
     assert "halves.mp4" not in counts(tmp_path / "index")
 
 
@@ -122,7 +123,7 @@ def test_a_folder_that_has_lost_all_its_media_empties_no_index(folder, tmp_path,
     for file in folder.rglob("*.mp4"):
         file.unlink()
     assert predict.main(command(folder, tmp_path / "index")) == 2
-    assert "the index keeps its 3 files" in capsys.readouterr().err and len(rows(tmp_path / "index")) == 7
+    assert "holds no video and no image" in capsys.readouterr().err and len(rows(tmp_path / "index")) == 7
 
 
 @pytest.mark.parametrize(
@@ -173,7 +174,7 @@ def test_worker_processes_index_what_one_process_does(folder, tmp_path, embedder
     (folder / "long.mp4").write_bytes(colour_video(("red", 10), ("green", 10)))  # more windows than a task holds
     predict.main(command(folder, tmp_path / "one"))
     given = [each for each in command(folder, tmp_path / "two") if not each.startswith("--workers")]
-    assert predict.main([*given, "--workers=1", "--batch=3"]) == 5
+    assert predict.main([*given, "--workers=1", "--batch=3"]) == 2
     assert rows(tmp_path / "one") == rows(tmp_path / "two") and counts(tmp_path / "two")["long.mp4"] == 20
 
 
@@ -220,3 +221,10 @@ def test_a_damaged_index_is_one_line(folder, tmp_path, embedders, capsys):
     assert predict.main(command(folder, tmp_path / "index")) == 2
     errors = capsys.readouterr().err.splitlines()
     assert "index.json cannot be read" in errors[-2] and "is of another version (format 99" in errors[-1]
+
+
+def test_a_file_whose_name_cannot_be_written_down_is_left_out_and_named(folder, tmp_path, embedders, capsys):
+    with open(os.fsencode(folder) + b"/caf\xe9.mp4", "wb") as file:
+        file.write(colour_video(("red", 1)))
+    assert predict.main(command(folder, tmp_path / "index")) == 2
+    assert "its name is not UTF-8; rename it" in capsys.readouterr().err and len(rows(tmp_path / "index")) == 7

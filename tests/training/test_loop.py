@@ -118,7 +118,7 @@ def test_training_on_real_clips_of_a_folder_lowers_the_loss(assets, config, tmp_
     config.data.directory = str(tmp_path / "data")
     config.data.workers = 2
     config.stages = ("blend",)
-    config.stage.blend.update({"steps": 50, "batch_size": 16, "groups": ((".*", 3e-3),), "warmup_steps": 5})
+    config.stage.blend.update({"steps": 50, "batch_size": 8, "groups": ((".*", 3e-3),), "warmup_steps": 5})
     config.checkpoint.every = 50
     results = train(config, tmp_path / "workdir")
     course = [loss for *_, loss in losses(tmp_path / "workdir")]

@@ -27,7 +27,7 @@ class Embedder(Protocol):
     frames: Frames
 
     def embed_videos(self, videos: Sequence[Any]) -> Float[np.ndarray, "V E"]:
-        """Embeds videos: paths, or decoded clips, uint8 `[T, S, S, 3]`."""
+        """Embeds videos: paths, or decoded clips, uint8 `[T, S, S, 3]`. Raises InputError where one cannot be read."""
         ...
 
     def embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "C E"]:

@@ -5,18 +5,20 @@ not, it is not embedded again. A run that was killed leaves whole files in the i
 rest.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from vlab_jax.data.builders.media import MediaIndex
 from vlab_jax.errors import InputError, RunStopped
 from vlab_jax.inference.embedder import Embedder
+from vlab_jax.inference.media_files import media_files
 from vlab_jax.inference.search_index import File, Indexed, SearchIndex
 from vlab_jax.inference.window_reader import Cut, Read, Task, read_windows
 from vlab_jax.inference.windows import Window
@@ -39,19 +41,22 @@ class Summary:
     windows: int = 0
 
 
-def media_files(folder: pathlib.Path) -> dict[str, File]:
-    """The media below a folder, by their path in it, in order: what `data/builders/media.py` knows the extension of.
+def folder_files(folder: pathlib.Path) -> dict[str, File]:
+    """The media below a folder, by their path in it.
 
     Raises:
-      InputError: there is no such folder, or it cannot be listed.
+      InputError: there is no such folder, it has no media, or it cannot be listed.
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}; give the one that holds the videos")
     found = {}
-    for media in MediaIndex([folder]).scan():
-        name = pathlib.PurePath(os.path.relpath(media.path, folder)).as_posix()
-        found[name] = File(name, media.size, media.time)
-    return dict(sorted(found.items()))
+    for path in media_files(str(folder)):
+        name = pathlib.PurePath(os.path.relpath(path, folder)).as_posix()
+        with contextlib.suppress(OSError):  # a link that leads nowhere
+            status = os.stat(path)
+            if stat.S_ISREG(status.st_mode):
+                found[name] = File(name, status.st_size, status.st_mtime_ns)
+    return found
 
 
 def index_folder(
@@ -79,12 +84,9 @@ def index_folder(
       RunStopped: the model's embeddings are no numbers.
     """
     folder, known = pathlib.Path(index.about.folder), index.files()
-    media = media_files(folder)
-    if not media:
-        kept = f"; the index keeps its {len(known)} files" if known else ""
-        raise InputError(f"{folder} holds no videos or images that are known by their extensions{kept}")
+    media = folder_files(folder)
     summary = Summary()
-    work = _plan(index, media, known, retry, summary)
+    work = _plan(index, media, known, retry, summary, told)
     cut = Cut(index.about.window, index.about.stride, index.about.num_frames, index.about.size)
     tasks = (Task(file.file, str(folder / file.file), cut, _content(known, file.file)) for file in work)
     writer = _Writer(index, embedder, media, known, batch, summary, told)
@@ -97,7 +99,12 @@ def index_folder(
 
 
 def _plan(
-    index: SearchIndex, media: Mapping[str, File], known: Mapping[str, File], retry: bool, summary: Summary
+    index: SearchIndex,
+    media: Mapping[str, File],
+    known: Mapping[str, File],
+    retry: bool,
+    summary: Summary,
+    told: Callable[[str], object],
 ) -> list[File]:
     """The files to open; rows and failures of files that are gone are deleted."""
     gone = [file for file in known if file not in media]
@@ -107,16 +114,28 @@ def _plan(
     index.failures = {
         file: failure for file, failure in remembered.items() if file in media and _is_same(failure, media[file])
     }
-    index.save_failures()
     work = []
     for name, file in media.items():
         if name in index.failures:
             continue
-        if name in known and (known[name].size, known[name].time) == (file.size, file.time):
+        if not _is_utf8(name):
+            index.failures[name] = {"size": file.size, "time": file.time, "error": "its name is not UTF-8; rename it"}
+            told(f"{name.encode('utf-8', 'backslashreplace').decode()}: its name is not UTF-8; rename it")
+        elif name in known and (known[name].size, known[name].time) == (file.size, file.time):
             summary.unchanged += 1
         else:
             work.append(file)
+    index.save_failures()
     return work
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether the name can be written down; the system hands out other bytes as lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_same(failure: Mapping[str, Any], file: File) -> bool:

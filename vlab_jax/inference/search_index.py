@@ -123,8 +123,9 @@ class SearchIndex:
         """Raises InputError where another model made the index."""
         if fingerprint != self.about.fingerprint:
             raise InputError(
-                f"the index in {self.directory} was made by the model {self.about.model} ({self.about.fingerprint}), "
-                f"and {model} ({fingerprint}) embeds differently; give that one, or make an index in another directory"
+                f"the index in {self.directory} was made by the model {self.about.model} "
+                f"({self.about.fingerprint[:8]}), and {model} ({fingerprint[:8]}) embeds differently; give that one, "
+                "or make an index in another directory"
             )
 
     def put(self, files: Sequence[Indexed], known: Mapping[str, File]) -> None:

@@ -19,7 +19,7 @@ class Window(NamedTuple):
     end: float
 
 
-def split(begin: float, end: float, window: float, stride: float) -> list[Window]:
+def split(begin: float | int, end: float | int, window: float | int, stride: float | int) -> list[Window]:
     """Windows that cover [begin, end), each `stride` after the one before; seconds.
 
     All are `window` long but the last. What is left behind the last whole window becomes a window of its own where that
@@ -40,7 +40,7 @@ def split(begin: float, end: float, window: float, stride: float) -> list[Window
     return [*windows[:-1], Window(windows[-1].start, end)]
 
 
-def check(window: float, stride: float) -> None:
+def check(window: float | int, stride: float | int) -> None:
     """Raises InputError where no video can be cut so."""
     for name, value in (("window", window), ("stride", stride)):
         if not 0 < value < math.inf:
