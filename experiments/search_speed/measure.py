@@ -170,8 +170,8 @@ def main() -> None:
 def _table(stores: dict[str, dict[str, Any]]) -> str:
     """The figures as a Markdown table; of what was tried, the last: the least effort with enough recall."""
     lines = [
-        "| store | p50 / p95, texts (ms) | recall@10 | p50 / p95, clips (ms) | recall@10 | import, open and first query (s) | "
-        "build (s) | disk (MB) | memory (MB) | add 1,000 / delete 100 (s) |",
+        "| store | p50 / p95, texts (ms) | recall@10 | p50 / p95, clips (ms) | recall@10 | "
+        "import, open and first query (s) | build (s) | disk (MB) | memory (MB) | add 1,000 / delete 100 (s) |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, figures in stores.items():
