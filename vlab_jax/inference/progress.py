@@ -2,20 +2,20 @@
 
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TextIO, TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 R = TypeVar("R")
 
 
-def counted(results: Iterable[R], total: int | None, shown: bool) -> Iterator[R]:
+def counted(results: Iterable[R], total: int | None, shown: bool, unit: str = " clips") -> Iterator[R]:
     """The results, counted on the bar as they come, if it is to be shown."""
     interval = 0.2 if sys.stderr.isatty() else 10.0
-    yield from tqdm(results, total=total, unit=" clips", disable=not shown, file=sys.stderr, mininterval=interval)
+    yield from tqdm(results, total=total, unit=unit, disable=not shown, file=sys.stderr, mininterval=interval)
 
 
-def print_beside(line: str, stream: TextIO) -> None:
+def print_beside(line: str, stream: Any) -> None:
     """Prints a line where a bar may be on the same terminal."""
     tqdm.write(line, file=stream)
     stream.flush()

@@ -28,13 +28,14 @@ def add_command(
     return parser
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which model, and how it is used."""
+def add_model_arguments(parser: argparse.ArgumentParser, default: str = "") -> None:
+    """Which model, and how it is used; with `default`, a command may find one itself, and this says which."""
     group = parser.add_argument_group("the model")
     group.add_argument(
         "--model",
-        required=True,
-        help="a directory that vlab_jax.export wrote, a run's workdir or its checkpoints/<step>, or a model on the hub",
+        required=not default,
+        help="a directory that vlab_jax.export wrote, a run's workdir or its checkpoints/<step>, or a model on the hub "
+        + default,
     )
     group.add_argument("--frames", type=int, help="frames of a clip that are looked at (default: as in training)")
     group.add_argument("--batch", type=int, default=8, help="clips at once (default: 8)")
