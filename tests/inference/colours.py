@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path += [str(pathlib.Path(__file__).parents[1]), str(pathlib.Path(__file__).parents[2])]
 
-from data.numbered_video import encode
+from numbered_video import encode
 
 from vlab_jax.inference.clip import Clip, FrameShape, show
 

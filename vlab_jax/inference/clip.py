@@ -32,23 +32,18 @@ class Clip:
       end: `math.inf` where the clip ends with the video.
 
     Raises:
-      InputError: `media` is nothing of this, or there is nothing between `start` and `end`.
+      InputError: `media` is no such array, or there is nothing between `start` and `end`.
     """
 
     media: Media
-    start: float = 0.0
-    end: float = math.inf
+    start: float | int = 0.0
+    end: float | int = math.inf
 
     def __post_init__(self) -> None:
         if isinstance(self.media, np.ndarray):
             _check_frames(self.media)
             if (self.start, self.end) != (0.0, math.inf):
                 raise InputError(f"{self.name}: frames have no times; cut the array instead of giving start and end")
-        elif not isinstance(self.media, Media):
-            raise InputError(
-                f"a video is a path, a file:// URL, bytes, or frames as a NumPy array, not of type "
-                f"{type(self.media).__name__}"
-            )
         if not 0 <= self.start < self.end:
             raise InputError(
                 f"{self.name}: the interval [{self.start:g} s, {self.end:g} s) is empty or begins before 0"
@@ -81,12 +76,15 @@ def as_clip(given: Any) -> Clip:
     """A video as users give it: a `Clip`, or what can be the media of one.
 
     Raises:
-      InputError: as `Clip`.
+      InputError: it is nothing of this; as `Clip`.
     """
     if isinstance(given, Clip):
         return given
     if not isinstance(given, Media) and hasattr(given, "__array__"):
         given = np.asarray(given)  # of JAX, for one
+    if not isinstance(given, Media):
+        kind = type(given).__name__
+        raise InputError(f"a video is a path, a file:// URL, bytes, or frames as a NumPy array, not of type {kind}")
     return Clip(given)
 
 

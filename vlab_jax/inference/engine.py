@@ -114,7 +114,7 @@ class Engine:
         most = max(TEXTS_AT_ONCE, len(texts))
         full = [*texts, *[np.zeros(0, np.int32)] * (bucket(len(texts), most) - len(texts))]
         ids, lengths = (np.repeat(each, len(prefix[1]), axis=0) for each in stacked([full], longest))
-        given = (memory, None, tuple(map(self._placed, prefix)), (ids, lengths))
+        given = (memory, None, prefix, (ids, lengths))
         found = self._on_mesh(text_likelihoods, self._model, self._decoder_parameters, *given)
         return found[:, : len(texts)]
 

@@ -65,9 +65,7 @@ class Predictor:
         """Of a model in memory; see `load`."""
         config = trained.config
         count = config["frames"] if frames is None else frames
-        for name, value in (("frames", count), ("beams", 1 if beams is None else beams), ("batch_size", batch_size)):
-            if value < 1:
-                raise InputError(f"{name} is {value}; it must be at least 1")
+        _check_numbers(frames, beams, batch_size)
         self.name = trained.name
         self.frames = FrameShape(count, config["model"]["vision"]["image_size"])
         self._image_frames = sampling.sample_image_frames(count, min(count, config["image_frames"]))
@@ -102,6 +100,7 @@ class Predictor:
         Raises:
           InputError: there is no such model, it cannot be read, or its parameters are not finite.
         """
+        _check_numbers(frames, beams, batch_size)
         trained = load_trained(os.fspath(path), sharding.make_mesh(), dtype)
         return cls(trained, frames=frames, beams=beams, batch_size=batch_size, workers=workers)
 
@@ -258,9 +257,6 @@ class Predictor:
     def _readable(self, texts: Sequence[str] | str, room: int) -> list[str]:
         """Texts as a tokenizer takes them; that one is longer than `room` tokens is logged once."""
         many = [texts] if isinstance(texts, str) else list(texts)
-        for text in many:
-            if not isinstance(text, str):
-                raise InputError(f"texts are strings, not of type {type(text).__name__}")
         # What is no character by itself (half of a pair, bytes of a command line) is read as a question mark.
         readable = [text.encode("utf-8", "replace").decode() for text in many]
         if not self._has_cut:
@@ -282,6 +278,12 @@ def _checked(reads: Iterable[Read], on_error: str) -> Iterator[Read]:
         if read.error and on_error == "raise":
             raise InputError(read.error)
         yield read
+
+
+def _check_numbers(frames: int | None, beams: int | None, batch_size: int) -> None:
+    for name, value in (("frames", frames), ("beams", beams), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}; it must be at least 1")
 
 
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:

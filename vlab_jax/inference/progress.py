@@ -17,5 +17,7 @@ def counted(results: Iterable[R], total: int | None, shown: bool, unit: str = " 
 
 def print_beside(line: str, stream: Any) -> None:
     """Prints a line where a bar may be on the same terminal."""
-    tqdm.write(line, file=stream)
-    stream.flush()
+    if sys.stderr.isatty() and stream.isatty():
+        tqdm.write(line, file=stream)
+    else:
+        print(line, file=stream, flush=True)

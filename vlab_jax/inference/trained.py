@@ -4,8 +4,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
@@ -16,11 +15,13 @@ from vlab_jax.errors import InputError
 from vlab_jax.models.generation import Search
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.pretrained import vlab
+from vlab_jax.pretrained.files import may_be_on_hub
 from vlab_jax.pretrained.load import load_parameters, open_checkpoint
 from vlab_jax.restore import restore
 from vlab_jax.runtime import sharding
 
 DTYPES = ("float32", "bfloat16")
+_ADVICE = "name a run's workdir, its checkpoints/<step>, a directory that vlab_jax.export wrote"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,14 +77,13 @@ def _from_run(name: str, path: pathlib.Path, mesh: Mesh) -> Trained:
 
 def _from_export(name: str, path: pathlib.Path, mesh: Mesh) -> Trained:
     if path.is_dir() and not any(path.glob("*.safetensors*")):
-        raise InputError(
-            f"{name} holds no model; name a run's workdir, its checkpoints/<step>, or a directory that vlab_jax.export "
-            "wrote"
-        )
+        raise InputError(f"{name} holds no model; {_ADVICE}, or a model on the hub")
+    if not path.exists() and not may_be_on_hub(name):
+        raise InputError(f"there is no model at {name!r}; {_ADVICE}, or a model on the hub")
     opened = open_checkpoint(name)
     if not opened.whole:
         raise InputError(
-            f"{name} is a {opened.architecture.format} CLIP alone, without video adapters and decoder; train a VLAB "
+            f"{name} is a CLIP alone ({opened.architecture.format}), without video adapters and decoder; train a VLAB "
             f"from it (configs/pretrain.py:pretrained={name}), and name its workdir or export"
         )
     saved = vlab.read_config(opened.files, name)
@@ -97,8 +97,8 @@ def _from_export(name: str, path: pathlib.Path, mesh: Mesh) -> Trained:
 
 
 def _check_finite(trained: Trained) -> None:
-    finite = jax.jit(lambda tree: jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), tree))(trained.parameters)
-    wrong = [path for path, fine in flatten_dict(jax.device_get(finite), sep="/").items() if not fine]
+    leaves = flatten_dict(trained.parameters, sep="/")
+    wrong = [path for path, leaf in leaves.items() if not np.isfinite(leaf).all()]  # by NumPy: nothing is compiled
     if wrong:
         raise InputError(
             f"{trained.name} is of no use: {len(wrong)} of its parameters hold numbers that are not finite, such as "
