@@ -13,7 +13,8 @@ import hashlib
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -21,33 +22,14 @@ import numpy as np
 from absl import flags
 
 from vlab_jax.data import schema, video
+from vlab_jax.data.in_hand import InHand, guilty
+from vlab_jax.data.reader import FrameOptions, Reader
 from vlab_jax.data.tokenizer import Tokenizer
 from vlab_jax.data.workers import end_with_parent
 from vlab_jax.errors import InputError, RunStopped
 
 Batch = dict[str, Any]
 ATTEMPTS = 10  # clips tried in place of one that cannot be decoded
-
-
-@dataclasses.dataclass(frozen=True)
-class FrameOptions:
-    """How a clip becomes frames; see `video.decode_clip`."""
-
-    num_frames: int
-    size: int
-    short: str = "repeat"
-
-    def decode(self, clip: schema.Clip, rng: np.random.Generator | None) -> np.ndarray:
-        """uint8 RGB frames `[T, S, S, 3]`."""
-        return video.decode_clip(
-            clip.media,
-            num_frames=self.num_frames,
-            size=self.size,
-            start=clip.start,
-            end=clip.end,
-            rng=rng,
-            short=self.short,
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +42,7 @@ class ReadForTraining:
     may have none.
     """
 
-    sources: tuple[Sequence, ...]
-    frames: FrameOptions
+    reader: Reader
     tokenizer: Tokenizer
     questions: int = 0
     without: tuple[str, ...] = ()
@@ -69,12 +50,12 @@ class ReadForTraining:
 
     def __call__(self, element: tuple[int, int], rng: np.random.Generator) -> dict[str, Any]:
         number, index = element
-        source = self.sources[number]
+        source = self.reader.sources[number]
         failures = []
         for _ in range(ATTEMPTS):
-            clip = schema.from_example(source[index])
+            clip = self.reader.clip(number, index)
             try:
-                frames = self.frames.decode(clip, rng)
+                frames = self.reader.decode(clip, number, index, rng)
             except video.DecodeError as error:
                 failures.append(f"{clip.id}: {error}")
                 index = int(rng.integers(len(source)))
@@ -197,10 +178,14 @@ def training_batches(
         for number, source in enumerate(sources)
     ]
     mixed = grain.MapDataset.mix(streams, weights=list(weights)) if len(streams) > 1 else streams[0]
-    read = ReadForTraining(tuple(sources), frames, tokenizer, questions, without, captions)
-    # Without drop_remainder, Grain computes the number of batches in floats, and batches of 1 overflow.
-    batches = mixed.random_map(read, seed=seed).batch(batch_size // processes, drop_remainder=True, batch_fn=stack)
-    return Batches(batches[first * processes + process :: processes], workers)
+
+    def make(reader: Reader) -> grain.MapDataset:
+        read = ReadForTraining(reader, tokenizer, questions, without, captions)
+        # Without drop_remainder, Grain computes the number of batches in floats, and batches of 1 overflow.
+        batches = mixed.random_map(read, seed=seed).batch(batch_size // processes, drop_remainder=True, batch_fn=stack)
+        return batches[first * processes + process :: processes]
+
+    return Batches(make, Reader(tuple(sources), frames), workers)
 
 
 def _numbered(number: int, index: int) -> tuple[int, int]:
@@ -211,16 +196,15 @@ def _numbered(number: int, index: int) -> tuple[int, int]:
 class ReadForEvaluation:
     """Reads an index of a source: centre frames; a clip that cannot be decoded is black and not `valid`."""
 
-    source: Sequence
-    frames: FrameOptions
+    reader: Reader
 
     def __call__(self, index: int) -> dict[str, Any]:
-        clip = schema.from_example(self.source[index])
-        size = self.frames.size
+        clip = self.reader.clip(0, index)
         try:
-            frames, failures = self.frames.decode(clip, None), []
+            frames, failures = self.reader.decode(clip, 0, index, None), []
         except video.DecodeError as error:
-            frames = np.zeros((self.frames.num_frames, size, size, 3), np.uint8)
+            asked = self.reader.frames
+            frames = np.zeros((asked.num_frames, asked.size, asked.size, 3), np.uint8)
             failures = [f"{clip.id}: {error}"]
         return {"video": frames, "index": np.int32(index), "valid": not failures, "failures": failures}
 
@@ -244,39 +228,66 @@ def evaluation_batches(source: Sequence, frames: FrameOptions, *, batch_size: in
       `video` uint8 `[b, T, S, S, 3]`, `index` int32 `[b]` (-1 for padding), `valid` bool `[b]` and `failures`.
     """
     indices = grain.MapDataset.range(len(source))
-    batches = indices.map(ReadForEvaluation(source, frames)).batch(
-        batch_size, drop_remainder=False, batch_fn=Pad(batch_size)
-    )
-    return Batches(batches, workers)
+
+    def make(reader: Reader) -> grain.MapDataset:
+        read = indices.map(ReadForEvaluation(reader))
+        return read.batch(batch_size, drop_remainder=False, batch_fn=Pad(batch_size))
+
+    return Batches(make, Reader((source,), frames), workers)
 
 
 class Batches(Iterator[Batch]):
     """Batches made ahead of time, by threads of this process or by worker processes.
 
     Closing it, or leaving its `with` block, ends the worker processes. Without that they end when it is no longer
-    referred to, which an exception on its way up can put off.
+    referred to, which an exception on its way up can put off. A clip that ends the worker process which decodes it, by
+    a crash or by taking too long, is one that cannot be decoded from then on, and the batches go on.
+
+    Args:
+      make: the batches, read by a reader.
 
     Raises, from `next`:
       InputError: as the transformations raise it, in a worker process too.
       RunStopped: the system has ended a worker process.
     """
 
-    def __init__(self, batches: grain.MapDataset, workers: int) -> None:
-        self._iterator = iter(_in_background(batches, workers))
+    def __init__(self, make: Callable[[Reader], grain.MapDataset], reader: Reader, workers: int) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="vlab-jax-in-hand-") if workers else None
+        in_hand = InHand(self._folder.name, reader.frames.limits.clock_seconds) if self._folder else reader.in_hand
+        self._make, self._reader, self._workers = make, dataclasses.replace(reader, in_hand=in_hand), workers
+        self._made = 0
+        self._start()
+
+    def _start(self) -> None:
+        self._iterator = iter(_in_background(self._make(self._reader)[self._made :], self._workers))
 
     def __next__(self) -> Batch:
-        try:
-            return next(self._iterator)
-        except InputError as error:
-            raise InputError(str(error)) from None  # without Grain's note on tracebacks
-        except RuntimeError as error:
-            if "Worker process was terminated" not in str(error):
-                raise
-            code = re.search(r"exit code (-?\d+)", str(error))
+        while True:
+            try:
+                batch = next(self._iterator)
+            except InputError as error:
+                raise InputError(str(error)) from None  # without Grain's note on tracebacks
+            except RuntimeError as error:
+                if "Worker process was terminated" not in str(error):
+                    raise
+                self._go_on_without_the_guilty(error)
+            else:
+                self._made += 1
+                return batch
+
+    def _go_on_without_the_guilty(self, error: RuntimeError) -> None:
+        """Starts workers anew after one has ended, if a clip is to blame."""
+        code = re.search(r"exit code (-?\d+)", str(error))
+        self._iterator.close()
+        reader = self._reader
+        found = guilty(reader.in_hand.left(), int(code.group(1)) if code else 0, reader.again, reader.in_hand.seconds)
+        if not found:
             raise RunStopped(
                 f"a worker process that decodes was ended with exit code {code.group(1) if code else 'unknown'}, "
                 "by the system if it ran out of memory; run again, with fewer, as in --config.data.workers=1"
             ) from error
+        self._reader = dataclasses.replace(reader, lost={**reader.lost, **found})
+        self._start()
 
     def __enter__(self) -> "Batches":
         return self
@@ -287,6 +298,8 @@ class Batches(Iterator[Batch]):
     def close(self) -> None:
         """Ends threads and worker processes; a second time, does nothing."""
         self._iterator.close()
+        if self._folder:
+            self._folder.cleanup()
 
 
 def _in_background(batches: grain.MapDataset, workers: int) -> grain.IterDataset:

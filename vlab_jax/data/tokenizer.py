@@ -21,6 +21,8 @@ from vlab_jax.errors import InputError
 
 FILE = "tokenizer.json"
 CLIP_FILES = ("vocab.json", "merges.txt")
+# What a tokenizer has to survive to be used.
+_TRIAL = ["", " ", "a man slices bread.", "<|endoftext|>", "x" * 1000, "\0\n", "e\u0301 שלום 日本 👩\u200d👧 \u202e"]
 CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")
 
 
@@ -152,13 +154,30 @@ def load(folder: pathlib.Path, context_length: int) -> Tokenizer:
     file = folder / FILE
     if not file.is_file():
         raise InputError(f"{file} is missing; without the tokenizer the checkpoint cannot be used")
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the only type that the library raises
-        raise InputError(f"{file} cannot be read: {_first_line(error)}") from error
+    backend = _read(file)
     start, end = (backend.token_to_id(word) for word in CLIP_ENDS)
     clips = None not in (start, end)
     return Tokenizer(backend, start, end, context_length) if clips else _with_own_ends(backend, context_length)
+
+
+def _read(file: pathlib.Path) -> tokenizers.Tokenizer:
+    """The backend in a file, which has to take texts and to give ids that its vocabulary has."""
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(file))
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True
+        for encoding in backend.encode_batch(_TRIAL, add_special_tokens=False):
+            backend.decode(encoding.ids, skip_special_tokens=False)
+        largest = max(backend.get_vocab().values(), default=-1)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises plain exceptions, and, where Rust panics, what is none
+        raise InputError(f"{file} cannot be read: {_first_line(error)}") from error
+    if not 0 <= largest < backend.get_vocab_size():
+        size = backend.get_vocab_size()
+        raise InputError(f"{file} cannot be used: of {size} tokens in it, one has the id {largest}")
+    return backend
 
 
 def _with_own_ends(backend: tokenizers.Tokenizer, context_length: int) -> Tokenizer:
@@ -177,7 +196,9 @@ def load_clip(name_or_path: str, context_length: int) -> Tokenizer:
     folder = _clip_folder(name_or_path)
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder)
-    except Exception as error:  # a file that is broken fails in as many ways as it can be broken
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a file that is broken fails in as many ways as it can be broken
         raise InputError(f"the CLIP tokenizer in {str(folder)!r} cannot be read: {_first_line(error)}") from error
     return Tokenizer(tokenizer.backend_tokenizer, tokenizer.bos_token_id, tokenizer.eos_token_id, context_length)
 
@@ -210,5 +231,5 @@ def _clip_folder(name_or_path: str) -> pathlib.Path:
     return fetched[0].parent
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from vlab_jax.data import builders, pipeline, sampling
 from vlab_jax.data import tokenizer as tokenizers
 from vlab_jax.data.builders.options import BuildOptions
+from vlab_jax.data.limits import MediaLimits
 from vlab_jax.data.workers import default_workers
 from vlab_jax.evaluation import retrieval, sheets
 from vlab_jax.evaluation import run as evaluation
@@ -72,11 +73,12 @@ def _selected_on_test(saved: dict, dataset: str, split: str) -> str:
 def _encoder(config: ConfigDict, restored: Restored, mesh: jax.sharding.Mesh) -> evaluation.Encoder:
     """The model of a checkpoint, as it was trained to look at clips."""
     saved = restored.config
+    limits = MediaLimits.from_fields(config.data.limits)
     return evaluation.Encoder(
         restored.model,
         restored.parameters,
         tokenizers.load(restored.home, saved["model"]["text"]["context_length"]),
-        pipeline.FrameOptions(saved["frames"], saved["model"]["vision"]["image_size"], config.data.short),
+        pipeline.FrameOptions(saved["frames"], saved["model"]["vision"]["image_size"], config.data.short, limits),
         tuple(config.streams) or tuple(saved["stage"][restored.stage]["streams"]),
         sampling.sample_image_frames(saved["frames"], saved["image_frames"]),
         mesh,

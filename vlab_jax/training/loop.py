@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from vlab_jax import config as configuration
 from vlab_jax.data import builders, pipeline, sampling
 from vlab_jax.data.builders.options import BuildOptions
+from vlab_jax.data.limits import MediaLimits
 from vlab_jax.data.workers import default_workers
 from vlab_jax.errors import RunPreempted
 from vlab_jax.evaluation import run as evaluation
@@ -301,7 +302,8 @@ class Run:
         return builders.open_split(spec, split, self.options)
 
     def _frames(self, count: int) -> pipeline.FrameOptions:
-        return pipeline.FrameOptions(count, self.config.model.vision.image_size, self.config.data.short)
+        size, data = self.config.model.vision.image_size, self.config.data
+        return pipeline.FrameOptions(count, size, data.short, MediaLimits.from_fields(data.limits))
 
     def _evaluate(
         self, name: str, parameters: Any, split: str, total: int, keep: bool = True, row: str = ""

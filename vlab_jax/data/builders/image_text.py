@@ -11,7 +11,7 @@ import pyarrow.parquet
 from vlab_jax.data.builders.annotation import AnnotationFolder, Entry, Names, Protocol
 from vlab_jax.data.builders.media import without_extension
 from vlab_jax.data.builders.official import Official
-from vlab_jax.data.text_files import TextFile, read_table
+from vlab_jax.data.text_files import TextFile, quoted, read_table
 from vlab_jax.errors import InputError
 
 # Columns of a table, and of a shard of img2dataset; the first that there is holds it.
@@ -56,7 +56,7 @@ def _column(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> str:
     for name in names:
         if name in row:
             return name
-    raise InputError(f"{where}: there is no column {' or '.join(names)}; the columns are {', '.join(row)}")
+    raise InputError(f"{where}: there is no column {' or '.join(names)}; the columns are {quoted(', '.join(row), 200)}")
 
 
 def _within(file: TextFile, folder: AnnotationFolder) -> str:
