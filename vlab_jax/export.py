@@ -37,15 +37,16 @@ def export(checkpoint: pathlib.Path, out: pathlib.Path, kind: str = "vlab") -> N
     from vlab_jax.data import tokenizer as tokenizers  # here, because all this takes seconds
     from vlab_jax.pretrained import export as writing
     from vlab_jax.pretrained.model_card import model_card
-    from vlab_jax.runtime.checkpoint import find_checkpoint
+    from vlab_jax.restore import restore
+    from vlab_jax.runtime import sharding
 
-    home, step = find_checkpoint(checkpoint)
     with writing.new_folder(out) as folder:
-        config, parameters = _restored(home, step)
+        restored = restore(checkpoint, sharding.make_mesh())
+        home, step, config, parameters = restored.home, restored.step, restored.config, restored.parameters
         text = config["model"]["text"]
         tokenizer = tokenizers.load(home, text["context_length"])
         if kind == "vlab":
-            writing.write_vlab(folder, parameters, {"training": config, "step": step})
+            writing.write_vlab(folder, parameters, {"training": config, "step": step, "stage": restored.stage})
         else:
             ends = (tokenizer.start, tokenizer.end)
             writing.write_hugging_face(folder, parameters, config["model"]["vision"], text, *ends)
@@ -54,21 +55,6 @@ def export(checkpoint: pathlib.Path, out: pathlib.Path, kind: str = "vlab") -> N
         shutil.copyfile(home / tokenizers.FILE, folder / tokenizers.FILE)
         card = model_card(kind, config, step, _json(home / "results.json") or {}, _json(home / "pretrained.json"))
         (folder / "README.md").write_text(card)
-
-
-def _restored(home: pathlib.Path, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A run's config, and the parameters of one of its checkpoints."""
-    from vlab_jax.config import model_fields
-    from vlab_jax.models.vlab import VLAB, parameter_shapes
-    from vlab_jax.runtime import sharding
-    from vlab_jax.runtime.checkpoint import CONFIG, PROGRESS, Checkpoints
-
-    with Checkpoints(home / "checkpoints") as checkpoints:
-        config = checkpoints.read_json(step, CONFIG)
-        stage = config["stage"][config["stages"][checkpoints.read_json(step, PROGRESS)["stage"]]]
-        shapes = parameter_shapes(VLAB.from_fields(model_fields(config)), config["frames"])
-        placement = sharding.shardings(shapes, sharding.make_mesh())
-        return config, checkpoints.restore_parameters(step, shapes, placement, averaged=bool(stage["average_decay"]))
 
 
 def _json(path: pathlib.Path) -> dict[str, Any] | None:

@@ -156,3 +156,10 @@ def _end() -> None:
 def test_a_directory_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(InputError, match="nowhere cannot be listed"):
         MediaIndex([tmp_path / "nowhere"]).scan()
+
+
+def test_a_name_that_cannot_be_written_down_is_one_line(tmp_path):
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.mp4", "wb"):
+        pass
+    with pytest.raises(InputError, match=r"caf\\udce9\.mp4' is not UTF-8; rename it"):
+        MediaIndex([tmp_path]).scan()

@@ -89,6 +89,24 @@ class Tokenizer:
             lengths[row], starts[row] = len(ids), len(ids) - len(answer)
         return tokens, lengths, starts
 
+    def questions(self, texts: Sequence[str]) -> tuple[Int[np.ndarray, "B P"], Int[np.ndarray, " B"]]:
+        """Token ids of questions to be answered, and their lengths: what the context leaves beside an answer."""
+        tokens, lengths, _ = self.pairs(texts)
+        return tokens[:, : self.context_length - self.answer_room], lengths
+
+    def answers(self, texts: Sequence[str]) -> list[Int[np.ndarray, " _"]]:
+        """The token ids of each answer, with its end of text, as they stand behind a question."""
+        tokens, lengths, starts = self.pairs([""] * len(texts), texts)
+        return [line[start:length] for line, length, start in zip(tokens, lengths, starts, strict=True)]
+
+    def behind_start(self, texts: Sequence[str]) -> list[Int[np.ndarray, " _"]]:
+        """The token ids of each text, with its end and without its start."""
+        return [line[1:length] for line, length in zip(*self(texts), strict=True)]
+
+    def counts(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text has, whole, without start and end."""
+        return [len(encoding.ids) for encoding in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+
     def decode(self, tokens: Iterable[int | np.integer]) -> str:
         """The text of token ids, up to the first end of text; start of text is left out."""
         ids = []

@@ -47,7 +47,7 @@ class Insertion(NamedTuple):
 
     def laid_out(self, depth: int) -> "Insertion":
         """The same with its parameters laid out over all `depth` blocks, for use in a loop: it is done once then."""
-        active, parameters = _spread(self, depth)
+        active, parameters = _spread(self, range(depth))
         return self._replace(active=active, parameters=parameters, blocks=tuple(range(depth)))
 
 
@@ -288,12 +288,20 @@ class Transformer(nn.Module):
         collect: bool = False,
         rotation: Rotation | None = None,
         cache: KeyValueCache | None = None,
+        blocks: slice = slice(None),
     ) -> tuple[Float[Array, "B L D"], Any]:
         """Returns the last block's output and, with `collect`, every block's, `[depth, B, L, D]`.
+
+        Of the stack, `blocks` are run (initialisation runs all); insertions stand at their blocks' places in the whole.
 
         With a `cache`, `x` are the tokens behind those in it, `mask` is over all of its places, and what is returned
         beside the output is the cache with `x` in it, but for `lengths`, which are left as they are.
         """
+        if self.is_initializing():
+            blocks = slice(None)
+        first, last, _ = blocks.indices(self.depth)
+        if first >= last:
+            return x, None
         block = Block
         if self.remat != "none":
             block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
@@ -302,10 +310,16 @@ class Transformer(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0),
-            length=self.depth,
-            unroll=min(self.unroll, self.depth),
+            length=last - first,
+            unroll=min(self.unroll, last - first),
         )
-        blocks = scanned(
+        if last - first < self.depth:
+
+            def chosen(parameters: Any) -> Any:
+                return jax.tree.map(lambda leaf: leaf[first:last], parameters)
+
+            scanned = nn.map_variables(scanned, "params", trans_in_fn=chosen)
+        run = scanned(
             heads=self.heads,
             mlp_width=self.mlp_width,
             depth=self.depth,
@@ -320,11 +334,11 @@ class Transformer(nn.Module):
             name="blocks",
         )
         contexts = tuple(insertion.context for insertion in insertions)
-        inserted = tuple(_spread(insertion, self.depth) for insertion in insertions)
+        inserted = tuple(_spread(insertion, range(first, last)) for insertion in insertions)
         if cache is None:
-            x, (every, _) = blocks(x, mask, rotation, contexts, None, (inserted, None))
+            x, (every, _) = run(x, mask, rotation, contexts, None, (inserted, None))
             return x, every
-        x, (_, stored) = blocks(x, mask, rotation, contexts, cache.lengths, (inserted, (cache.key, cache.value)))
+        x, (_, stored) = run(x, mask, rotation, contexts, cache.lengths, (inserted, (cache.key, cache.value)))
         return x, KeyValueCache(*stored, cache.lengths)
 
 
@@ -344,13 +358,15 @@ def transformer_of(tower: nn.Module, **block: bool) -> Transformer:
     )
 
 
-def _spread(insertion: Insertion, depth: int) -> tuple[jax.Array | None, Any]:
-    """An insertion's parameters laid out over all blocks, and which of these are active (None: all)."""
-    if insertion.blocks == tuple(range(depth)):
+def _spread(insertion: Insertion, blocks: range) -> tuple[jax.Array | None, Any]:
+    """An insertion's parameters laid out over these blocks, and which of them are active (None: all)."""
+    if insertion.blocks == tuple(blocks):
         return insertion.active, insertion.parameters
-    slots = [insertion.blocks.index(i) if i in insertion.blocks else 0 for i in range(depth)]
-    active = jnp.array([i in insertion.blocks for i in range(depth)])
-    return active, jax.tree.map(lambda leaf: leaf[jnp.array(slots)], insertion.parameters)
+    slots = jnp.array([insertion.blocks.index(i) if i in insertion.blocks else 0 for i in blocks])
+    active = jnp.array([i in insertion.blocks for i in blocks])
+    if insertion.active is not None:
+        active &= insertion.active[slots]
+    return active, jax.tree.map(lambda leaf: leaf[slots], insertion.parameters)
 
 
 def stacked_init(module: nn.Module, count: int, *example: Any) -> Callable[[jax.Array], Any]:
@@ -363,7 +379,7 @@ def stacked_init(module: nn.Module, count: int, *example: Any) -> Callable[[jax.
 
 
 def apply_function(module: nn.Module) -> Callable[..., jax.Array]:
-    """`module` as a pure function of (parameters, *inputs)."""
+    """`module` as a pure function of `(parameters, *inputs)`."""
     return lambda parameters, *inputs: module.apply({"params": parameters}, *inputs)
 
 

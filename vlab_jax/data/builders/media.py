@@ -166,6 +166,8 @@ class MediaIndex:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
+                    if not _is_utf8(entry.name):
+                        raise InputError(f"the name of {shown}/{entry.name!a} is not UTF-8; rename it")
                     if entry.is_dir():
                         below = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
                         self._add_directory(below, f"{shown}/{entry.name}", folder)
@@ -194,6 +196,15 @@ def checked_name(name: str) -> str:
     if _UNUSABLE.search(name):
         raise InputError(f"the annotations name the media {quoted(name)}, with characters that no name has; mend them")
     return without_extension(posixpath.normpath(name))
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether the name can be written down; the system hands out other bytes as lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _row(entry: os.DirEntry, cut: int, directory: int) -> list[tuple[str, str, int, int, int]]:
