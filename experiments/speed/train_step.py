@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.speed import program
@@ -76,7 +77,8 @@ class Theirs:
         self.optimizer = self._optimizer(paths, step.stage.groups, fields)
         self.clip_norm = fields.clip_norm or float("inf")
         key = jax.random.fold_in(jax.random.key(step.config.seed), 0)  # the draw of our first step
-        masked = objectives.choose_masked(key, batch["tokens"], batch["lengths"], objective.masked_share)
+        texts = (jnp.asarray(batch[name]) for name in ("tokens", "lengths"))
+        masked = objectives.choose_masked(key, *texts, objective.masked_share)
         given = {**batch, "masked": np.asarray(masked)}
         self.batch = {name: torch.from_numpy(value.copy()).to(self.device) for name, value in given.items()}
         for name in ("tokens", "lengths"):
