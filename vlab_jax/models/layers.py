@@ -9,12 +9,14 @@ adapter, a cross-attention) is an `Insertion`: a pure function of its own stacke
 place of the chosen blocks. The tree of a plain CLIP tower is thus the same with insertions and without.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from vlab_jax.models.rotary import Rotation, rotate
@@ -24,6 +26,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "silu": jax.nn.silu,
 }
+
+# The axes of a mesh that split a batch (`runtime.sharding`).
+BATCH_AXES = ("data", "fsdp")
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -102,6 +107,21 @@ def recalled(x: Float[Array, "B _ _ _"], head_width: int) -> Float[Array, "B K H
 
 def _read_by_products(dtype: Any, head_width: int) -> bool:
     return attention_implementation(jax.default_backend(), dtype, head_width) == "xla"
+
+
+def split_by_batch(x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
+    """The same rows, with a word to the compiler where a mesh is set: each device keeps its own.
+
+    Without it, devices that hold a part of each kernel multiply all rows with their parts, and add up the results of
+    all rows. Kernels are smaller than a batch's activations: they are what is to be sent around.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
+    devices = math.prod(mesh.shape[axis] for axis in axes)
+    if devices == 1 or x.shape[0] % devices:
+        return x
+    rest = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes, *rest))
 
 
 def normal(stddev: float) -> nn.initializers.Initializer:
@@ -237,6 +257,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, mask, rotation, contexts, lengths, layer):
         insertions, stored = layer
+        x = split_by_batch(x)
         cache = None if stored is None else KeyValueCache(*stored, lengths)
         norms = {"inner_norm": self.inner_norms, "epsilon": self.epsilon, "dtype": self.dtype}
         x = self._insert("attention", x, contexts, insertions)
