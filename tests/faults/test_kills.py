@@ -3,7 +3,6 @@
 import os
 import pathlib
 
-import pytest
 from kill_run import Trial
 
 

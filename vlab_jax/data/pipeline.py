@@ -12,8 +12,10 @@ import functools
 import hashlib
 import logging
 import math
+import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -21,12 +23,14 @@ import numpy as np
 from absl import flags
 
 from vlab_jax.data import schema, video
+from vlab_jax.data.patience import DamagedRecord, Patient
 from vlab_jax.data.tokenizer import Tokenizer
 from vlab_jax.data.workers import end_with_parent
-from vlab_jax.errors import InputError, RunStopped
+from vlab_jax.errors import CannotRead, InputError, RunStopped
 
 Batch = dict[str, Any]
 ATTEMPTS = 10  # clips tried in place of one that cannot be decoded
+MOST_DEATHS = 3  # of worker processes, over one batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +52,23 @@ class FrameOptions:
             rng=rng,
             short=self.short,
         )
+
+
+class Unreadable(Exception):
+    """A clip that cannot be decoded, or whose record is damaged; it says which and why."""
+
+
+def _read(
+    source: Sequence, index: int, frames: FrameOptions, rng: np.random.Generator | None
+) -> tuple[schema.Clip, np.ndarray]:
+    try:
+        clip = schema.from_example(source[index])
+    except DamagedRecord as error:
+        raise Unreadable(str(error)) from error
+    try:
+        return clip, frames.decode(clip, rng)
+    except video.DecodeError as error:
+        raise Unreadable(f"{clip.id}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +93,10 @@ class ReadForTraining:
         source = self.sources[number]
         failures = []
         for _ in range(ATTEMPTS):
-            clip = schema.from_example(source[index])
             try:
-                frames = self.frames.decode(clip, rng)
-            except video.DecodeError as error:
-                failures.append(f"{clip.id}: {error}")
+                clip, frames = _read(source, index, self.frames, rng)
+            except Unreadable as error:
+                failures.append(str(error))
                 index = int(rng.integers(len(source)))
                 continue
             if self.captions and not clip.captions:
@@ -189,18 +209,22 @@ def training_batches(
         raise InputError(f"a batch of {batch_size} clips does not divide over {processes} processes")
     if not all(len(source) for source in sources):
         raise InputError("a training split is empty; nothing can be drawn from it")
-    streams = [
-        grain.MapDataset.range(len(source))
-        .map(functools.partial(_numbered, number))
-        .shuffle(seed=seed + number)
-        .repeat()
-        for number, source in enumerate(sources)
-    ]
-    mixed = grain.MapDataset.mix(streams, weights=list(weights)) if len(streams) > 1 else streams[0]
-    read = ReadForTraining(tuple(sources), frames, tokenizer, questions, without, captions)
-    # Without drop_remainder, Grain computes the number of batches in floats, and batches of 1 overflow.
-    batches = mixed.random_map(read, seed=seed).batch(batch_size // processes, drop_remainder=True, batch_fn=stack)
-    return Batches(batches[first * processes + process :: processes], workers)
+
+    def batches(sources: tuple[Sequence, ...]) -> grain.MapDataset:
+        streams = [
+            grain.MapDataset.range(len(source))
+            .map(functools.partial(_numbered, number))
+            .shuffle(seed=seed + number)
+            .repeat()
+            for number, source in enumerate(sources)
+        ]
+        mixed = grain.MapDataset.mix(streams, weights=list(weights)) if len(streams) > 1 else streams[0]
+        read = ReadForTraining(sources, frames, tokenizer, questions, without, captions)
+        # Without drop_remainder, Grain computes the number of batches in floats, and batches of 1 overflow.
+        made = mixed.random_map(read, seed=seed).batch(batch_size // processes, drop_remainder=True, batch_fn=stack)
+        return made[first * processes + process :: processes]
+
+    return Batches(batches, sources, workers)
 
 
 def _numbered(number: int, index: int) -> tuple[int, int]:
@@ -215,13 +239,11 @@ class ReadForEvaluation:
     frames: FrameOptions
 
     def __call__(self, index: int) -> dict[str, Any]:
-        clip = schema.from_example(self.source[index])
-        size = self.frames.size
         try:
-            frames, failures = self.frames.decode(clip, None), []
-        except video.DecodeError as error:
-            frames = np.zeros((self.frames.num_frames, size, size, 3), np.uint8)
-            failures = [f"{clip.id}: {error}"]
+            frames, failures = _read(self.source, index, self.frames, None)[1], []
+        except Unreadable as error:
+            frames = np.zeros((self.frames.num_frames, self.frames.size, self.frames.size, 3), np.uint8)
+            failures = [str(error)]
         return {"video": frames, "index": np.int32(index), "valid": not failures, "failures": failures}
 
 
@@ -243,40 +265,68 @@ def evaluation_batches(source: Sequence, frames: FrameOptions, *, batch_size: in
     Yields:
       `video` uint8 `[b, T, S, S, 3]`, `index` int32 `[b]` (-1 for padding), `valid` bool `[b]` and `failures`.
     """
-    indices = grain.MapDataset.range(len(source))
-    batches = indices.map(ReadForEvaluation(source, frames)).batch(
-        batch_size, drop_remainder=False, batch_fn=Pad(batch_size)
-    )
-    return Batches(batches, workers)
+
+    def batches(sources: tuple[Sequence, ...]) -> grain.MapDataset:
+        read = grain.MapDataset.range(len(source)).map(ReadForEvaluation(*sources, frames))
+        return read.batch(batch_size, drop_remainder=False, batch_fn=Pad(batch_size))
+
+    return Batches(batches, [source], workers)
 
 
 class Batches(Iterator[Batch]):
     """Batches made ahead of time, by threads of this process or by worker processes.
 
-    Closing it, or leaving its `with` block, ends the worker processes. Without that they end when it is no longer
+    A worker process that dies is replaced, and the batches that it had not delivered are made anew: they are the same.
+    Closing ends the worker processes, and so does leaving the `with` block. Without that they end when it is no longer
     referred to, which an exception on its way up can put off.
 
+    Args:
+      batches: a function of data sources; patient ones are shared by those who read.
+      sources: the data sources.
+      workers: processes that make batches; 0: threads of this one.
+
     Raises, from `next`:
-      InputError: as the transformations raise it, in a worker process too.
-      RunStopped: the system has ended a worker process.
+      InputError, CannotRead: as the transformations raise them, in a worker process too.
+      RunStopped: worker processes die again and again, over the same batch.
     """
 
-    def __init__(self, batches: grain.MapDataset, workers: int) -> None:
-        self._iterator = iter(_in_background(batches, workers))
+    def __init__(
+        self, batches: Callable[[tuple[Sequence, ...]], grain.MapDataset], sources: Sequence[Sequence], workers: int
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="vlab-jax-batches-", ignore_cleanup_errors=True)
+        shared = pathlib.Path(self._folder.name)
+        self._batches = batches(tuple(each.within(shared) if isinstance(each, Patient) else each for each in sources))
+        self._workers = workers
+        self._delivered = self._deaths = 0
+        self._iterator = iter(_in_background(self._batches, workers))
 
     def __next__(self) -> Batch:
-        try:
-            return next(self._iterator)
-        except InputError as error:
-            raise InputError(str(error)) from None  # without Grain's note on tracebacks
-        except RuntimeError as error:
-            if "Worker process was terminated" not in str(error):
-                raise
-            code = re.search(r"exit code (-?\d+)", str(error))
+        while True:
+            try:
+                batch = next(self._iterator)
+            except (InputError, CannotRead) as error:
+                raise type(error)(str(error)) from None  # without Grain's note on tracebacks
+            except RuntimeError as error:
+                if "Worker process was terminated" not in str(error):
+                    raise
+                self._replace_workers(error)
+                continue
+            self._delivered, self._deaths = self._delivered + 1, 0
+            return batch
+
+    def _replace_workers(self, error: RuntimeError) -> None:
+        """Begins anew behind the last batch that was delivered."""
+        code = re.search(r"exit code (-?\d+)", str(error))
+        ended = f"a worker process that decodes was ended with exit code {code.group(1) if code else 'unknown'}"
+        self._deaths += 1
+        if self._deaths > MOST_DEATHS:
             raise RunStopped(
-                f"a worker process that decodes was ended with exit code {code.group(1) if code else 'unknown'}, "
-                "by the system if it ran out of memory; run again, with fewer, as in --config.data.workers=1"
+                f"{ended}, {self._deaths} times over the same batch, by the system if it ran out of memory; run again, "
+                "with fewer, as in --config.data.workers=1"
             ) from error
+        logging.warning("%s; others make its batches anew", ended)
+        self._iterator.close()
+        self._iterator = iter(_in_background(self._batches[self._delivered :], self._workers))
 
     def __enter__(self) -> "Batches":
         return self
@@ -285,7 +335,8 @@ class Batches(Iterator[Batch]):
         self.close()
 
     def close(self) -> None:
-        """Ends threads and worker processes; a second time, does nothing."""
+        """Ends threads and worker processes, those too that wait for their data; a second time, does nothing."""
+        self._folder.cleanup()
         self._iterator.close()
 
 

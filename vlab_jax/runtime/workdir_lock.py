@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import filelock
 
 from vlab_jax.errors import InputError
+from vlab_jax.runtime.writing import writing
 
 
 @contextlib.contextmanager
@@ -18,7 +19,8 @@ def only_run(workdir: pathlib.Path) -> Iterator[None]:
     """
     lock = filelock.FileLock(workdir / "run.lock")
     try:
-        lock.acquire(timeout=0)
+        with writing(workdir):
+            lock.acquire(timeout=0)
     except filelock.Timeout:
         raise InputError(f"another run is at work in {workdir}; wait until it ends, or use another --workdir") from None
     try:
