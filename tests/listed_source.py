@@ -2,6 +2,7 @@
 
 import functools
 import io
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,3 +74,10 @@ def _raw(clip: schema.Clip) -> dict[str, Any]:
         "captions": [caption.encode() for caption in example["captions"]],
         "questions": {key: [question[key].encode() for question in example["questions"]] for key in columns},
     }
+
+
+class DeadlyFrames(pipeline.FrameOptions):
+    """A decoder that takes its process with it."""
+
+    def decode(self, clip: schema.Clip, rng: np.random.Generator | None) -> np.ndarray:
+        os.abort()

@@ -19,6 +19,7 @@ FREE_ON_RESUME = (
     "data.workers",
     "data.max_failed_share",
     "data.limits",
+    "data.retry_seconds",
     "checkpoint.every",
     "checkpoint.keep",
     "log_every",
@@ -27,6 +28,8 @@ FREE_ON_RESUME = (
     "stop_after",
     "report",
 )
+
+RETRY_SECONDS = 300.0
 
 
 def training_config() -> ConfigDict:
@@ -112,6 +115,8 @@ def training_config() -> ConfigDict:
                 "workers": -1,
                 # The share of clips that may fail to decode before the run stops.
                 "max_failed_share": 0.01,
+                # Seconds that the records may be out of reach, as on a network file system, before the run stops.
+                "retry_seconds": RETRY_SECONDS,
                 # Media with fewer frames than asked for: repeat frames, or fail.
                 "short": "repeat",
             },
@@ -267,7 +272,13 @@ def evaluation_config() -> ConfigDict:
             "batch_size": 32,
             **_scored(),
             "generation": generation_config(),
-            "data": {**build_fields(), "workers": -1, "short": "repeat", "max_failed_share": 0.01},
+            "data": {
+                **build_fields(),
+                "workers": -1,
+                "short": "repeat",
+                "max_failed_share": 0.01,
+                "retry_seconds": RETRY_SECONDS,
+            },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             "report": {"queries": 8},
         }

@@ -42,6 +42,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "model.vision.rotary_grid": (0, None),
     "data.workers": (-1, None),
     "data.max_failed_share": (0.0, 1.0),
+    "data.retry_seconds": (0.0, None),
     "data.frame_rate": (0.01, 1000.0),
     "data.short_side": (16, None),
     "data.jpeg_quality": (1, 100),

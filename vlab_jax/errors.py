@@ -20,3 +20,17 @@ class RunPreempted(RuntimeError):
 
     `vlab_jax.main` exits with status 4; started again, the run goes on.
     """
+
+
+class CannotWrite(RunStopped):
+    """What a run leaves behind could not be written: no room, no permission, a disk that fails.
+
+    The checkpoints before are as they were. `vlab_jax.main` prints the message alone and exits with status 5.
+    """
+
+
+class CannotRead(RunStopped):
+    """The data was out of reach for longer than `data.retry_seconds`; what was trained is saved.
+
+    `vlab_jax.main` prints the message alone and exits with status 6.
+    """

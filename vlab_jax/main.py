@@ -11,13 +11,16 @@ colon; any of its fields (`vlab_jax/config.py` lists them) can be set behind tha
     python -m vlab_jax.main --config=configs/pretrain.py --workdir=short --config.stage.blend.steps=200
 
 Exit status: 0 done; 1 a fault of the program; 2 something to mend in the command, the config or the data; 3 the run
-cannot go on; 4 stopped by SIGTERM, and saved.
+cannot go on; 4 stopped by SIGTERM, and saved; 5 a checkpoint or another file cannot be written (a full disk); 6 the
+data is out of reach for too long. After 4, 5 and 6 the same command goes on.
 """
 
+import errno
 import logging
 import os
 import pathlib
 import sys
+import tempfile
 import textwrap
 from collections.abc import Sequence
 
@@ -26,7 +29,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from vlab_jax import config_check, config_file
-from vlab_jax.errors import InputError, RunPreempted, RunStopped
+from vlab_jax.errors import CannotRead, CannotWrite, InputError, RunPreempted, RunStopped
 
 CONFIG = config_flags.DEFINE_config_file(
     config_file.FLAG, None, "What to run: a file, and after a colon its argument, as in configs/pretrain.py:l14."
@@ -78,6 +81,7 @@ def run(
     Raises:
       InputError: something to mend in the command, the config or the data.
       RunStopped: the run cannot go on.
+      RunPreempted: SIGTERM came.
     """
     config_check.check(config)
     if config.task == "evaluate":
@@ -135,9 +139,15 @@ def _main(_: Sequence[str]) -> None:
     except InputError as error:
         _exit(str(error), 2)
     except RunStopped as error:
-        _exit(str(error), 3)
+        _exit(str(error), {CannotWrite: 5, CannotRead: 6}.get(type(error), 3))
     except RunPreempted:
         _exit("stopped by SIGTERM; what was trained is saved, and the same command goes on", 4)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        from vlab_jax.runtime.writing import cannot_write
+
+        _exit(str(cannot_write(pathlib.Path(error.filename or tempfile.gettempdir()), error)), 5)
 
 
 def _exit(message: str, status: int) -> None:
@@ -150,6 +160,8 @@ def _log_plainly() -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
+    # What fails in Orbax's background is raised, and said in a line of its own.
+    handler.addFilter(lambda record: not (record.exc_info and ("orbax" in record.pathname or record.name == "asyncio")))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.INFO)

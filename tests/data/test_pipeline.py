@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from listed_source import ListedSource, StampedFrames, grey_clips
+from listed_source import DeadlyFrames, ListedSource, StampedFrames, grey_clips
 
 from vlab_jax.data import builders, pipeline, schema
 from vlab_jax.data.builders.options import BuildOptions
@@ -302,16 +302,34 @@ def test_no_worker_process_outlives_its_iterator():
     assert not multiprocessing.active_children()
 
 
-def test_a_worker_process_that_the_system_ends_stops_the_run_in_one_line():
+def test_a_worker_process_that_the_system_ends_is_replaced_and_the_batches_are_the_same(caplog):
+    expected = [batch["ids"] for batch in itertools.islice(batches_of(grey_clips(6), 0), 12)]
     with batches_of(grey_clips(6), 1) as batches:
-        next(batches)
+        got = [next(batches)["ids"]]
         (worker,) = multiprocessing.active_children()
         os.kill(worker.pid, signal.SIGKILL)
-        with pytest.raises(
-            RunStopped, match=r"^a worker process that decodes was ended with exit code -9, [^\n]*workers=1$"
-        ):
-            for _ in range(20):
-                next(batches)
+        got += [next(batches)["ids"] for _ in range(11)]
+        (other,) = multiprocessing.active_children()
+        assert other.pid != worker.pid
+    assert got == expected
+    assert [each.getMessage() for each in caplog.records if "others make its batches anew" in each.getMessage()] == [
+        "a worker process that decodes was ended with exit code -9; others make its batches anew"
+    ]
+    assert not multiprocessing.active_children()
+
+
+def test_worker_processes_that_die_over_and_over_stop_the_run_in_one_line(monkeypatch):
+    monkeypatch.setattr(pipeline, "MOST_DEATHS", 1)
+    source = ListedSource([schema.Clip("clip", b"", ("deadly",))])
+    with (
+        pipeline.training_batches(
+            [source], [1.0], DeadlyFrames(2, 8), TOKENIZER, batch_size=1, seed=0, workers=1
+        ) as batches,
+        pytest.raises(
+            RunStopped, match=r"^a worker process that decodes was ended with exit code -6, 2 times [^\n]*workers=1$"
+        ),
+    ):
+        next(batches)
     assert not multiprocessing.active_children()
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vlab_jax.data.question_files import read_qa_csv, read_qa_json, read_tgif_qa
 from vlab_jax.data.schema import Question
-from vlab_jax.errors import InputError
+from vlab_jax.errors import CannotWrite, InputError
 from vlab_jax.evaluation import question_answering, retrieval
 from vlab_jax.evaluation.question_answering import normalise
 
@@ -334,7 +334,7 @@ def test_a_write_that_fails_keeps_the_old_file_and_leaves_no_other(tmp_path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(question_answering.os, "replace", full)
-    with pytest.raises(InputError, match=r"cannot be written \(No space left on device"):
+    with pytest.raises(CannotWrite, match=r"cannot be written: No space left on device"):
         question_answering.save_predictions(path, asked("man"), ["a"], {})
     assert path.read_text() == "old" and os.listdir(tmp_path) == [path.name]
 

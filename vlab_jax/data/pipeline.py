@@ -12,6 +12,7 @@ import functools
 import hashlib
 import logging
 import math
+import pathlib
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,15 +22,17 @@ import grain
 import numpy as np
 from absl import flags
 
-from vlab_jax.data import schema, video
+from vlab_jax.data import schema
 from vlab_jax.data.in_hand import InHand, guilty
-from vlab_jax.data.reader import FrameOptions, Reader
+from vlab_jax.data.patience import Patient
+from vlab_jax.data.reader import FrameOptions, Reader, Unreadable
 from vlab_jax.data.tokenizer import Tokenizer
 from vlab_jax.data.workers import end_with_parent
-from vlab_jax.errors import InputError, RunStopped
+from vlab_jax.errors import CannotRead, InputError, RunStopped
 
 Batch = dict[str, Any]
 ATTEMPTS = 10  # clips tried in place of one that cannot be decoded
+MOST_DEATHS = 3  # of worker processes over one batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +56,10 @@ class ReadForTraining:
         source = self.reader.sources[number]
         failures = []
         for _ in range(ATTEMPTS):
-            clip = self.reader.clip(number, index)
             try:
-                frames = self.reader.decode(clip, number, index, rng)
-            except video.DecodeError as error:
-                failures.append(f"{clip.id}: {error}")
+                clip, frames = self.reader.read(number, index, rng)
+            except Unreadable as error:
+                failures.append(str(error))
                 index = int(rng.integers(len(source)))
                 continue
             if self.captions and not clip.captions:
@@ -199,13 +201,12 @@ class ReadForEvaluation:
     reader: Reader
 
     def __call__(self, index: int) -> dict[str, Any]:
-        clip = self.reader.clip(0, index)
         try:
-            frames, failures = self.reader.decode(clip, 0, index, None), []
-        except video.DecodeError as error:
+            frames, failures = self.reader.read(0, index, None)[1], []
+        except Unreadable as error:
             asked = self.reader.frames
             frames = np.zeros((asked.num_frames, asked.size, asked.size, 3), np.uint8)
-            failures = [f"{clip.id}: {error}"]
+            failures = [str(error)]
         return {"video": frames, "index": np.int32(index), "valid": not failures, "failures": failures}
 
 
@@ -239,55 +240,70 @@ def evaluation_batches(source: Sequence, frames: FrameOptions, *, batch_size: in
 class Batches(Iterator[Batch]):
     """Batches made ahead of time, by threads of this process or by worker processes.
 
-    Closing it, or leaving its `with` block, ends the worker processes. Without that they end when it is no longer
-    referred to, which an exception on its way up can put off. A clip that ends the worker process which decodes it, by
-    a crash or by taking too long, is one that cannot be decoded from then on, and the batches go on.
+    A worker process that dies is replaced, and the batches that it had not delivered are made anew: they are the same,
+    unless the clip that it was at is to blame, by a crash of the decoder or by taking too long; that one is a clip that
+    cannot be decoded from then on. Closing ends the worker processes, and so does leaving the `with` block. Without
+    that they end when it is no longer referred to, which an exception on its way up can put off.
 
     Args:
       make: the batches, read by a reader.
+      reader: of the data sources; patient ones are shared by those who read.
+      workers: processes that make batches; 0: threads of this one.
 
     Raises, from `next`:
-      InputError: as the transformations raise it, in a worker process too.
-      RunStopped: the system has ended a worker process.
+      InputError, CannotRead: as the transformations raise them, in a worker process too.
+      RunStopped: worker processes die again and again, over the same batch, and no clip is to blame.
     """
 
     def __init__(self, make: Callable[[Reader], grain.MapDataset], reader: Reader, workers: int) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="vlab-jax-in-hand-") if workers else None
-        in_hand = InHand(self._folder.name, reader.frames.limits.clock_seconds) if self._folder else reader.in_hand
-        self._make, self._reader, self._workers = make, dataclasses.replace(reader, in_hand=in_hand), workers
-        self._made = 0
+        self._folder = tempfile.TemporaryDirectory(prefix="vlab-jax-batches-", ignore_cleanup_errors=True)
+        shared = pathlib.Path(self._folder.name)
+        if workers:
+            (shared / "in_hand").mkdir()
+            in_hand = InHand(str(shared / "in_hand"), reader.frames.limits.clock_seconds)
+            reader = dataclasses.replace(reader, in_hand=in_hand)
+        sources = tuple(each.within(shared) if isinstance(each, Patient) else each for each in reader.sources)
+        self._make, self._reader, self._workers = make, dataclasses.replace(reader, sources=sources), workers
+        self._delivered = self._deaths = 0
         self._start()
 
     def _start(self) -> None:
-        self._iterator = iter(_in_background(self._make(self._reader)[self._made :], self._workers))
+        self._iterator = iter(_in_background(self._make(self._reader)[self._delivered :], self._workers))
 
     def __next__(self) -> Batch:
         while True:
             try:
                 batch = next(self._iterator)
-            except InputError as error:
-                raise InputError(str(error)) from None  # without Grain's note on tracebacks
+            except (InputError, CannotRead) as error:
+                raise type(error)(str(error)) from None  # without Grain's note on tracebacks
             except RuntimeError as error:
                 if "Worker process was terminated" not in str(error):
                     raise
-                self._go_on_without_the_guilty(error)
-            else:
-                self._made += 1
-                return batch
+                self._replace_workers(error)
+                continue
+            self._delivered, self._deaths = self._delivered + 1, 0
+            return batch
 
-    def _go_on_without_the_guilty(self, error: RuntimeError) -> None:
-        """Starts workers anew after one has ended, if a clip is to blame."""
-        code = re.search(r"exit code (-?\d+)", str(error))
+    def _replace_workers(self, error: RuntimeError) -> None:
+        """Begins anew behind the last batch that was delivered, without the clips that are to blame."""
         self._iterator.close()
+        code = re.search(r"exit code (-?\d+)", str(error))
         reader = self._reader
         found = guilty(reader.in_hand.left(), int(code.group(1)) if code else 0, reader.again, reader.in_hand.seconds)
-        if not found:
-            raise RunStopped(
-                f"a worker process that decodes was ended with exit code {code.group(1) if code else 'unknown'}, "
-                "by the system if it ran out of memory; run again, with fewer, as in --config.data.workers=1"
-            ) from error
-        self._reader = dataclasses.replace(reader, lost={**reader.lost, **found})
+        if found:
+            self._reader = dataclasses.replace(reader, lost={**reader.lost, **found})
+        else:
+            self._count_death(f"a worker process that decodes was ended with exit code {code and code.group(1)}", error)
         self._start()
+
+    def _count_death(self, ended: str, error: RuntimeError) -> None:
+        self._deaths += 1
+        if self._deaths > MOST_DEATHS:
+            raise RunStopped(
+                f"{ended}, {self._deaths} times over the same batch, by the system if it ran out of memory; run again, "
+                "with fewer, as in --config.data.workers=1"
+            ) from error
+        logging.warning("%s; others make its batches anew", ended)
 
     def __enter__(self) -> "Batches":
         return self
@@ -296,10 +312,9 @@ class Batches(Iterator[Batch]):
         self.close()
 
     def close(self) -> None:
-        """Ends threads and worker processes; a second time, does nothing."""
+        """Ends threads and worker processes, those too that wait for their data; a second time, does nothing."""
+        self._folder.cleanup()
         self._iterator.close()
-        if self._folder:
-            self._folder.cleanup()
 
 
 def _in_background(batches: grain.MapDataset, workers: int) -> grain.IterDataset:

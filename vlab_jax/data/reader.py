@@ -4,10 +4,16 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import UInt8
 
 from vlab_jax.data import schema, video
 from vlab_jax.data.in_hand import NOWHERE, InHand, Note
 from vlab_jax.data.limits import DEFAULT_LIMITS, MediaLimits
+from vlab_jax.data.patience import DamagedRecord
+
+
+class Unreadable(Exception):
+    """A clip that cannot be decoded, or whose record is damaged; it says which and why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +55,21 @@ class Reader:
         """The clip at a place of a source."""
         return schema.from_example(self.sources[number][index])
 
-    def decode(self, clip: schema.Clip, number: int, index: int, rng: np.random.Generator | None) -> np.ndarray:
-        """The frames of the clip, uint8 `[T, S, S, 3]`. Raises `DecodeError`."""
+    def read(
+        self, number: int, index: int, rng: np.random.Generator | None
+    ) -> tuple[schema.Clip, UInt8[np.ndarray, "t s s 3"]]:
+        """The clip at a place of a source, and its frames. Raises `Unreadable`."""
+        try:
+            clip = self.clip(number, index)
+        except DamagedRecord as error:
+            raise Unreadable(str(error)) from error
         if reason := self.lost.get((number, clip.id)):
-            raise video.DecodeError(reason)
-        with self.in_hand.noted(Note(number, index, clip.id, rng)):
-            return self.frames.decode(clip, rng)
+            raise Unreadable(f"{clip.id}: {reason}")
+        try:
+            with self.in_hand.noted(Note(number, index, clip.id, rng)):
+                return clip, self.frames.decode(clip, rng)
+        except video.DecodeError as error:
+            raise Unreadable(f"{clip.id}: {error}") from error
 
     def again(self, note: Note) -> None:
         """Decodes what a process was at when it ended."""

@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
@@ -28,15 +27,18 @@ def default_workers(asked: int) -> int:
 
 
 def end_with_parent(*_: int) -> None:
-    """Lets a worker process end when its parent is gone: after a SIGKILL nobody else tells it to."""
-    parent = os.getppid()
+    """Lets a worker process end when its parent is gone: after a SIGKILL nobody else tells it to.
+
+    The sentinel is a pipe whose other end the parent alone holds, so a parent that is gone already is noticed too.
+    """
+    parent = multiprocessing.parent_process()
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
+        parent.join()
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    if parent is not None:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
     with jax.set_mesh(mesh), jax.default_matmul_precision(saved["matmul_precision"]):
         dataset = config.dataset or saved["data"]["evaluate"]
         options = BuildOptions.from_fields(dict(config.data))
-        source = builders.open_split(dataset, config.split, options)
+        source = builders.open_split(dataset, config.split, options, config.data.retry_seconds)
         row = (
             f"{name}, step {restored.step} ({dataset} {config.split}{_selected_on_test(saved, dataset, config.split)})"
         )
@@ -42,7 +42,7 @@ def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
             dict(config),
             dict(config.generation),
             encoder.tokenizer,
-            lambda: [builders.open_split(spec, "train", options) for spec, _ in trained],
+            lambda: [builders.open_split(spec, "train", options, config.data.retry_seconds) for spec, _ in trained],
             config.data.max_failed_share,
         )
         outcome = plan.evaluate(encoder, source, config.split, None if workdir is None else workdir / "texts")

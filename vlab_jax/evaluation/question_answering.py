@@ -25,6 +25,7 @@ from vlab_jax.data.schema import Question
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import retrieval
 from vlab_jax.evaluation.answer_normalisation import normalise
+from vlab_jax.runtime.writing import cannot_write, number_of
 
 
 def exact_match(predictions: Sequence[str], questions: Sequence[Question]) -> list[bool]:
@@ -183,7 +184,8 @@ def save_predictions(
         predictions_by_convention: answers by the name of the way they were obtained (generation, ranking).
 
     Raises:
-        InputError: lengths differ, or the file cannot be written.
+        InputError: lengths differ, or the file cannot be there.
+        CannotWrite: the disk is full or read-only.
     """
     path = pathlib.Path(path)
     _check_lengths("clip ids", clip_ids, questions)
@@ -200,6 +202,8 @@ def save_predictions(
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if number_of(error) is not None:
+            raise cannot_write(path, error) from error
         raise InputError(f"{path} cannot be written ({error.strerror}); choose another place for it") from error
 
 

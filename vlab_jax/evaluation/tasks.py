@@ -15,6 +15,7 @@ from vlab_jax.evaluation.rerank import rerank
 from vlab_jax.evaluation.run import Encoder, Retrieval, evaluate_retrieval
 from vlab_jax.models.generation import Search
 from vlab_jax.runtime import meters, processes
+from vlab_jax.runtime.writing import writing
 
 
 class Outcome(NamedTuple):
@@ -98,6 +99,9 @@ class Plan:
         given = (encoder, source)
         progress = functools.partial(meters.Progress, total_steps=len(source), stream=processes.display())
         shared = {"max_failed_share": self.max_failed_share}
+        if folder is not None:
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
         retrieval = captions = answers = None
         rows: dict[str, dict[str, float]] = {}
         if "retrieval" in self.tasks:

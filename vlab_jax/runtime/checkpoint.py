@@ -1,20 +1,24 @@
 """Checkpoints: a train state, the progress of the run, and its config, saved together by Orbax.
 
-A checkpoint is a directory `<workdir>/checkpoints/<step>`; it appears when it is complete, so what is there can be
-restored.
+A checkpoint is a directory `<workdir>/checkpoints/<step>`. It is written under another name, and gets its own in one
+move when it is complete, so a kill or a full disk leaves none that is half-written.
 """
 
+import contextlib
 import json
+import logging
+import os
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from vlab_jax.errors import InputError
+from vlab_jax.errors import CannotRead, CannotWrite, InputError
+from vlab_jax.runtime.writing import cannot_write, number_of, writing
 
 STATE, PROGRESS, CONFIG = "state", "progress", "config"
 # What Orbax says of a checkpoint that is whole, but of another structure or of other shapes.
@@ -38,26 +42,43 @@ class DamagedCheckpoint(InputError):
 
 
 class Checkpoints:
-    """The checkpoints of one run. Saving goes on in the background; `close` waits for it."""
+    """The checkpoints of one run. Saving goes on in the background; `close` waits for it.
+
+    A save that failed is raised as `CannotWrite` by whichever of `save`, `check`, `wait` and `close` comes first.
+    """
 
     def __init__(self, directory: pathlib.Path, keep: int = 3):
         self.directory = pathlib.Path(directory).absolute()
         self._kept = _Kept(keep)
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(preservation_policy=self._kept, create=True),
-            item_names=(STATE, PROGRESS, CONFIG),
-        )
+        with writing(self.directory):
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(preservation_policy=self._kept, create=True),
+                item_names=(STATE, PROGRESS, CONFIG),
+            )
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except CannotWrite:
+            # Of what the run ends with, a save that failed is said first, but once.
+            if kind is None or not issubclass(kind, CannotWrite):
+                raise
 
     def latest(self) -> int | None:
         """The step of the newest complete checkpoint."""
         return self._manager.latest_step()
+
+    def name_others(self) -> None:
+        """Says in the log what lies beside the checkpoints and is passed over: what a kill left half-written, and
+        whatever else is none."""
+        complete = {str(step) for step in self._manager.all_steps()}
+        others = sorted(set(os.listdir(self.directory)) - complete)
+        if others:
+            logging.warning("no complete checkpoints, and passed over, in %s: %s", self.directory, ", ".join(others))
 
     def keep_also(self, step: int | None) -> None:
         """Keeps the checkpoint of a step beside the newest ones, in place of the one that was kept so before."""
@@ -72,26 +93,44 @@ class Checkpoints:
             PROGRESS: ocp.args.JsonSave(progress),
             CONFIG: ocp.args.JsonSave(config),
         }
-        self._manager.save(step, args=ocp.args.Composite(**items))
+        with self._saving():
+            self._manager.save(step, args=ocp.args.Composite(**items))
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Orbax raises what failed in the background as it is: errors of the disk as words in a ValueError."""
+        try:
+            yield
+        except Exception as error:
+            if number_of(error) is None:
+                raise
+            raise cannot_write(self.directory, error) from error
+
+    def check(self) -> None:
+        """Raises `CannotWrite` where a save has failed meanwhile; waits for nothing."""
+        with self._saving():
+            self._manager.check_for_errors()
 
     def read_json(self, step: int, item: str) -> dict[str, Any]:
         """The progress or the config of a checkpoint.
 
         Raises:
-          DamagedCheckpoint: it cannot be read.
+          DamagedCheckpoint: it is damaged.
+          CannotRead: the disk fails.
         """
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.JsonRestore()}))
             return restored[item]
         except (OSError, ValueError, KeyError) as error:
-            raise DamagedCheckpoint(self.directory / str(step), error) from error
+            raise _unreadable(self.directory / str(step), error) from error
 
     def restore(self, step: int, like: Any, shardings: Any) -> Any:
         """The saved tree, placed by `shardings`; `like` gives its structure, shapes and dtypes.
 
         Raises:
           InputError: the checkpoint's structure or shapes are not those of `like`.
-          DamagedCheckpoint: it cannot be read.
+          DamagedCheckpoint: it is damaged.
+          CannotRead: the disk fails.
         """
         args = ocp.args.Composite(state=ocp.args.StandardRestore(_placed(like, shardings)))
         try:
@@ -101,7 +140,7 @@ class Checkpoints:
             if any(said in str(error) for said in _UNLIKE):
                 reason = str(error).strip().splitlines()[0]
                 raise InputError(f"{where} does not fit this model: {reason}") from error
-            raise DamagedCheckpoint(where, error) from error
+            raise _unreadable(where, error) from error
 
     def restore_parameters(self, step: int, like: Any, shardings: Any, averaged: bool) -> Any:
         """The parameters alone (their moving average where the run kept one), without optimiser state.
@@ -122,12 +161,15 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until what is being saved is saved."""
-        self._manager.wait_until_finished()
+        with self._saving():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for what is being saved, and lets go of the directory."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
 
 class _Kept(checkpoint_managers.PreservationPolicy):
@@ -163,6 +205,17 @@ def find_checkpoint(path: pathlib.Path) -> tuple[pathlib.Path, int]:
     if step is None:
         raise InputError(f"{path / 'checkpoints'} holds no complete checkpoint")
     return path, step
+
+
+def _unreadable(path: pathlib.Path, error: Exception) -> DamagedCheckpoint | CannotRead:
+    """What to raise of a checkpoint: what a failing disk does not give now is not damaged."""
+    number = number_of(error)
+    if number is None:
+        return DamagedCheckpoint(path, error)
+    return CannotRead(
+        f"{path} cannot be read: {os.strerror(number)}; see to the disk, and the same command goes on, or move the "
+        "checkpoint away, and it goes on from the one before"
+    )
 
 
 def _placed(like: Any, shardings: Any) -> Any:

@@ -14,13 +14,16 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, SupportsFloat, runtime_checkable
 
-import tensorboardX
 import tqdm
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2, summary_pb2
 
 from vlab_jax.errors import InputError
+from vlab_jax.runtime.writing import writing
 
 METRICS_FILE = "metrics.jsonl"
 _RESERVED = frozenset({"step", "stage", "time"})
+_FLUSH_SECONDS = 5.0
 
 
 def json_safe(value: SupportsFloat) -> float | None:
@@ -58,23 +61,25 @@ class MetricWriter:
     """Appends metrics to `<workdir>/metrics.jsonl` and to TensorBoard events in `<workdir>/tensorboard`.
 
     A line of `metrics.jsonl` is with the operating system when `write` returns, so killing the run loses
-    none; TensorBoard events follow within 5 seconds. One process of a run writes; the others make no writer.
-    To resume, call `truncate` with the restored step before the first `write`.
+    none; TensorBoard events follow within 5 seconds, at the next `write`. One process of a run writes; the others make
+    no writer. To resume, call `truncate` with the restored step before the first `write`.
 
     Args:
         workdir: the run's directory; created if missing.
         clock: seconds since the epoch.
+
+    Raises, from every method:
+        CannotWrite: the disk is full or read-only.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], *, clock: Callable[[], float] = time.time) -> None:
         self.path = pathlib.Path(workdir) / METRICS_FILE
-        self._events_dir = self.path.parent / "tensorboard"
         self._clock = clock
-        self._events: tensorboardX.SummaryWriter | None = None
-        self._purge_step: int | None = None
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_unfinished_line(self.path)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._events = _Events(self.path.parent / "tensorboard")
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _drop_unfinished_line(self.path)
+            self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, step: int, metrics: Mapping[str, SupportsFloat], *, stage: str | None = None) -> None:
         """Records `metrics` at a global `step`; values that are not finite become `null`.
@@ -87,20 +92,10 @@ class MetricWriter:
         now = self._clock()
         values = {name: json_safe(value) for name, value in metrics.items()}
         record = {**values, "step": int(step), "stage": stage, "time": now}
-        self._file.write(json.dumps(record, sort_keys=True, allow_nan=False) + "\n")
-        self._file.flush()
-        self._write_events(int(step), values, now)
-
-    def _write_events(self, step: int, values: Mapping[str, float | None], now: float) -> None:
-        if self._events is None:
-            # Two runs that start within one second would otherwise share, and overwrite, one event file.
-            suffix = f".{time.time_ns()}"
-            self._events = tensorboardX.SummaryWriter(
-                str(self._events_dir), purge_step=self._purge_step, flush_secs=5, filename_suffix=suffix
-            )
-        for name, value in values.items():
-            if value is not None:
-                self._events.add_scalar(name.replace("@", "_"), value, global_step=step, walltime=now)
+        with writing(self.path):
+            self._file.write(json.dumps(record, sort_keys=True, allow_nan=False) + "\n")
+            self._file.flush()
+        self._events.write(int(step), values, now)
 
     def truncate(self, step: int) -> None:
         """Forgets everything after a global `step`: a run resumed from there would record it twice.
@@ -113,31 +108,72 @@ class MetricWriter:
         """
         kept = [record for record in read_metrics(self.path) if record["step"] <= step]
         temporary = self.path.with_suffix(".jsonl.tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record, sort_keys=True) + "\n" for record in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        self._file.close()
-        os.replace(temporary, self.path)
-        self._file = self.path.open("a", encoding="utf-8")
-        self._close_events()
-        self._purge_step = step + 1
+        with writing(self.path):
+            with temporary.open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(record, sort_keys=True) + "\n" for record in kept)
+                file.flush()
+                os.fsync(file.fileno())
+            self._file.close()
+            os.replace(temporary, self.path)
+            self._file = self.path.open("a", encoding="utf-8")
+        self._events.restart(step + 1)
 
     def close(self) -> None:
         """Writes out what is pending; a second call does nothing."""
-        self._file.close()
-        self._close_events()
-
-    def _close_events(self) -> None:
-        if self._events is not None:
-            self._events.close()
-            self._events = None
+        with writing(self.path):
+            self._file.close()
+        self._events.close()
 
     def __enter__(self) -> "MetricWriter":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+class _Events:
+    """TensorBoard's event files. They are written by the thread that asks: tensorboardX's own writer has a thread that
+    dies of a full disk, and then waits for it for ever."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self._folder = folder
+        self._writer: EventsWriter | None = None
+        self._purge_step: int | None = None
+        self._flushed = 0.0
+
+    def write(self, step: int, values: Mapping[str, float | None], now: float) -> None:
+        """Adds the values of a step that are numbers, at `now`, in seconds since the epoch."""
+        with writing(self._folder):
+            writer = self._writer or self._begin(now)
+            for name, value in values.items():
+                if value is not None:
+                    scalar = summary_pb2.Summary.Value(tag=name.replace("@", "_"), simple_value=value)
+                    summary = summary_pb2.Summary(value=[scalar])
+                    writer.write_event(event_pb2.Event(wall_time=now, step=step, summary=summary))
+            if now - self._flushed >= _FLUSH_SECONDS:
+                self._flushed = now
+                writer.flush()
+
+    def _begin(self, now: float) -> EventsWriter:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # Two runs that start within one second would otherwise share, and overwrite, one event file.
+        self._writer = EventsWriter(str(self._folder / "events"), filename_suffix=f".{time.time_ns()}")
+        if self._purge_step is not None:
+            started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._writer.write_event(event_pb2.Event(wall_time=now, step=self._purge_step, session_log=started))
+        return self._writer
+
+    def restart(self, purge_step: int) -> None:
+        """Begins a new file that hides what the ones before say of `purge_step` and later."""
+        self.close()
+        self._purge_step = purge_step
+
+    def close(self) -> None:
+        """Writes out what is pending; a second call does nothing."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with writing(self._folder):
+                writer.close()
 
 
 class NoWriter:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import filelock
 
 from vlab_jax.errors import InputError
+from vlab_jax.runtime.writing import writing
 
 
 @contextlib.contextmanager
@@ -30,7 +31,8 @@ def only_holder(path: pathlib.Path, taken: str) -> Iterator[None]:
     """
     lock = filelock.FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        with writing(path.parent):
+            lock.acquire(timeout=0)
     except filelock.Timeout:
         raise InputError(taken) from None
     try:

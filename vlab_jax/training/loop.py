@@ -14,11 +14,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vlab_jax import config as configuration
-from vlab_jax.data import builders, pipeline, sampling
-from vlab_jax.data.builders.options import BuildOptions
-from vlab_jax.data.limits import MediaLimits
-from vlab_jax.data.workers import default_workers
-from vlab_jax.errors import RunPreempted
+from vlab_jax.data import pipeline, sampling
+from vlab_jax.errors import CannotRead, RunPreempted
 from vlab_jax.evaluation import run as evaluation
 from vlab_jax.evaluation import sheets
 from vlab_jax.evaluation.tasks import Outcome, Plan
@@ -30,11 +27,13 @@ from vlab_jax.runtime.json_file import write_json
 from vlab_jax.runtime.stop_signal import StopSignal
 from vlab_jax.runtime.trace import StepTrace
 from vlab_jax.runtime.workdir_lock import only_run
+from vlab_jax.runtime.writing import writing
 from vlab_jax.training import optim, start
 from vlab_jax.training import stage as stages
 from vlab_jax.training.anomalies import Anomalies
 from vlab_jax.training.record import StepRecord
 from vlab_jax.training.replay import keep_batch
+from vlab_jax.training.run_data import RunData
 from vlab_jax.training.selection import Selection
 from vlab_jax.training.step import TrainState
 from vlab_jax.training.workdir import RESULTS, check_workdir, read_results
@@ -70,10 +69,13 @@ def train(config: ConfigDict, workdir: pathlib.Path, profile: bool = False) -> d
       InputError: the workdir belongs to another config or another run is at work in it, or the data cannot be read.
       RunStopped: gradients are not finite, step after step.
       RunPreempted: SIGTERM came; what was trained is saved.
+      CannotWrite: a checkpoint, or another file, could not be written.
+      CannotRead: the data was out of reach for too long; what was trained is saved.
     """
     config = configuration.resolved(config)
     mesh = sharding.make_mesh(**config.mesh)
-    workdir.mkdir(parents=True, exist_ok=True)
+    with writing(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
     with (
         only_run(workdir) if processes.is_primary() else contextlib.nullcontext(),
         StopSignal() as stop_signal,
@@ -123,8 +125,6 @@ class Run:
         self.config, self.workdir, self.mesh = config, workdir, mesh
         self.checkpoints, self.writer, self.trace, self.stop_signal = checkpoints, writer, trace, stop_signal
         self.saved_config = configuration.plain(config.to_dict())
-        self.options = BuildOptions.from_fields(dict(config.data))
-        self.workers = default_workers(config.data.workers)
         self.results: dict[str, dict[str, float]] = {}
         last = config.stages[-1]
         self.selection = Selection(workdir, dict(config.checkpoint), self._tasks(last), last)
@@ -132,10 +132,7 @@ class Run:
         self.model = VLAB.from_fields(configuration.model_fields(self.saved_config))
         stages.check(self.model, config, mesh)
         with processes.primary_first("data"):
-            self.validated = start.validates(config, self.options)
-            self._open(config.data.evaluate, "test")  # missing, it would be missed only after training
-            for spec in start.training_sets(config):
-                self._open(spec, "train")
+            self.data = RunData(config)
         fresh = checkpoints.latest() is None
         self.pretrained = start.open_pretrained(config) if fresh and config.model.pretrained else None
         with processes.primary_first("tokenizer"):
@@ -147,6 +144,8 @@ class Run:
     def begin(self) -> tuple[Progress, Any]:
         """Fresh parameters, or (None) those that the stage in progress will restore."""
         latest = self.checkpoints.latest()
+        if processes.is_primary():
+            self.checkpoints.name_others()
         if latest is None:
             self.writer.truncate(0)  # of a run that ended before its first checkpoint
             self._write("config.json", self.saved_config)
@@ -192,7 +191,7 @@ class Run:
         offset = progress.total - progress.step
         self._evaluate_on_the_way(name, state, progress)  # what a run that was interrupted has left out
         state, progress = self._steps(name, setup, state, progress, offset)
-        if self.validated:
+        if self.data.validated:
             self._evaluate(name, state.evaluated, "validation", progress.total)
         if number == len(self.config.stages) - 1:
             self._add_to_selection(name, state, progress)
@@ -204,7 +203,7 @@ class Run:
         stage = self.config.stage[name]
         failures = pipeline.FailureCount(self.config.data.max_failed_share, progress.seen, progress.failed)
         with (
-            self._batches(name, first=progress.step) as batches,
+            self.data.batches(name, self.tokenizer, progress.step, self.config.evaluation.multiple_choice) as batches,
             self.trace,
             meters.Progress(name, stage.steps, initial_step=progress.step, stream=processes.display()) as bar,
         ):
@@ -220,7 +219,7 @@ class Run:
             for step in range(progress.step + 1, stage.steps + 1):
                 self.trace.next_step()
                 started = time.monotonic()
-                batch = next(batches)
+                batch = self._next(batches, record, state, progress)
                 ready = time.monotonic()
                 failures.update(len(batch["clip"]), batch.pop("failures"))
                 ids = batch.pop("ids")
@@ -229,6 +228,7 @@ class Run:
                 total = offset + step
                 progress = Progress(progress.stage, step, total, failures.seen, failures.failed)
                 record.add(step, metrics, started, ready, ids)
+                self.checkpoints.check()
                 preempted = self.stop_signal.asked(total)
                 stop = preempted or total == self.config.stop_after
                 on_the_way = self._is_on_the_way(name, step)
@@ -241,13 +241,34 @@ class Run:
         self.stop_signal.release()
         return state, progress
 
+    def _next(
+        self, batches: pipeline.Batches, record: StepRecord, state: TrainState, progress: Progress
+    ) -> pipeline.Batch:
+        """The next batch. It may be long in coming, where the data is out of reach: SIGTERM is heard meanwhile.
+
+        Raises:
+          CannotRead: it does not come; what was trained is saved.
+          RunPreempted: SIGTERM came; what was trained is saved.
+        """
+        try:
+            self.stop_signal.release()
+            batch = next(batches)
+            self.stop_signal.hold()
+        except (CannotRead, RunPreempted):
+            self.stop_signal.hold()
+            if jax.process_count() == 1 and progress.total:  # several save together, and the others go on
+                record.flush()
+                self._save(state, progress)
+            raise
+        return batch
+
     def _is_on_the_way(self, name: str, step: int) -> bool:
         """Whether a stage is evaluated after a step that is not its last."""
         every, steps = self.config.stage[name].evaluate_every, self.config.stage[name].steps
         return self._is_evaluated(name) and bool(every) and step % every == 0 and 0 < step < steps
 
     def _is_evaluated(self, name: str) -> bool:
-        return self.validated or self.selection.split(name) == "test"
+        return self.data.validated or self.selection.split(name) == "test"
 
     def _evaluate_on_the_way(self, name: str, state: TrainState, progress: Progress) -> None:
         if self._is_on_the_way(name, progress.step):
@@ -278,33 +299,6 @@ class Run:
         saved = self.checkpoints.directory / str(self.checkpoints.latest())
         return f"the batch is kept in {kept} (see --replay), what was learned before in {saved}"
 
-    def _batches(self, name: str, first: int) -> pipeline.Batches:
-        stage = self.config.stage[name]
-        mixture = pipeline.parse_mixture(stage.train or self.config.data.train)
-        sources = [self._open(spec, "train") for spec, _ in mixture]
-        return pipeline.training_batches(
-            sources,
-            [weight for _, weight in mixture],
-            self._frames(stage.frames or self.config.frames),
-            self.tokenizer,
-            batch_size=stage.batch_size,
-            seed=self.config.seed + 1000 * self.config.stages.index(name),
-            first=first,
-            process=jax.process_index(),
-            processes=jax.process_count(),
-            workers=self.workers,
-            questions=stage.questions_per_clip if stage.objectives.question_answering else 0,
-            without=tuple(self.config.evaluation.multiple_choice),
-            captions=any(weight for each, weight in stage.objectives.items() if each != "question_answering"),
-        )
-
-    def _open(self, spec: str, split: str) -> Any:
-        return builders.open_split(spec, split, self.options)
-
-    def _frames(self, count: int) -> pipeline.FrameOptions:
-        size, data = self.config.model.vision.image_size, self.config.data
-        return pipeline.FrameOptions(count, size, data.short, MediaLimits.from_fields(data.limits))
-
     def _evaluate(
         self, name: str, parameters: Any, split: str, total: int, keep: bool = True, row: str = ""
     ) -> Outcome | None:
@@ -312,7 +306,7 @@ class Run:
         row = row or f"{name} ({split})"
         if keep and row in self.results and split != "test":
             return None
-        source = self._open(self.config.data.evaluate, split)
+        source = self.data.evaluated(split)
         encoder = self._encoder(parameters, self.config.stage[name])
         plan = self._plan(name) if keep else self._plan(name).headline(self.selection.by)
         folder = self.workdir / "texts" / row if keep and processes.is_primary() else None
@@ -331,12 +325,11 @@ class Run:
         return tuple(self.config.stage[name].evaluate or self.config.evaluation.tasks)
 
     def _plan(self, name: str) -> Plan:
-        trained = pipeline.parse_mixture(self.config.stage[name].train or self.config.data.train)
         return Plan.of(
             {**self.config.evaluation, "tasks": self._tasks(name)},
             dict(self.config.generation),
             self.tokenizer,
-            lambda: [self._open(spec, "train") for spec, _ in trained],
+            lambda: self.data.mixture(name)[0],
             self.config.data.max_failed_share,
         )
 
@@ -347,12 +340,12 @@ class Run:
             self.model,
             processes.on_own_mesh(parameters, mesh),
             self.tokenizer,
-            self._frames(frames),
+            self.data.frames(frames),
             tuple(stage.streams),
             sampling.sample_image_frames(frames, self.config.image_frames),
             mesh,
             self.config.evaluation.batch_size,
-            self.workers,
+            self.data.workers,
         )
 
     def finish(self, parameters: Any) -> dict[str, dict[str, float]]:
@@ -369,16 +362,18 @@ class Run:
         return self.results
 
     def _report(self, outcome: Outcome) -> None:
-        sheets.write_report(
-            self.workdir / "report",
-            self.workdir / meters.METRICS_FILE,
-            self.results,
-            outcome,
-            self._open(self.config.data.evaluate, "test"),
-            self._frames(self.config.frames),
-            queries=self.config.report.queries,
-            title="VLAB-JAX run",
-        )
+        source = self.data.evaluated("test")
+        with writing(self.workdir / "report"):
+            sheets.write_report(
+                self.workdir / "report",
+                self.workdir / meters.METRICS_FILE,
+                self.results,
+                outcome,
+                source,
+                self.data.frames(self.config.frames),
+                queries=self.config.report.queries,
+                title="VLAB-JAX run",
+            )
 
     def _saved_parameters(self, name: str, total: int) -> Any:
         self.checkpoints.wait()

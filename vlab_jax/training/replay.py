@@ -15,6 +15,7 @@ from vlab_jax.errors import InputError
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.runtime import sharding
 from vlab_jax.runtime.checkpoint import Checkpoints
+from vlab_jax.runtime.writing import writing
 from vlab_jax.training.anomalies import named
 from vlab_jax.training.stage import objective_of
 
@@ -25,8 +26,10 @@ _STAGE, _STEP, _IDS = "_stage", "_step", "_ids"
 def keep_batch(workdir: pathlib.Path, stage: str, step: int, ids: Any, batch: Mapping[str, np.ndarray]) -> pathlib.Path:
     """Writes this process's part of a batch to `<workdir>/replay`; the file."""
     path = workdir / FOLDER / f"{stage}-{step}-process-{jax.process_index()}.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **batch, **{_STAGE: np.array(stage), _STEP: np.array(step), _IDS: np.array(ids, str)})
+    named = {_STAGE: np.array(stage), _STEP: np.array(step), _IDS: np.array(ids, str)}
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, **batch, **named)
     return path
 
 

@@ -20,6 +20,7 @@ from vlab_jax.models.vlab import VLAB, copied_from_clip, example_inputs, paramet
 from vlab_jax.pretrained.load import Pretrained, check_model, load_parameters, open_checkpoint
 from vlab_jax.pretrained.origins import format_origins
 from vlab_jax.runtime import sharding
+from vlab_jax.runtime.writing import writing
 
 
 def random_parameters(model: VLAB, frames: int, seed: int, mesh: Mesh, without: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -104,23 +105,26 @@ def make_tokenizer(
 
     Raises:
       InputError: there is no such tokenizer, or it has more ids than the model.
+      CannotWrite: it cannot be kept.
     """
     vocab_size, length = config.model.text.vocab_size, config.model.text.context_length
     if not fresh:
         made = tokenizers.load(workdir, length)
     elif pretrained is not None and pretrained.whole:
         made = tokenizers.load(pretrained.files.folder, length)
-        made.save(workdir)
     elif config.tokenizer.kind == "clip":
         beside = "" if pretrained is None else str(pretrained.files.folder)
         made = tokenizers.load_clip(config.tokenizer.path or beside, length)
-        made.save(workdir)
     else:
         asks = any(config.stage[name].objectives.question_answering for name in config.stages)
         without = tuple(config.evaluation.multiple_choice) if asks else None
         options = BuildOptions.from_fields(dict(config.data))
-        made = tokenizers.train_bpe(_texts(training_sets(config), options, without), vocab_size, length)
-        made.save(workdir)
+        given = ("train", options, config.data.retry_seconds)
+        sources = [builders.open_split(spec, *given) for spec in training_sets(config)]
+        made = tokenizers.train_bpe(_texts(sources, without), vocab_size, length)
+    if fresh:
+        with writing(workdir):
+            made.save(workdir)
     if made.vocab_size > vocab_size:
         raise InputError(
             f"the tokenizer has {made.vocab_size} ids, config.model.text.vocab_size={vocab_size}; raise the latter"
@@ -134,13 +138,10 @@ def training_sets(config: ConfigDict) -> list[str]:
     return list(dict.fromkeys(spec for mixture in mixtures for spec, _ in pipeline.parse_mixture(mixture)))
 
 
-def _texts(
-    specs: Sequence[str], options: BuildOptions, without: tuple[str, ...] | None, limit: int = 100_000
-) -> Iterator[str]:
+def _texts(sources: Sequence[Sequence], without: tuple[str, ...] | None, limit: int = 100_000) -> Iterator[str]:
     """Texts of the training splits, to train a tokenizer on: captions, and questions of other types than `without`
     with their answers (None: no questions)."""
-    for spec in specs:
-        source = builders.open_split(spec, "train", options)
+    for source in sources:
         for index in range(min(len(source), limit)):
             clip = schema.from_example(source[index])
             yield from clip.captions

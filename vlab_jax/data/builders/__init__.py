@@ -31,6 +31,7 @@ from vlab_jax.data.builders.tgif import Tgif, TgifQa
 from vlab_jax.data.builders.vatex import Vatex
 from vlab_jax.data.builders.webvid import Webvid
 from vlab_jax.data.builders.xu_qa import MsrvttQa, MsvdQa
+from vlab_jax.data.patience import Patient
 from vlab_jax.errors import InputError
 
 BUILDERS: dict[str, type[ClipBuilder]] = {
@@ -86,8 +87,11 @@ def _files(builder: ClipBuilder, options: BuildOptions) -> pathlib.Path:
     return files.parent.with_name(files.parent.name + options.form) / files.name
 
 
-def open_split(spec: str, split: str, options: BuildOptions) -> Any:
+def open_split(spec: str, split: str, options: BuildOptions, retry_seconds: float | None = None) -> Any:
     """A split as a `tfds.data_source`: a sequence of examples as dictionaries; random access; can be pickled.
+
+    Args:
+      retry_seconds: how long its files may be out of reach when they are read (`patience.Patient`); None: not at all.
 
     Raises:
       InputError: as `prepare`; no such split.
@@ -96,7 +100,10 @@ def open_split(spec: str, split: str, options: BuildOptions) -> Any:
     if split not in builder.info.splits:
         known = ", ".join(builder.info.splits)
         raise InputError(f"data set {spec!r} has no split {split!r}; it has: {known}")
-    return builder.as_data_source(split=split)
+    source = builder.as_data_source(split=split)
+    if retry_seconds is None:
+        return source
+    return Patient(source, retry_seconds, f"split {split!r} of {spec!r} in {builder.data_dir}")
 
 
 def _builder(spec: str, options: BuildOptions) -> ClipBuilder:

@@ -1,0 +1,379 @@
+"""Kills a short run again and again, at random moments, and starts it again by the same command until it ends.
+
+    make faults KILLS=100
+
+The run has two stages, a worker process that decodes, and a checkpoint every few steps. SIGKILL strikes the process
+alone or its whole group. After each, the next start must resume at the newest complete checkpoint; no process of the
+one before may live on; and a run that has come to its end must have ended with the bits of one that was never killed.
+Every draw depends on the seed; where a kill strikes also depends on the machine.
+"""
+
+import argparse
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import psutil
+
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from compile_options import FLAGS  # noqa: E402
+from run_files import losses, saved_state  # noqa: E402
+
+from vlab_jax.data import builders  # noqa: E402
+from vlab_jax.data.builders.options import BuildOptions  # noqa: E402
+from vlab_jax.runtime.json_file import write_json  # noqa: E402
+from vlab_jax.runtime.meters import read_metrics  # noqa: E402
+
+EVERY = 5  # steps between checkpoints
+STEPS = {"adapt": 30, "blend": 30}
+MARK = "VLAB_FAULTS_START"  # a variable that every process of a start carries
+GONE_WITHIN = 60.0  # seconds after a kill in which worker processes must have ended
+PATIENCE = 600.0
+
+
+@dataclasses.dataclass
+class Kill:
+    """One kill: what was aimed at, what it struck, and what it cost."""
+
+    aim: str
+    group: bool
+    struck: str
+    seconds: float
+    recorded: int
+    checkpoint: int
+    orphans_seconds: float = 0.0
+
+    @property
+    def lost(self) -> int:
+        """Steps that were computed and are computed again."""
+        return self.recorded - self.checkpoint
+
+
+def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
+    """The steps of the complete checkpoints: Orbax gives a directory its name when it is complete."""
+    folder = workdir / "checkpoints"
+    names = os.listdir(folder) if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def is_saving(workdir: pathlib.Path) -> bool:
+    folder = workdir / "checkpoints"
+    return folder.is_dir() and any("orbax-checkpoint-tmp" in name for name in os.listdir(folder))
+
+
+def recorded_steps(workdir: pathlib.Path) -> int:
+    """Steps of which a loss stands in `metrics.jsonl`."""
+    path = workdir / "metrics.jsonl"
+    if not path.exists():
+        return 0
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return max((json.loads(line)["step"] for line in lines if b'"loss"' in line), default=0)
+
+
+class Start:
+    """One start of the run; its standard error goes to a file."""
+
+    def __init__(self, run: "KilledRun", number: int) -> None:
+        self.workdir, self.mark = run.workdir, f"{run.name}-{number}"
+        self._log = run.folder / f"start-{number:03d}.log"
+        environment = {**run.environment, MARK: self.mark}
+        self.had = recorded_steps(self.workdir)
+        self.began = time.monotonic()
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                run.command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def said(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    def resumed_at(self) -> int | None:
+        found = re.search(r"resuming from .*/checkpoints/(\d+)", self.said())
+        return int(found.group(1)) if found else None
+
+    def phase(self) -> str:
+        """What the run is doing."""
+        said = self.said()
+        if is_saving(self.workdir):
+            return "saving"
+        if "\nstage " not in f"\n{said}":
+            return "starting"
+        if recorded_steps(self.workdir) <= min(self.had, self.resumed_at() or 0):
+            return "compiling the step"
+        if "report:" in said or re.search(r"evaluated \d+ clips[^\n]*\n[^\n]*$", said):
+            return "evaluating"
+        return "training"
+
+    def kill(self, group: bool) -> None:
+        """Kills the process, or its group, and waits for it."""
+        if group:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        else:
+            self.process.kill()
+        self.process.wait()
+
+
+def processes_of(mark: str) -> list[psutil.Process]:
+    """The processes that a start has left."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+class KilledRun:
+    """A workdir, the command that trains in it, and the kills that it has gone through."""
+
+    def __init__(self, folder: pathlib.Path, name: str, data: pathlib.Path, cache: pathlib.Path, rng: random.Random):
+        self.folder, self.name, self.rng = folder, f"{folder.name}-{name}-{os.getpid()}", rng
+        self.workdir = folder / "workdir"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.command = [
+            *(sys.executable, "-m", "vlab_jax.main"),
+            f"--config={ROOT / 'tests' / 'tiny_run.py'}",
+            f"--workdir={self.workdir}",
+            f"--config.data.directory={data}",
+            "--config.data.workers=1",
+            f"--config.checkpoint.every={EVERY}",
+            *(f"--config.stage.{stage}.steps={steps}" for stage, steps in STEPS.items()),
+        ]
+        flags = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": flags,
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**30),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        self.kills: list[Kill] = []
+        self.finished = False
+        self._starts = 0
+        self._before: Start | None = None
+
+    def start(self) -> Start:
+        self._starts += 1
+        return Start(self, self._starts)
+
+    def finish(self) -> None:
+        """Lets the run come to its end."""
+        start = self.start()
+        _wait(lambda: start.process.poll() is not None, start, "it does not end")
+        self._ended(start)
+
+    def kill_once(self) -> Kill | None:
+        """Starts the run and kills it at a random moment; None where it ended before."""
+        aim, due = self._aim()
+        group = self.rng.random() < 0.5
+        start = self.start()
+        _wait(lambda: due(start) or start.process.poll() is not None, start, f"it is never {aim}")
+        if start.process.poll() is not None:
+            self._ended(start)
+            return None
+        struck = start.phase()
+        seconds = start.seconds()
+        start.kill(group)
+        self._check_resumed(start)
+        steps = checkpoint_steps(self.workdir)
+        kill = Kill(aim, group, struck, seconds, recorded_steps(self.workdir), steps[-1] if steps else 0)
+        self.kills.append(kill)
+        # A save that is under way when the next is due is waited for: at most one is incomplete.
+        most = 2 * EVERY if is_saving(self.workdir) or struck == "saving" else EVERY
+        assert kill.lost <= most, f"{kill} lost {kill.lost} steps"
+        self._check_gone(start, kill)
+        self._newest = kill.checkpoint
+        return kill
+
+    def _aim(self) -> tuple[str, Callable[[Start], bool]]:
+        """What to strike, and a function that says when."""
+        rng, workdir = self.rng, self.workdir
+        aim = rng.choice(["any time", "the start", "the first step", "training", "training", "saving", "saving", "end"])
+        if aim in ("any time", "the start"):
+            seconds = rng.uniform(0.0, 25.0 if aim == "any time" else 4.0)
+            return aim, lambda start: start.seconds() >= seconds
+        delay = rng.uniform(0.0, {"the first step": 5.0, "training": 0.1, "saving": 0.15, "end": 6.0}[aim])
+        reached = {
+            "the first step": lambda start: "\nstage " in f"\n{start.said()}",
+            "training": _more_steps(workdir, rng.randint(1, 12)),
+            "saving": _nth_save(workdir, rng.randint(1, 3)),
+            "end": lambda start: recorded_steps(workdir) in (STEPS["adapt"], sum(STEPS.values())),
+        }[aim]
+        return aim, _after(reached, delay)
+
+    def _check_resumed(self, start: Start) -> None:
+        """A start that came so far must have resumed at the newest complete checkpoint."""
+        expected = getattr(self, "_newest", 0)
+        if "\nstage " in f"\n{start.said()}":
+            assert (start.resumed_at() or 0) == expected, f"resumed at {start.resumed_at()}, not {expected}"
+
+    def _check_gone(self, start: Start, kill: Kill) -> None:
+        began = time.monotonic()
+        while left := processes_of(start.mark):
+            assert time.monotonic() - began < GONE_WITHIN, f"after {kill}, these live on: {left}"
+            time.sleep(0.05)
+        kill.orphans_seconds = time.monotonic() - began
+
+    def _ended(self, start: Start) -> None:
+        assert start.process.returncode == 0, f"status {start.process.returncode}:\n{start.said()[-3000:]}"
+        self._check_resumed(start)
+        self.finished = True
+
+
+def _after(reached: Callable[[Start], bool], delay: float) -> Callable[[Start], bool]:
+    """So many seconds after something is first seen."""
+    seen: dict[Start, float] = {}
+
+    def due(start: Start) -> bool:
+        if start not in seen and reached(start):
+            seen[start] = time.monotonic()
+        return start in seen and time.monotonic() - seen[start] >= delay
+
+    return due
+
+
+def _more_steps(workdir: pathlib.Path, count: int) -> Callable[[Start], bool]:
+    """When a start has recorded so many steps of its own."""
+
+    def reached(start: Start) -> bool:
+        if "\nstage " not in f"\n{start.said()}":
+            return False
+        return recorded_steps(workdir) >= (start.resumed_at() or 0) + count
+
+    return reached
+
+
+def _nth_save(workdir: pathlib.Path, count: int) -> Callable[[Start], bool]:
+    """While a start's n-th checkpoint is written."""
+
+    def reached(start: Start) -> bool:
+        if "\nstage " not in f"\n{start.said()}" or not is_saving(workdir):
+            return False
+        resumed = start.resumed_at() or 0
+        return sum(step > resumed for step in checkpoint_steps(workdir)) >= count - 1
+
+    return reached
+
+
+def _wait(reached: Callable[[], bool], start: Start, otherwise: str) -> None:
+    while not reached():
+        assert start.seconds() < PATIENCE, f"{otherwise}:\n{start.said()[-3000:]}"
+        time.sleep(0.004)
+
+
+def assert_same_end(killed: pathlib.Path, undisturbed: pathlib.Path) -> None:
+    """The bits of all parameters, each step's loss once, and every figure."""
+    one, other = saved_state(killed), saved_state(undisturbed)
+    assert one.keys() == other.keys() and len(one) > 50
+    for name, array in one.items():
+        assert array.dtype == other[name].dtype and np.array_equal(array, other[name], equal_nan=True), name
+        assert array.tobytes() == other[name].tobytes(), name
+    assert losses(killed) == losses(undisturbed)
+    assert [step for step, *_ in losses(killed)] == list(range(1, sum(STEPS.values()) + 1))
+    assert _figures(killed) == _figures(undisturbed)
+    results = [json.loads((workdir / "results.json").read_text()) for workdir in (killed, undisturbed)]
+    assert results[0] == results[1] and results[0]
+
+
+def _figures(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """What is recorded of evaluations, without the time."""
+    records = read_metrics(workdir / "metrics.jsonl")
+    return [{k: v for k, v in record.items() if k != "time"} for record in records if "loss" not in record]
+
+
+class Trial:
+    """Runs to be killed, one after the other, and one that is not, to compare them with."""
+
+    def __init__(self, folder: pathlib.Path, seed: int, data: pathlib.Path | None = None) -> None:
+        self.folder, self.rng = folder, random.Random(seed)
+        self.data = data or folder / "data"
+        builders.prepare("motion/tiny", BuildOptions(str(self.data)))
+        self.cache = folder / "compiled"
+        self.undisturbed = KilledRun(folder / "undisturbed", "undisturbed", self.data, self.cache, self.rng)
+        self.runs: list[KilledRun] = []
+
+    def run(self, kills: int, told: Callable[[str], None] = print) -> list[Kill]:
+        """So many kills, of as many runs as it takes; each is brought to its end and compared."""
+        self.undisturbed.finish()
+        done: list[Kill] = []
+        while len(done) < kills:
+            number = len(self.runs) + 1
+            cold = number % 4 == 2  # compiles anew; a kill then also strikes what is being compiled and kept
+            cache = self.folder / f"compiled-{number}" if cold else self.cache
+            run = KilledRun(self.folder / f"run-{number:02d}", "killed", self.data, cache, self.rng)
+            self.runs.append(run)
+            while not run.finished and len(done) < kills:
+                if kill := run.kill_once():
+                    done.append(kill)
+                    who = "the group" if kill.group else "the process"
+                    told(
+                        f"kill {len(done)} of {who} after {kill.seconds:.1f} s, {kill.struck}: "
+                        f"{kill.recorded} steps done, checkpoint {kill.checkpoint}"
+                    )
+            if not run.finished:
+                run.finish()
+            assert_same_end(run.workdir, self.undisturbed.workdir)
+            told(f"run {number} ended after {len(run.kills)} kills with the bits of the undisturbed one")
+        return done
+
+
+def summary(kills: list[Kill], runs: int, seconds: float, seed: int) -> dict[str, Any]:
+    """What there is to record."""
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    return {
+        "kills": len(kills),
+        "runs": runs,
+        "seed": seed,
+        "of_the_whole_group": sum(kill.group for kill in kills),
+        "struck": dict(collections.Counter(kill.struck for kill in kills).most_common()),
+        "most_steps_lost": max(kill.lost for kill in kills),
+        "mean_steps_lost": round(sum(kill.lost for kill in kills) / len(kills), 2),
+        "checkpoint_every": EVERY,
+        "longest_life_of_a_worker_process_after_a_kill": round(max(kill.orphans_seconds for kill in kills), 2),
+        "all_ended_with_the_same_bits": True,
+        "minutes": round(seconds / 60, 1),
+        "commit": done.stdout.strip(),
+        "python": platform.python_version(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=pathlib.Path, help="a file for the summary (JSON)")
+    given = parser.parse_args()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="vlab-jax-faults-") as folder:
+        trial = Trial(pathlib.Path(folder), given.seed)
+        kills = trial.run(given.kills, lambda line: print(line, flush=True))
+    found = summary(kills, len(trial.runs), time.monotonic() - began, given.seed)
+    print(json.dumps(found, indent=2))
+    if given.out:
+        write_json(given.out, found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""What a run reads: the splits of its data sets, each opened once, and the batches that a stage learns from."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from vlab_jax.data import builders, pipeline
+from vlab_jax.data.builders.options import BuildOptions
+from vlab_jax.data.limits import MediaLimits
+from vlab_jax.data.tokenizer import Tokenizer
+from vlab_jax.data.workers import default_workers
+from vlab_jax.training import start
+
+
+class RunData:
+    """The data sets of a training config.
+
+    A split is opened once: where its directory vanishes later, it must not be taken for one that is to be prepared.
+
+    Attributes:
+      workers: processes that decode; 0: threads.
+      validated: whether the data set that is evaluated has a validation split.
+
+    Raises:
+      InputError: a data set, or a split of it, is missing.
+    """
+
+    def __init__(self, config: ConfigDict) -> None:
+        self._config = config
+        self._options = BuildOptions.from_fields(dict(config.data))
+        self._sources: dict[tuple[str, str], Any] = {}
+        self.workers = default_workers(config.data.workers)
+        self.validated = start.validates(config, self._options)
+        for split in ("validation", "test") if self.validated else ("test",):
+            self.open(config.data.evaluate, split)  # missing, it would be missed only after training
+        for spec in start.training_sets(config):
+            self.open(spec, "train")
+
+    def open(self, spec: str, split: str) -> Any:
+        """A split of a data set."""
+        if (spec, split) not in self._sources:
+            retry = self._config.data.retry_seconds
+            self._sources[spec, split] = builders.open_split(spec, split, self._options, retry)
+        return self._sources[spec, split]
+
+    def evaluated(self, split: str) -> Any:
+        """A split of the data set that is evaluated."""
+        return self.open(self._config.data.evaluate, split)
+
+    def mixture(self, name: str) -> tuple[list[Any], list[float]]:
+        """The training splits that a stage learns from, and their weights."""
+        mixture = pipeline.parse_mixture(self._config.stage[name].train or self._config.data.train)
+        return [self.open(spec, "train") for spec, _ in mixture], [weight for _, weight in mixture]
+
+    def frames(self, count: int) -> pipeline.FrameOptions:
+        """How a clip becomes so many frames."""
+        size, data = self._config.model.vision.image_size, self._config.data
+        return pipeline.FrameOptions(count, size, data.short, MediaLimits.from_fields(data.limits))
+
+    def batches(self, name: str, tokenizer: Tokenizer, first: int, without: Sequence[str]) -> pipeline.Batches:
+        """This process's share of a stage's batches, from number `first` on."""
+        stage = self._config.stage[name]
+        sources, weights = self.mixture(name)
+        return pipeline.training_batches(
+            sources,
+            weights,
+            self.frames(stage.frames or self._config.frames),
+            tokenizer,
+            batch_size=stage.batch_size,
+            seed=self._config.seed + 1000 * self._config.stages.index(name),
+            first=first,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+            workers=self.workers,
+            questions=stage.questions_per_clip if stage.objectives.question_answering else 0,
+            without=tuple(without),
+            captions=any(weight for each, weight in stage.objectives.items() if each != "question_answering"),
+        )
