@@ -5,6 +5,7 @@
     python -m vlab_jax.predict rank clip.mp4 --text="a dog runs" --text="a cat sleeps" --model=my_vlab
     python -m vlab_jax.predict index /my/videos --index=my_index --model=my_vlab
     python -m vlab_jax.predict search "a dog catches a frisbee" --index=my_index
+    python -m vlab_jax.predict serve --index=my_index
 
 The model is a directory that vlab_jax.export wrote, or a run's workdir; `make demo` makes both. Videos are files of any
 kind that FFmpeg reads, images, and folders of them. What is printed is the answer, on standard output; progress and
@@ -21,9 +22,9 @@ import sys
 from collections.abc import Sequence
 
 from vlab_jax.errors import InputError, RunStopped
-from vlab_jax.inference.commands import answer, caption, index, rank, search
+from vlab_jax.inference.commands import answer, caption, index, rank, search, serve
 
-COMMANDS = (caption, answer, rank, index, search)
+COMMANDS = (caption, answer, rank, index, search, serve)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

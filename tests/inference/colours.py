@@ -18,6 +18,7 @@ sys.path += [str(pathlib.Path(__file__).parents[1]), str(pathlib.Path(__file__).
 from numbered_video import encode
 
 from vlab_jax.inference.clip import Clip, FrameShape, show
+from vlab_jax.inference.results import Answer, Caption
 
 RATE, SIDE, SIZE, NUM_FRAMES = 10, 32, 8, 2
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "grey": (128, 128, 128)}
@@ -36,8 +37,9 @@ def colour_video(*parts: tuple[str, float]) -> bytes:
 
 
 class ColourEmbedder:
-    """Embeds by mean colour; `fingerprint` is given, and so is where to note how many windows were embedded."""
+    """Embeds by mean colour, and says which it is; `embedded` counts windows."""
 
+    name = "colours"
     frames = FrameShape(NUM_FRAMES, SIZE)
 
     def __init__(self, fingerprint: str = "colours") -> None:
@@ -51,6 +53,20 @@ class ColourEmbedder:
 
     def embed_texts(self, texts):
         return np.stack([_unit(np.array(NAMES.get(text, COLOURS["grey"]), float)) for text in texts])
+
+    def caption(self, video):
+        return Caption(video.name, f"all is {self._colour(video)}", -0.5)
+
+    def answer(self, video, question):
+        return Answer(video.name, question, self._colour(video), -0.25)
+
+    def unknown_letters(self, text):
+        known = "".join(NAMES) + "abcdefghijklmnopqrstuvwxyz"
+        return "".join(letter for letter in text if letter.isalpha() and letter not in known)
+
+    def _colour(self, video):
+        mean = show(video, self.frames).mean(axis=(0, 1, 2))
+        return min(COLOURS, key=lambda name: np.abs(np.array(COLOURS[name]) - mean).sum())
 
 
 def open_colours(given: argparse.Namespace) -> ColourEmbedder:

@@ -107,6 +107,16 @@ class Tokenizer:
         """How many tokens each text has, whole, without start and end."""
         return [len(encoding.ids) for encoding in self.backend.encode_batch(list(texts), add_special_tokens=False)]
 
+    def unknown_letters(self, text: str) -> str:
+        """Letters that no captions have taught the vocabulary, each once: those that it can only spell in bytes."""
+        return "".join(letter for letter in dict.fromkeys(text) if letter.isalpha() and not self._has(letter))
+
+    def _has(self, letter: str) -> bool:
+        """Whether some token has the whole letter."""
+        ids = self.backend.encode(letter, add_special_tokens=False).ids
+        whole = self.backend.decode(ids).strip()
+        return any(self.backend.decode([token]).strip() == whole for token in ids)
+
     def decode(self, tokens: Iterable[int | np.integer]) -> str:
         """The text of token ids, up to the first end of text; start of text is left out."""
         ids = []

@@ -135,6 +135,10 @@ class Predictor:
         """Embeddings of texts, float32, of unit length. What a text has beyond the model's context is cut off."""
         return self._engine.embed_texts(self._readable(texts, self._trained.tokenizer.context_length - 2))
 
+    def unknown_letters(self, text: str) -> str:
+        """Letters of a text that the model's vocabulary lacks, each once: what has them, it cannot have learned."""
+        return self._trained.tokenizer.unknown_letters(self._readable(text, self._trained.tokenizer.context_length)[0])
+
     def similarity(self, videos: Iterable[Any] | Any, texts: Sequence[str] | str) -> Float[np.ndarray, "V C"]:
         """The cosine of each video and each text, -1 to 1."""
         return self.embed_videos(videos) @ self.embed_texts(texts).T

@@ -119,6 +119,11 @@ class SearchIndex:
         columns = ("file", "size_max", "time_max", "content_max")
         return {row[0]: File(*row) for row in zip(*(found[name].to_pylist() for name in columns), strict=True)}
 
+    def holds(self, file: str) -> bool:
+        """Whether a file has rows."""
+        with _explained(self.directory, "read"):
+            return self._table.count_rows(f"file = {_quoted(file)}") > 0
+
     def check_model(self, fingerprint: str, model: str) -> None:
         """Raises InputError where another model made the index."""
         if fingerprint != self.about.fingerprint:
