@@ -11,17 +11,21 @@ frames are counted as the decoder hands them out.
 import bisect
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 import math
+import pathlib
+import types
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from fractions import Fraction
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import av
 import numpy as np
 from jaxtyping import Float
 
+from vlab_jax.data.packet_list import PacketList
 from vlab_jax.data.sampling import even_times, fill_times
 
 # How far before the start of an interval to seek, in seconds, until a key frame lies before it.
@@ -52,7 +56,7 @@ class Interval:
     """
 
     stream: av.VideoStream
-    packets: list[av.Packet]
+    packets: PacketList
     origin: Fraction
     times: Float[np.ndarray, " n"]
     stop: float
@@ -61,15 +65,18 @@ class Interval:
 
 
 @contextlib.contextmanager
-def open_interval(media: bytes, start: float, end: float) -> Iterator[Interval]:
+def open_interval(media: bytes | pathlib.Path, start: float, end: float) -> Iterator[Interval]:
     """The packets that show [start, end), in seconds: from a key frame before `start` on.
+
+    Of a file, many packets are not kept in memory (`PacketList`).
 
     Raises `DecodeError`, and whatever PyAV raises, on media that cannot be read.
     """
     for seek in [start - margin for margin in _SEEK_MARGINS if start > margin] + [None]:
         with _open(media) as (container, stream):
             origin = _origin(container)
-            packets, ended = _read_packets(container, stream, origin, seek, start, end)
+            packets = PacketList(container, stream, functools.partial(_open, media))
+            packets, ended = _read_packets(packets, container, stream, origin, seek, start, end)
             if packets or seek is None:
                 yield _with_packet_times(stream, packets, origin, ended)
                 return
@@ -105,7 +112,7 @@ def decode_frames(interval: Interval, wanted: Sequence[int], take: Callable[[av.
     """
     wanted = sorted(set(wanted))
     if interval.places is None:
-        counted = enumerate(decode_packets(interval.stream.codec_context, interval.packets))
+        counted = enumerate(decode_packets(interval.stream.codec_context, interval.packets[:]))
         return _some(_collect(counted, wanted, take)[0])
     frames: dict[int, T] = {}
     damaged: list[int] = []
@@ -121,7 +128,7 @@ def decode_frames(interval: Interval, wanted: Sequence[int], take: Callable[[av.
         damaged += inexact
     # An open GOP, or a key frame that is damaged itself, can need packets from before the key frame.
     if damaged:
-        frames |= _collect(_decode_numbered(interval, interval.packets, None), damaged, take)[0]
+        frames |= _collect(_decode_numbered(interval, interval.packets[:], None), damaged, take)[0]
     return _some(frames)
 
 
@@ -137,7 +144,7 @@ def with_decoded_times(interval: Interval) -> Interval:
     Frames keep the decoder's order; their times are their presentation stamps where these increase, else
     their decoding stamps, else they are counted at the mean rate.
     """
-    frames = [(f.pts, f.dts) for f in decode_packets(interval.stream.codec_context, interval.packets)]
+    frames = [(f.pts, f.dts) for f in decode_packets(interval.stream.codec_context, interval.packets[:])]
     if not frames:
         raise DecodeError("no frame of the media can be decoded")
     step = _mean_step(interval.stream)
@@ -150,13 +157,16 @@ def with_decoded_times(interval: Interval) -> Interval:
 
 
 @contextlib.contextmanager
-def _open(media: bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def _open(media: bytes | pathlib.Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """The opened media and its video stream."""
-    if not media:
+    if not (media if isinstance(media, bytes) else media.stat().st_size):
         raise DecodeError("the media is empty (0 bytes)")
     # A playlist must not make us read other files: with no protocol allowed, only these bytes can be read.
     options = {"protocol_whitelist": "none"}
-    with av.open(io.BytesIO(media), metadata_errors="ignore", container_options=options) as container:
+    with (
+        io.BytesIO(media) if isinstance(media, bytes) else media.open("rb") as file,
+        av.open(_without_name(file), metadata_errors="ignore", container_options=options) as container,
+    ):
         videos = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
         if not videos:
             held = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
@@ -169,6 +179,11 @@ def _open(media: bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoS
         yield container, stream
 
 
+def _without_name(file: io.BufferedIOBase) -> Any:
+    """The file, to FFmpeg nothing but bytes: by its name alone it would take a `.txt` for a video of letters."""
+    return types.SimpleNamespace(read=file.read, seek=file.seek, tell=file.tell)
+
+
 def _origin(container: av.container.InputContainer) -> Fraction:
     """The beginning of the media on its streams' clock, in seconds; exact, where the container rounds it."""
     streams = (*container.streams.video, *container.streams.audio)
@@ -177,22 +192,22 @@ def _origin(container: av.container.InputContainer) -> Fraction:
 
 
 def _read_packets(
+    packets: PacketList,
     container: av.container.InputContainer,
     stream: av.VideoStream,
     origin: Fraction,
     seek: float | None,
     start: float,
     end: float,
-) -> tuple[list[av.Packet], bool]:
-    """Packets from before `start` to `end`, and whether the media ended first.
+) -> tuple[PacketList, bool]:
+    """Packets from before `start` to `end`, added to none, and whether the media ended first.
 
-    Empty where seeking to `seek` gives no key frame at or before `start`.
+    None where seeking to `seek` gives no key frame at or before `start`.
     """
 
     def tick(seconds: float) -> float:
         return (seconds + float(origin)) / float(stream.time_base)
 
-    packets: list[av.Packet] = []
     # Damage ends the reading; what was read before it can still be shown.
     with contextlib.suppress(av.error.FFmpegError):
         if seek is not None:
@@ -204,7 +219,7 @@ def _read_packets(
                 if not packet.is_keyframe:  # MPEG streams are cut anywhere
                     continue
                 if packet.pts is None or packet.pts > tick(start):
-                    return [], False
+                    return packets, False
             if packet.dts is not None and packet.dts >= tick(end):
                 return packets, False
             packets.append(packet)
@@ -220,7 +235,7 @@ def _demux(container: av.container.InputContainer, stream: av.VideoStream) -> It
             continue
 
 
-def _with_packet_times(stream: av.VideoStream, packets: list[av.Packet], origin: Fraction, ended: bool) -> Interval:
+def _with_packet_times(stream: av.VideoStream, packets: PacketList, origin: Fraction, ended: bool) -> Interval:
     """The interval with times from its packets, or without any where these do not tell."""
     stop = 0.0 if ended else math.inf
     # A frame that comes before the first key frame refers to frames that are not there.
@@ -285,7 +300,7 @@ def _key_place(interval: Interval, frame: int) -> int:
 
 
 def _decode_numbered(
-    interval: Interval, packets: Sequence[av.Packet], wanted: Container[int] | None
+    interval: Interval, packets: Iterable[av.Packet], wanted: Container[int] | None
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Frames of some of the interval's packets, with their places in display order."""
     stamps, previous = interval.stamps, -1

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import io
 import math
+import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -81,7 +82,7 @@ class MediaInfo:
 
 
 def decode_clip(
-    media: bytes | Sequence[bytes],
+    media: bytes | pathlib.Path | Sequence[bytes],
     *,
     num_frames: int,
     size: int,
@@ -95,7 +96,7 @@ def decode_clip(
     Args:
         media: an encoded video, or an image (a one-frame video), or a list of JPEGs: frames evenly spread
             over the clip (the `frames` variant). `start` and `end` do not apply to a list, which holds the
-            clip alone.
+            clip alone. Of a path, the file is read as far as it is needed.
         num_frames: frames to show: one of each of as many equal segments of the interval, chosen by time.
         size: side of the square, in pixels, after CLIP's preprocessing (`resize_and_crop`).
         start: beginning of the interval, in seconds from the beginning of the media.
@@ -108,7 +109,7 @@ def decode_clip(
         InputError: an argument that no media could satisfy.
     """
     _check_arguments(num_frames, size, short)
-    if not isinstance(media, bytes):
+    if not isinstance(media, bytes | pathlib.Path):
         return _decode_images(media, num_frames, size, rng, short)
 
     def choose(times: Float[np.ndarray, " n"], stop: float) -> Int[np.ndarray, " t"]:
@@ -118,7 +119,7 @@ def decode_clip(
 
 
 def read_frames(
-    media: bytes,
+    media: bytes | pathlib.Path,
     start: float | int,
     end: float | int,
     choose: Callable[[Float[np.ndarray, " n"], float], Int[np.ndarray, " t"]],
@@ -127,7 +128,7 @@ def read_frames(
     """What `take` makes of each frame that `choose` picks of the interval [start, end), in seconds.
 
     Args:
-        media: an encoded video, or an image: a one-frame video.
+        media: an encoded video, or an image: a one-frame video; or the path of one.
         choose: gets the times (seconds, increasing) at which the frames of the interval start, and when the last
             one ends; returns which of them to take, in order. A frame may be picked more than once.
         take: gets an upright RGB frame, and the width of its pixels over their height. Called once for each frame
@@ -235,12 +236,16 @@ def shown_interval(
     return first, last
 
 
-def _decode_still(media: bytes) -> UInt8[np.ndarray, "h w 3"] | None:
+def _decode_still(media: bytes | pathlib.Path) -> UInt8[np.ndarray, "h w 3"] | None:
     """A photograph, upright, by the decoder that CLIP's preprocessing has; None where the media is none.
 
     FFmpeg spreads a JPEG's colours over the pixels by another filter, which is off by up to 40 of 255 at edges.
     """
-    if not (media.startswith((_JPEG, _PNG)) or (media.startswith(b"RIFF") and media[8:12] == b"WEBP")):
+    if isinstance(media, pathlib.Path):
+        with media.open("rb") as file:
+            beginning = file.read(16)
+        return _decode_still(media.read_bytes()) if _is_still(beginning) else None
+    if not _is_still(media):
         return None
     with Image.open(io.BytesIO(media)) as image:
         if getattr(image, "n_frames", 1) > 1 and not media.startswith(_JPEG):  # animated
@@ -249,9 +254,13 @@ def _decode_still(media: bytes) -> UInt8[np.ndarray, "h w 3"] | None:
         return np.ascontiguousarray(upright(np.asarray(image.convert("RGB")), orientation))
 
 
+def _is_still(media: bytes) -> bool:
+    return media.startswith((_JPEG, _PNG)) or (media.startswith(b"RIFF") and media[8:12] == b"WEBP")
+
+
 def _read_video(
     interval: Interval,
-    media: bytes,
+    media: bytes | pathlib.Path,
     choose: Callable[[Float[np.ndarray, " n"], float], Int[np.ndarray, " t"]],
     take: Callable[[UInt8[np.ndarray, "h w 3"], float], T],
 ) -> list[T]:
@@ -306,7 +315,7 @@ def _choose(
     return frames_at(segment_times(first, last, num_frames, rng), times)
 
 
-def _orientation(frame: av.VideoFrame, media: bytes) -> Int[np.ndarray, "2 2"]:
+def _orientation(frame: av.VideoFrame, media: bytes | pathlib.Path) -> Int[np.ndarray, "2 2"]:
     """The frame's display matrix (libavutil/display.h) rounded to quarter turns and mirrors."""
     try:
         matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
@@ -314,7 +323,7 @@ def _orientation(frame: av.VideoFrame, media: bytes) -> Int[np.ndarray, "2 2"]:
         # PyAV 18.1 cannot list side data with EXIF in it (its pull request 2392), which photos have.
         number = None
         with contextlib.suppress(Exception):  # an image that Pillow cannot read
-            number = _exif_orientation(Image.open(io.BytesIO(media)))
+            number = _exif_orientation(Image.open(io.BytesIO(media) if isinstance(media, bytes) else media))
         number = number or {0: 1, 1: 8, 2: 3, 3: 6}[round(frame.rotation / 90) % 4]
         return np.array(_EXIF_ORIENTATIONS[number])
     if matrix is None:

@@ -96,10 +96,9 @@ def show(clip: Clip, frames: FrameShape) -> UInt8[np.ndarray, "t s s 3"]:
     """
     if isinstance(clip.media, np.ndarray):
         return _chosen(clip.media if clip.media.ndim == 4 else clip.media[None], frames)
-    media = clip.media if isinstance(clip.media, bytes) else local_path(clip.media)
     try:
         return video.decode_clip(
-            media if isinstance(media, bytes) else media.read_bytes(),
+            clip.media if isinstance(clip.media, bytes) else _readable(local_path(clip.media)),
             num_frames=frames.num_frames,
             size=frames.size,
             start=clip.start,
@@ -113,6 +112,12 @@ def show(clip: Clip, frames: FrameShape) -> UInt8[np.ndarray, "t s s 3"]:
         raise InputError(f"{clip.name}: this is a folder; name the files in it") from error
     except OSError as error:
         raise InputError(f"{clip.name}: it cannot be read ({error.strerror or error})") from error
+
+
+def _readable(path: pathlib.Path) -> pathlib.Path:
+    """The path, if its file can be read. Raises `OSError`."""
+    path.open("rb").close()
+    return path
 
 
 def local_path(media: str | os.PathLike) -> pathlib.Path:

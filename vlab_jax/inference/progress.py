@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TextIO, TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -15,9 +15,9 @@ def counted(results: Iterable[R], total: int | None, shown: bool) -> Iterator[R]
     yield from tqdm(results, total=total, unit=" clips", disable=not shown, file=sys.stderr, mininterval=interval)
 
 
-def print_beside(line: str, stream: TextIO) -> None:
-    """Prints a line where a bar may be on the same terminal."""
-    if sys.stderr.isatty() and stream.isatty():
+def print_beside(line: str, stream: Any) -> None:
+    """Prints a line on a line of its own, where a bar may be in its way."""
+    if stream is sys.stderr or (sys.stderr.isatty() and stream.isatty()):
         tqdm.write(line, file=stream)
     else:
         print(line, file=stream, flush=True)
