@@ -1,17 +1,28 @@
-# make demo: trains the tiny model end to end.  make test: runs the test suite.  make docs: builds the documentation.
-# make fuzz: damaged files.  Each makes its own environment.
+# make demo: trains the tiny model end to end, and exports it.  make test: runs the test suite.  make docs: builds the
+# documentation.  make faults, make fuzz: the long tests of faults and of damaged files.  Each makes its own environment.
 PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= workdir
+MODEL ?= demo_vlab
+VIDEOS ?= demo_videos
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
-.PHONY: demo test lint docs fuzz clean
+.PHONY: demo test lint docs faults fuzz clean
 
 demo: $(VENV)/requirements.done
 	$(VENV)/bin/python -m vlab_jax.main --config=configs/pretrain.py --workdir=$(WORKDIR)
+	$(VENV)/bin/python -m vlab_jax.export --checkpoint=$(WORKDIR) --out=$(MODEL) --replace
+	test -d $(VIDEOS) || $(VENV)/bin/python -m vlab_jax.data.unpack --dataset=motion --clips=24 --out=$(VIDEOS)
+	@echo "Try what it has learned on clips that it has not seen, or on videos of your own:"
+	@echo "  $(VENV)/bin/python -m vlab_jax.predict caption $(VIDEOS) --model=$(MODEL)"
 
 test: $(VENV)/requirements-dev.done
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+# Runs that are killed at random moments until they have been killed so often.
+KILLS ?= 100
+faults: $(VENV)/requirements-dev.done
+	PYTHONPATH=.:tests $(VENV)/bin/python tests/faults/kill_run.py --kills=$(KILLS)
 
 # 2,000 damaged media files, 10,000 damaged lines and 2,000 damaged files of annotations; SEED=1 makes others.
 FUZZ ?= 2000
@@ -30,7 +41,7 @@ docs: $(VENV)/requirements-docs.done
 	@echo "open docs/_build/docs/index.html"
 
 clean:
-	rm -rf $(VENV) $(WORKDIR) docs/_build docs/_reference
+	rm -rf $(VENV) $(WORKDIR) $(MODEL) $(VIDEOS) docs/_build docs/_reference
 
 $(VENV)/requirements.done: requirements.txt
 	$(PYTHON) -m venv $(VENV)

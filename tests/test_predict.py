@@ -69,17 +69,7 @@ def test_json_is_an_object_a_line_and_what_cannot_be_read_is_named_in_its_place(
     answer, notes, none = map(json.loads, printed.out.splitlines())
     assert status == 2
     assert (answer["video"], answer["question"]) == (videos[0], "那是什么?")
-    assert (
-        answer["text"] in ("red", "一只狗")
-        and answer["score"] < 0
-        and set(answer)
-        == {
-            "video",
-            "question",
-            "text",
-            "score",
-        }
-    )
+    assert answer["text"] in ("red", "一只狗") and answer["score"] < 0 and len(answer) == 4
     assert notes["error"].startswith(f"{videos[1]}: the media cannot be decoded") and set(notes) == {"video", "error"}
     assert none == {"video": videos[2], "error": f"{videos[2]}: there is no such file"}
     errors = [line for line in printed.err.splitlines() if line.startswith("error: ")]
@@ -140,7 +130,10 @@ def test_help_teaches_at_once(capsys):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         assert f"python -m vlab_jax.predict {command} " in capsys.readouterr().out
-    program = "import sys; from vlab_jax.predict import main\ntry: main(['--help'])\nexcept SystemExit: assert 'jax' not in sys.modules"
+    program = (
+        "import sys\nfrom vlab_jax.predict import main\n"
+        "try: main(['--help'])\nexcept SystemExit: assert 'jax' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, timeout=60)
 
 

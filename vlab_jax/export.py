@@ -1,11 +1,13 @@
 """Writes the model of a run into a directory that others can load.
 
     python -m vlab_jax.export --checkpoint=workdir --out=my_vlab
+    python -m vlab_jax.export --checkpoint=workdir --out=my_vlab --replace
     python -m vlab_jax.export --checkpoint=workdir --out=my_clip --format=clip
 
 The first writes the whole VLAB: `model.safetensors` (named as the parameters are), `config.json`, `tokenizer.json` and
-a model card; `configs/pretrain.py:pretrained=my_vlab` starts from it. The second writes the CLIP in it, without video
-adapters and decoder, as `transformers.CLIPModel.from_pretrained` reads it.
+a model card; `python -m vlab_jax.predict` uses it, and `configs/pretrain.py:pretrained=my_vlab` starts from it. The
+second takes the place of the first. The third writes the CLIP in it, without video adapters and decoder, as
+`transformers.CLIPModel.from_pretrained` reads it.
 
 Exit status: 0 done; 1 a fault of the program; 2 something to mend in the command or the checkpoint.
 """
@@ -23,13 +25,14 @@ from vlab_jax.errors import InputError
 FORMATS = ("vlab", "clip")
 
 
-def export(checkpoint: pathlib.Path, out: pathlib.Path, kind: str = "vlab") -> None:
+def export(checkpoint: pathlib.Path, out: pathlib.Path, kind: str = "vlab", replace: bool = False) -> None:
     """Writes a checkpoint's model; its parameters' moving average where the run kept one.
 
     Args:
       checkpoint: a run's workdir (the checkpoint it was tested with, or its newest) or its `checkpoints/<step>`.
       out: the directory to make.
       kind: `vlab` (all of it) or `clip` (the CLIP in it, in Hugging Face's format).
+      replace: whether an export at `out` is replaced.
 
     Raises:
       InputError: there is no checkpoint, `out` exists, or the CLIP is of a kind that `transformers` does not have.
@@ -40,7 +43,7 @@ def export(checkpoint: pathlib.Path, out: pathlib.Path, kind: str = "vlab") -> N
     from vlab_jax.restore import restore
     from vlab_jax.runtime import sharding
 
-    with writing.new_folder(out) as folder:
+    with writing.new_folder(out, replace) as folder:
         restored = restore(checkpoint, sharding.make_mesh())
         home, step, config, parameters = restored.home, restored.step, restored.config, restored.parameters
         text = config["model"]["text"]
@@ -69,9 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", required=True, help="a run's workdir, or one of its checkpoints/<step>")
     parser.add_argument("--out", required=True, help="the directory to make")
     parser.add_argument("--format", choices=FORMATS, default="vlab", help="what to write (default: the whole VLAB)")
+    parser.add_argument("--replace", action="store_true", help="take the place of an export that is there")
     given = parser.parse_args(arguments)
     try:
-        export(pathlib.Path(given.checkpoint), pathlib.Path(given.out), given.format)
+        export(pathlib.Path(given.checkpoint), pathlib.Path(given.out), given.format, given.replace)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

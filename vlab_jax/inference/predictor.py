@@ -51,6 +51,7 @@ class Predictor:
     Attributes:
       name: what it was loaded as.
       frames: how it looks at a clip: `num_frames` frames, squares of `size` pixels.
+      engine: what computes batches of these.
     """
 
     def __init__(
@@ -70,8 +71,8 @@ class Predictor:
         self.frames = FrameShape(count, config["model"]["vision"]["image_size"])
         self._image_frames = sampling.sample_image_frames(count, min(count, config["image_frames"]))
         self._trained, self._workers = trained, workers
-        self._engine = Engine(trained, self._image_frames, trained.search(beams))
-        self._batch_size = -(-batch_size // self._engine.divisor) * self._engine.divisor
+        self.engine = Engine(trained, self._image_frames, trained.search(beams))
+        self._batch_size = -(-batch_size // self.engine.divisor) * self.engine.divisor
         self._has_cut = False
 
     @classmethod
@@ -118,7 +119,7 @@ class Predictor:
           InputError: a video cannot be read; it is named.
         """
         many = [videos] if is_video(videos) else videos
-        rows = [np.zeros((0, self._engine.embed_width), np.float32)]
+        rows = [np.zeros((0, self.engine.embed_width), np.float32)]
         for found in counted(self.embeddings(many, on_error=on_error), _length(many), progress):
             if found.vector is None:
                 logging.warning("skipped: %s", found.error)
@@ -129,11 +130,11 @@ class Predictor:
 
     def embeddings(self, videos: Iterable[Any], *, on_error: str = "raise") -> Iterator[Embedding]:
         """The embedding of each video."""
-        return self._each(videos, self._engine.embed, lambda read, row: Embedding(read.name, row, read.error), on_error)
+        return self._each(videos, self.engine.embed, lambda read, row: Embedding(read.name, row, read.error), on_error)
 
     def embed_texts(self, texts: Sequence[str] | str) -> Float[np.ndarray, "C E"]:
         """Embeddings of texts, float32, of unit length. What a text has beyond the model's context is cut off."""
-        return self._engine.embed_texts(self._readable(texts, self._trained.tokenizer.context_length - 2))
+        return self.engine.embed_texts(self._readable(texts, self._trained.tokenizer.context_length - 2))
 
     def unknown_letters(self, text: str) -> str:
         """Letters of a text that the model's vocabulary lacks, each once: what has them, it cannot have learned."""
@@ -153,7 +154,7 @@ class Predictor:
         def made(read: Read, written: tuple[str, float] | None) -> Caption:
             return Caption(read.name, *(written or ("", float("nan"))), read.error)
 
-        return self._each(videos, self._engine.caption, made, on_error)
+        return self._each(videos, self.engine.caption, made, on_error)
 
     def answer(
         self,
@@ -192,7 +193,7 @@ class Predictor:
             ]
             return answers[0] if isinstance(question, str) else answers
 
-        return self._each(videos, lambda video: self._engine.answer(video, asked, choice), made, on_error)
+        return self._each(videos, lambda video: self.engine.answer(video, asked, choice), made, on_error)
 
     def rank(
         self,
@@ -218,12 +219,12 @@ class Predictor:
         _check_choice("by", by, RANK_BY)
         readable = self._readable(texts, self._trained.tokenizer.context_length - 2)
         if by == "likelihood":
-            ask = functools.partial(self._engine.likelihoods, texts=readable)
+            ask = functools.partial(self.engine.likelihoods, texts=readable)
         else:
-            embedded = self._engine.embed_texts(readable).T
+            embedded = self.engine.embed_texts(readable).T
 
             def ask(video: np.ndarray) -> Callable[[], np.ndarray]:
-                fetch = self._engine.embed(video)
+                fetch = self.engine.embed(video)
                 return lambda: fetch() @ embedded
 
         def made(read: Read, scores: np.ndarray | None) -> Ranking:
@@ -255,7 +256,7 @@ class Predictor:
         frames = [read.frames for read in batch if read.frames is not None]
         if not frames:
             return lambda: (batch, ())
-        fetch = ask(padded(frames, bucket(len(frames), self._batch_size, self._engine.divisor)))
+        fetch = ask(padded(frames, bucket(len(frames), self._batch_size, self.engine.divisor)))
         return lambda: (batch, fetch())
 
     def _readable(self, texts: Sequence[str] | str, room: int) -> list[str]:

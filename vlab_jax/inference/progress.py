@@ -16,8 +16,8 @@ def counted(results: Iterable[R], total: int | None, shown: bool, unit: str = " 
 
 
 def print_beside(line: str, stream: Any) -> None:
-    """Prints a line where a bar may be on the same terminal."""
-    if sys.stderr.isatty() and stream.isatty():
+    """Prints a line on a line of its own, where a bar may be in its way."""
+    if stream is sys.stderr or (sys.stderr.isatty() and stream.isatty()):
         tqdm.write(line, file=stream)
     else:
         print(line, file=stream, flush=True)
