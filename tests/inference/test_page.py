@@ -18,7 +18,7 @@ import av
 import numpy as np
 import pytest
 import uvicorn
-from data.numbered_video import encode, encode_image, numbered_video, read_number
+from numbered_video import encode, encode_image, numbered_video, read_number
 from inference.colours import COLOURS, ColourEmbedder, colour_video, open_colours
 from PIL import Image
 
