@@ -250,6 +250,6 @@ def test_a_question_is_cut_the_same_with_its_answer_and_without():
 
 
 def test_letters_that_no_caption_has_taught_are_told_from_those_that_were():
-    learned = tokenizer.train_bpe(["ein größerer Kreis", "红色的圆"] * 20, 400, 16)
+    learned = tokenizers.train_bpe(["ein größerer Kreis", "红色的圆"] * 20, 400, 16)
     assert learned.unknown_letters("A größere red circle, 红圆? 42!") == ""
-    assert learned.unknown_letters("蓝色 ö Ж蓝 x") == "蓝Ж"
+    assert learned.unknown_letters("蓝色 ö Ж蓝 x") == "蓝ж"

@@ -7,6 +7,7 @@ Dimensions: `B` texts, `L` context length.
 """
 
 import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
@@ -108,14 +109,15 @@ class Tokenizer:
         return [len(encoding.ids) for encoding in self.backend.encode_batch(list(texts), add_special_tokens=False)]
 
     def unknown_letters(self, text: str) -> str:
-        """Letters that no captions have taught the vocabulary, each once: those that it can only spell in bytes."""
-        return "".join(letter for letter in dict.fromkeys(text) if letter.isalpha() and not self._has(letter))
+        """Letters that no captions have taught the vocabulary, each once: no token has them whole, only their bytes."""
+        normal = self.backend.normalizer.normalize_str(text)
+        return "".join(letter for letter in dict.fromkeys(normal) if letter.isalpha() and letter not in self._letters)
 
-    def _has(self, letter: str) -> bool:
-        """Whether some token has the whole letter."""
-        ids = self.backend.encode(letter, add_special_tokens=False).ids
-        whole = self.backend.decode(ids).strip()
-        return any(self.backend.decode([token]).strip() == whole for token in ids)
+    @functools.cached_property
+    def _letters(self) -> frozenset[str]:
+        """What all tokens of the vocabulary are written with."""
+        tokens = [[token] for token in range(self.backend.get_vocab_size())]
+        return frozenset("".join(self.backend.decode_batch(tokens)))
 
     def decode(self, tokens: Iterable[int | np.integer]) -> str:
         """The text of token ids, up to the first end of text; start of text is left out."""
