@@ -7,6 +7,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from absl import flags
@@ -73,6 +74,9 @@ def installed(arguments: list[str]) -> None:
         first, *arguments = arguments
         if first == "-r":
             assert (ROOT / arguments.pop(0)).is_file()
+        elif first == "-e":
+            (extra,) = re.fullmatch(r"\.\[(\w+)\]", arguments.pop(0)).groups()
+            assert extra in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         else:
             Requirement(first)
 

@@ -18,8 +18,8 @@ import av
 import numpy as np
 import pytest
 import uvicorn
-from numbered_video import encode, encode_image, numbered_video, read_number
 from inference.colours import COLOURS, ColourEmbedder, colour_video, open_colours
+from numbered_video import encode, encode_image, numbered_video, read_number
 from PIL import Image
 
 from vlab_jax import predict

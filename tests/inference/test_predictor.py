@@ -272,6 +272,15 @@ def test_parameters_that_are_not_finite_are_refused(exported, mesh, tmp_path):
         load_trained(str(tmp_path), mesh)
 
 
+def test_a_checkpoint_that_cannot_be_read_is_named(workdir, mesh, tmp_path):
+    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+    for file in (tmp_path / "checkpoints" / "8" / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(InputError, match=rf"^{tmp_path / 'checkpoints' / '8'} cannot be read: [^\n]+$"):
+        load_trained(str(tmp_path), mesh)
+
+
 def test_more_texts_than_fit_at_once_are_embedded_in_parts(of_run, monkeypatch):
     monkeypatch.setattr(engines, "TEXTS", 2)
     texts = ["a", "a red circle", "a blue square", "left", "two"]
