@@ -4,13 +4,19 @@ VENV ?= .venv
 WORKDIR ?= workdir
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
-.PHONY: demo test lint clean
+KILLS ?= 100
+
+.PHONY: demo test faults lint clean
 
 demo: $(VENV)/requirements.done
 	$(VENV)/bin/python -m vlab_jax.main --config=configs/pretrain.py --workdir=$(WORKDIR)
 
 test: $(VENV)/requirements-dev.done
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+# Kills a short run so many times, at random moments, and compares how it ends.
+faults: $(VENV)/requirements-dev.done
+	$(VENV)/bin/python tests/faults/kill_run.py --kills=$(KILLS)
 
 lint: $(VENV)/requirements-dev.done
 	$(VENV)/bin/ruff check .
