@@ -22,7 +22,7 @@ test: $(VENV)/requirements-dev.done
 # Runs that are killed at random moments until they have been killed so often.
 KILLS ?= 100
 faults: $(VENV)/requirements-dev.done
-	PYTHONPATH=.:tests $(VENV)/bin/python tests/faults/kill_run.py --kills=$(KILLS)
+	$(VENV)/bin/python tests/faults/kill_run.py --kills=$(KILLS)
 
 # 2,000 damaged media files, 10,000 damaged lines and 2,000 damaged files of annotations; SEED=1 makes others.
 FUZZ ?= 2000

@@ -14,7 +14,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import platform
 import random
 import re
 import signal
@@ -22,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,16 +33,28 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from compile_options import FLAGS  # noqa: E402
 from run_files import losses, saved_state  # noqa: E402
 
+from experiments.timing import made_with  # noqa: E402
 from vlab_jax.data import builders  # noqa: E402
 from vlab_jax.data.builders.options import BuildOptions  # noqa: E402
 from vlab_jax.runtime.json_file import write_json  # noqa: E402
 from vlab_jax.runtime.meters import read_metrics  # noqa: E402
 
-EVERY = 5  # steps between checkpoints
-STEPS = {"adapt": 30, "blend": 30}
+AIMS = ("any time", "the start", "the first step", "training", "training", "saving", "saving", "end")
 MARK = "VLAB_FAULTS_START"  # a variable that every process of a start carries
 GONE_WITHIN = 60.0  # seconds after a kill in which worker processes must have ended
 PATIENCE = 600.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Length:
+    """How long a run is: steps of each of its two stages, and between checkpoints."""
+
+    steps: int
+    every: int
+
+    @property
+    def total(self) -> int:
+        return 2 * self.steps
 
 
 @dataclasses.dataclass
@@ -71,9 +82,13 @@ def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal())
 
 
-def is_saving(workdir: pathlib.Path) -> bool:
-    folder = workdir / "checkpoints"
-    return folder.is_dir() and any("orbax-checkpoint-tmp" in name for name in os.listdir(folder))
+def is_saving(workdir: pathlib.Path, since: float) -> bool:
+    """Whether a checkpoint is being written that was begun since a time; kills leave others."""
+    try:
+        begun = [path.stat().st_mtime for path in (workdir / "checkpoints").glob("*orbax-checkpoint-tmp*")]
+    except FileNotFoundError:  # it has just got its name
+        return False
+    return any(each >= since for each in begun)
 
 
 def recorded_steps(workdir: pathlib.Path) -> int:
@@ -93,7 +108,7 @@ class Start:
         self._log = run.folder / f"start-{number:03d}.log"
         environment = {**run.environment, MARK: self.mark}
         self.had = recorded_steps(self.workdir)
-        self.began = time.monotonic()
+        self.began, self.wall = time.monotonic(), time.time()
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 run.command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
@@ -112,7 +127,7 @@ class Start:
     def phase(self) -> str:
         """What the run is doing."""
         said = self.said()
-        if is_saving(self.workdir):
+        if is_saving(self.workdir, self.wall):
             return "saving"
         if "\nstage " not in f"\n{said}":
             return "starting"
@@ -146,8 +161,11 @@ def processes_of(mark: str) -> list[psutil.Process]:
 class KilledRun:
     """A workdir, the command that trains in it, and the kills that it has gone through."""
 
-    def __init__(self, folder: pathlib.Path, name: str, data: pathlib.Path, cache: pathlib.Path, rng: random.Random):
-        self.folder, self.name, self.rng = folder, f"{folder.name}-{name}-{os.getpid()}", rng
+    def __init__(
+        self, folder: pathlib.Path, length: Length, data: pathlib.Path, cache: str, rng: random.Random
+    ) -> None:
+        self.folder, self.name, self.rng = folder, f"{folder.name}-{os.getpid()}", rng
+        self.length = length
         self.workdir = folder / "workdir"
         folder.mkdir(parents=True, exist_ok=True)
         self.command = [
@@ -156,23 +174,24 @@ class KilledRun:
             f"--workdir={self.workdir}",
             f"--config.data.directory={data}",
             "--config.data.workers=1",
-            f"--config.checkpoint.every={EVERY}",
-            *(f"--config.stage.{stage}.steps={steps}" for stage, steps in STEPS.items()),
+            f"--config.checkpoint.every={length.every}",
+            *(f"--config.stage.{stage}.steps={length.steps}" for stage in ("adapt", "blend")),
         ]
-        flags = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
+        given = os.environ.get("XLA_FLAGS", "").split()
+        flags = " ".join([*given, *(flag for flag in FLAGS if flag not in given)])
         self.environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": flags,
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_COMPILATION_CACHE_DIR": cache,
             "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**30),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         self.kills: list[Kill] = []
         self.finished = False
-        self._starts = 0
-        self._before: Start | None = None
+        self._starts = self._newest = 0
+        self._named: set[str] = set()
 
     def start(self) -> Start:
         self._starts += 1
@@ -184,9 +203,10 @@ class KilledRun:
         _wait(lambda: start.process.poll() is not None, start, "it does not end")
         self._ended(start)
 
-    def kill_once(self) -> Kill | None:
-        """Starts the run and kills it at a random moment; None where it ended before."""
-        aim, due = self._aim()
+    def kill_once(self, aim: str = "") -> Kill | None:
+        """Starts the run and kills it at a random moment, of those that `aim` names; None where it ended before."""
+        aim = aim or self.rng.choice(AIMS)
+        due = self._due(aim)
         group = self.rng.random() < 0.5
         start = self.start()
         _wait(lambda: due(start) or start.process.poll() is not None, start, f"it is never {aim}")
@@ -197,37 +217,43 @@ class KilledRun:
         seconds = start.seconds()
         start.kill(group)
         self._check_resumed(start)
+        self._prefixes()
         steps = checkpoint_steps(self.workdir)
         kill = Kill(aim, group, struck, seconds, recorded_steps(self.workdir), steps[-1] if steps else 0)
         self.kills.append(kill)
         # A save that is under way when the next is due is waited for: at most one is incomplete.
-        most = 2 * EVERY if is_saving(self.workdir) or struck == "saving" else EVERY
+        most = self.length.every * (2 if struck == "saving" else 1)
         assert kill.lost <= most, f"{kill} lost {kill.lost} steps"
         self._check_gone(start, kill)
         self._newest = kill.checkpoint
         return kill
 
-    def _aim(self) -> tuple[str, Callable[[Start], bool]]:
-        """What to strike, and a function that says when."""
-        rng, workdir = self.rng, self.workdir
-        aim = rng.choice(["any time", "the start", "the first step", "training", "training", "saving", "saving", "end"])
+    def _due(self, aim: str) -> Callable[[Start], bool]:
+        """A function that says when to strike."""
+        rng, workdir, length = self.rng, self.workdir, self.length
         if aim in ("any time", "the start"):
-            seconds = rng.uniform(0.0, 25.0 if aim == "any time" else 4.0)
-            return aim, lambda start: start.seconds() >= seconds
+            seconds = rng.uniform(0.0, 30.0 if aim == "any time" else 4.0)
+            return lambda start: start.seconds() >= seconds
         delay = rng.uniform(0.0, {"the first step": 5.0, "training": 0.1, "saving": 0.15, "end": 6.0}[aim])
         reached = {
             "the first step": lambda start: "\nstage " in f"\n{start.said()}",
-            "training": _more_steps(workdir, rng.randint(1, 12)),
+            "training": _more_steps(workdir, rng.randint(1, max(2 * length.every, 2))),
             "saving": _nth_save(workdir, rng.randint(1, 3)),
-            "end": lambda start: recorded_steps(workdir) in (STEPS["adapt"], sum(STEPS.values())),
+            "end": lambda start: recorded_steps(workdir) in (length.steps, length.total),
         }[aim]
-        return aim, _after(reached, delay)
+        return _after(reached, delay)
 
     def _check_resumed(self, start: Start) -> None:
         """A start that came so far must have resumed at the newest complete checkpoint."""
-        expected = getattr(self, "_newest", 0)
         if "\nstage " in f"\n{start.said()}":
-            assert (start.resumed_at() or 0) == expected, f"resumed at {start.resumed_at()}, not {expected}"
+            assert (start.resumed_at() or 0) == self._newest, f"resumed at {start.resumed_at()}, not {self._newest}"
+
+    def _prefixes(self) -> set[str]:
+        """What the shared memory of all starts so far is named after."""
+        file = self.workdir / ".shared-memory-0"
+        if file.exists():
+            self._named.add(file.read_text())
+        return self._named
 
     def _check_gone(self, start: Start, kill: Kill) -> None:
         began = time.monotonic()
@@ -238,6 +264,8 @@ class KilledRun:
 
     def _ended(self, start: Start) -> None:
         assert start.process.returncode == 0, f"status {start.process.returncode}:\n{start.said()[-3000:]}"
+        left = [path.name for prefix in self._prefixes() for path in pathlib.Path("/dev/shm").glob(f"{prefix}*")]
+        assert not left, f"shared memory is left: {left}"
         self._check_resumed(start)
         self.finished = True
 
@@ -269,7 +297,7 @@ def _nth_save(workdir: pathlib.Path, count: int) -> Callable[[Start], bool]:
     """While a start's n-th checkpoint is written."""
 
     def reached(start: Start) -> bool:
-        if "\nstage " not in f"\n{start.said()}" or not is_saving(workdir):
+        if "\nstage " not in f"\n{start.said()}" or not is_saving(workdir, start.wall):
             return False
         resumed = start.resumed_at() or 0
         return sum(step > resumed for step in checkpoint_steps(workdir)) >= count - 1
@@ -283,7 +311,7 @@ def _wait(reached: Callable[[], bool], start: Start, otherwise: str) -> None:
         time.sleep(0.004)
 
 
-def assert_same_end(killed: pathlib.Path, undisturbed: pathlib.Path) -> None:
+def assert_same_end(killed: pathlib.Path, undisturbed: pathlib.Path, steps: int) -> None:
     """The bits of all parameters, each step's loss once, and every figure."""
     one, other = saved_state(killed), saved_state(undisturbed)
     assert one.keys() == other.keys() and len(one) > 50
@@ -291,7 +319,7 @@ def assert_same_end(killed: pathlib.Path, undisturbed: pathlib.Path) -> None:
         assert array.dtype == other[name].dtype and np.array_equal(array, other[name], equal_nan=True), name
         assert array.tobytes() == other[name].tobytes(), name
     assert losses(killed) == losses(undisturbed)
-    assert [step for step, *_ in losses(killed)] == list(range(1, sum(STEPS.values()) + 1))
+    assert [step for step, *_ in losses(killed)] == list(range(1, steps + 1))
     assert _figures(killed) == _figures(undisturbed)
     results = [json.loads((workdir / "results.json").read_text()) for workdir in (killed, undisturbed)]
     assert results[0] == results[1] and results[0]
@@ -304,28 +332,48 @@ def _figures(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 class Trial:
-    """Runs to be killed, one after the other, and one that is not, to compare them with."""
+    """Runs to be killed, one after the other, and one that is not, to compare them with.
 
-    def __init__(self, folder: pathlib.Path, seed: int, data: pathlib.Path | None = None) -> None:
-        self.folder, self.rng = folder, random.Random(seed)
-        self.data = data or folder / "data"
-        builders.prepare("motion/tiny", BuildOptions(str(self.data)))
-        self.cache = folder / "compiled"
-        self.undisturbed = KilledRun(folder / "undisturbed", "undisturbed", self.data, self.cache, self.rng)
+    Args:
+      folder: where they go.
+      undisturbed: the workdir of a run of that length that nobody killed; None: one is made.
+      cache: where what is compiled is kept.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        seed: int,
+        length: Length,
+        data: pathlib.Path,
+        undisturbed: pathlib.Path | None = None,
+        cache: str = "",
+    ) -> None:
+        self.folder, self.rng, self.length, self.data = folder, random.Random(seed), length, data
+        self.cache = cache or str(folder / "compiled")
         self.runs: list[KilledRun] = []
+        builders.prepare("motion/tiny", BuildOptions(str(data)))
+        if undisturbed is None:
+            run = KilledRun(folder / "undisturbed", length, data, self.cache, self.rng)
+            run.finish()
+            undisturbed = run.workdir
+        self.undisturbed = undisturbed
 
-    def run(self, kills: int, told: Callable[[str], None] = print) -> list[Kill]:
-        """So many kills, of as many runs as it takes; each is brought to its end and compared."""
-        self.undisturbed.finish()
+    def run(self, kills: int, aims: Sequence[str] = (), told: Callable[[str], None] = print) -> list[Kill]:
+        """So many kills, of as many runs as it takes; each is brought to its end and compared.
+
+        Args:
+          aims: what to strike first, one after the other; then it is drawn.
+        """
         done: list[Kill] = []
         while len(done) < kills:
             number = len(self.runs) + 1
             cold = number % 4 == 2  # compiles anew; a kill then also strikes what is being compiled and kept
-            cache = self.folder / f"compiled-{number}" if cold else self.cache
-            run = KilledRun(self.folder / f"run-{number:02d}", "killed", self.data, cache, self.rng)
+            cache = str(self.folder / f"compiled-{number}") if cold else self.cache
+            run = KilledRun(self.folder / f"run-{number:02d}", self.length, self.data, cache, self.rng)
             self.runs.append(run)
             while not run.finished and len(done) < kills:
-                if kill := run.kill_once():
+                if kill := run.kill_once(aims[len(done)] if len(done) < len(aims) else ""):
                     done.append(kill)
                     who = "the group" if kill.group else "the process"
                     told(
@@ -334,14 +382,13 @@ class Trial:
                     )
             if not run.finished:
                 run.finish()
-            assert_same_end(run.workdir, self.undisturbed.workdir)
+            assert_same_end(run.workdir, self.undisturbed, self.length.total)
             told(f"run {number} ended after {len(run.kills)} kills with the bits of the undisturbed one")
         return done
 
 
-def summary(kills: list[Kill], runs: int, seconds: float, seed: int) -> dict[str, Any]:
+def summary(kills: list[Kill], length: Length, runs: int, seconds: float, seed: int) -> dict[str, Any]:
     """What there is to record."""
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     return {
         "kills": len(kills),
         "runs": runs,
@@ -350,12 +397,11 @@ def summary(kills: list[Kill], runs: int, seconds: float, seed: int) -> dict[str
         "struck": dict(collections.Counter(kill.struck for kill in kills).most_common()),
         "most_steps_lost": max(kill.lost for kill in kills),
         "mean_steps_lost": round(sum(kill.lost for kill in kills) / len(kills), 2),
-        "checkpoint_every": EVERY,
+        "length": dataclasses.asdict(length),
         "longest_life_of_a_worker_process_after_a_kill": round(max(kill.orphans_seconds for kill in kills), 2),
         "all_ended_with_the_same_bits": True,
         "minutes": round(seconds / 60, 1),
-        "commit": done.stdout.strip(),
-        "python": platform.python_version(),
+        "made_with": made_with(),
     }
 
 
@@ -365,11 +411,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, help="a file for the summary (JSON)")
     given = parser.parse_args()
-    began = time.monotonic()
+    began, length = time.monotonic(), Length(steps=30, every=5)
     with tempfile.TemporaryDirectory(prefix="vlab-jax-faults-") as folder:
-        trial = Trial(pathlib.Path(folder), given.seed)
-        kills = trial.run(given.kills, lambda line: print(line, flush=True))
-    found = summary(kills, len(trial.runs), time.monotonic() - began, given.seed)
+        trial = Trial(pathlib.Path(folder), given.seed, length, pathlib.Path(folder) / "data")
+        kills = trial.run(given.kills, told=lambda line: print(line, flush=True))
+    found = summary(kills, length, len(trial.runs), time.monotonic() - began, given.seed)
     print(json.dumps(found, indent=2))
     if given.out:
         write_json(given.out, found)

@@ -60,23 +60,6 @@ def test_resuming_equals_an_uninterrupted_run_bit_for_bit(config, finished, tmp_
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads((finished / "results.json").read_text())
 
 
-def test_a_killed_run_ends_bit_identical_to_an_uninterrupted_one(finished, data_dir, tmp_path):
-    """SIGKILL during `adapt`, after its first checkpoint; then the same command again."""
-    command = command_of(tmp_path, data_dir, "--config.data.workers=1")
-    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: (tmp_path / "checkpoints" / "2").is_dir(), process, "no checkpoint within two minutes")
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert losses(tmp_path)[-1][1] == "adapt" and not (tmp_path / "results.json").exists()
-
-    again = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
-    assert again.returncode == 0, again.stderr
-    assert "resuming from" in again.stderr
-    assert losses(tmp_path) == losses(finished)
-    assert_same_state(saved_state(tmp_path), saved_state(finished))
-
-
 def test_a_finished_run_started_again_trains_no_step_and_keeps_its_results(config, finished, tmp_path):
     workdir = shutil.copytree(finished, tmp_path / "again")
     before, results = losses(workdir), json.loads((workdir / "results.json").read_text())

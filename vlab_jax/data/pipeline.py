@@ -27,7 +27,7 @@ from vlab_jax.data.in_hand import InHand, guilty
 from vlab_jax.data.patience import Patient
 from vlab_jax.data.reader import FrameOptions, Reader, Unreadable
 from vlab_jax.data.tokenizer import Tokenizer
-from vlab_jax.data.workers import end_with_parent
+from vlab_jax.data.workers import begin_worker
 from vlab_jax.errors import CannotRead, InputError, RunStopped
 
 Batch = dict[str, Any]
@@ -325,7 +325,7 @@ def _in_background(batches: grain.MapDataset, workers: int) -> grain.IterDataset
         flags.FLAGS.mark_as_parsed()  # Grain asks for its own flags; a program without a command line has none
     quiet = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-    return batches.to_iter_dataset(quiet).mp_prefetch(options, end_with_parent)
+    return batches.to_iter_dataset(quiet).mp_prefetch(options, begin_worker)
 
 
 @dataclasses.dataclass

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
+from vlab_jax.data.shared_memory import name_by_parent
 from vlab_jax.errors import RunStopped
 
 A = TypeVar("A")
@@ -26,7 +27,13 @@ def default_workers(asked: int) -> int:
     return asked if asked >= 0 else min(max((os.cpu_count() or 1) - 1, 1), 16)
 
 
-def end_with_parent(*_: int) -> None:
+def begin_worker(*_: int) -> None:
+    """What a worker process does first: see to its end, and to the names of the memory that it shares."""
+    end_with_parent()
+    name_by_parent()
+
+
+def end_with_parent() -> None:
     """Lets a worker process end when its parent is gone: after a SIGKILL nobody else tells it to.
 
     The sentinel is a pipe whose other end the parent alone holds, so a parent that is gone already is noticed too.

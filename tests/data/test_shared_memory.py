@@ -1,0 +1,87 @@
+"""The shared memory of a run that was killed as a whole is removed by the next start, and no other."""
+
+import multiprocessing
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+from multiprocessing import shared_memory
+
+import pytest
+
+from vlab_jax.data.shared_memory import name_by_parent, prefix_of, take_over
+
+ROOT = pathlib.Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(not pathlib.Path("/dev/shm").is_dir(), reason="no /dev/shm to look into")
+
+PROGRAM = """
+import multiprocessing, pathlib, sys, time
+from multiprocessing import shared_memory
+from vlab_jax.data.shared_memory import name_by_parent, take_over
+
+def work():
+    name_by_parent()
+    segment = shared_memory.SharedMemory(create=True, size=64)
+    print(segment.name, flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    take_over(pathlib.Path(sys.argv[1]))
+    multiprocessing.get_context("spawn").Process(target=work).start()
+"""
+
+
+def test_segments_of_a_group_that_was_killed_are_removed_by_the_next_start(tmp_path):
+    program, file = tmp_path / "program.py", tmp_path / "shared-memory"
+    program.write_text(PROGRAM)
+    process = subprocess.Popen(
+        [sys.executable, program, file],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    name = process.stdout.readline().strip()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    segment = pathlib.Path("/dev/shm", name)
+    assert segment.exists() and name.startswith(file.read_text())
+    others = shared_memory.SharedMemory(create=True, size=64)
+    try:
+        assert take_over(file) == 1
+        assert not segment.exists() and pathlib.Path("/dev/shm", others.name).exists()
+        assert file.read_text() == prefix_of(os.getpid())
+        assert take_over(file) == 0  # its own
+    finally:
+        others.close()
+        others.unlink()
+
+
+def test_a_file_that_names_no_process_removes_nothing(tmp_path):
+    others = shared_memory.SharedMemory(create=True, size=64)
+    try:
+        for content in ("", "*", "psm_", "../../etc"):
+            (tmp_path / "file").write_text(content)
+            assert take_over(tmp_path / "file") == 0
+        assert pathlib.Path("/dev/shm", others.name).exists()
+    finally:
+        others.close()
+        others.unlink()
+
+
+def _make(names: multiprocessing.Queue) -> None:
+    name_by_parent()
+    segment = shared_memory.SharedMemory(create=True, size=64)
+    names.put(segment.name)
+    segment.close()
+    segment.unlink()
+
+
+def test_a_worker_names_its_segments_after_its_parent():
+    context = multiprocessing.get_context("spawn")
+    names = context.Queue()
+    worker = context.Process(target=_make, args=[names])
+    worker.start()
+    assert names.get(timeout=60).startswith(prefix_of(os.getpid()))
+    worker.join()
