@@ -31,6 +31,7 @@ async function ask(url, body, type = "application/json") {
   return found;
 }
 
+const basename = (path) => path.split("/").filter(Boolean).pop() || path;
 const place = (hit) => ({ file: hit.upload ? undefined : hit.file, upload: hit.upload, start: hit.start, end: hit.end });
 const about = (hit) => [hit.span, hit.score === undefined ? "" : hit.score.toFixed(3)].filter(Boolean).join(" · ");
 
@@ -58,7 +59,7 @@ function player(hit) {
     shown.src = hit.url;
     return shown;
   }
-  Object.assign(shown, { muted: true, controls: true, playsInline: true, preload: "auto" });
+  Object.assign(shown, { muted: true, playsInline: true, preload: "auto" });
   shown.dataset.src = hit.url;
   const restart = () => {
     shown.currentTime = hit.play_from;
@@ -77,7 +78,10 @@ function item(hit) {
   const made = element("li");
   const button = element("button", "Describe, ask");
   button.addEventListener("click", () => choose(hit, made));
-  made.append(player(hit), element("p", hit.file), element("p", about(hit), "score"), button);
+  const shown = player(hit);
+  made.addEventListener("pointerenter", () => { shown.controls = true; }); // they cover much of a small picture
+  made.addEventListener("pointerleave", () => { shown.controls = false; });
+  made.append(shown, element("p", hit.file), element("p", about(hit), "score"), button);
   return made;
 }
 
@@ -99,7 +103,9 @@ async function choose(hit, where) {
   chosen = hit;
   for (const other of document.querySelectorAll("#hits li")) other.classList.toggle("chosen", other === where);
   $("chosen").hidden = false;
-  $("shown").replaceChildren(player(hit));
+  const shown = player(hit);
+  shown.controls = true;
+  $("shown").replaceChildren(shown);
   $("place").textContent = [hit.file, about(hit)].filter(Boolean).join(" · ");
   $("answers").replaceChildren();
   $("caption").textContent = "…";
@@ -147,6 +153,9 @@ $("search").addEventListener("submit", search);
 $("ask").addEventListener("submit", answer);
 $("file").addEventListener("change", (event) => upload(event.target.files[0]));
 ask("about").then(
-  (found) => { $("about").textContent = `${found.windows} windows of ${found.folder}, by ${found.model}`; },
+  (found) => {
+    $("about").textContent = `${found.windows} windows of ${basename(found.folder)}, by ${basename(found.model)}`;
+    $("about").title = `${found.folder}, ${found.model}`;
+  },
   (error) => say(error.message),
 );
