@@ -202,6 +202,7 @@ def test_no_shell_no_evaluation_of_text_and_no_foreign_pickles():
                 found.setdefault(source.name, set()).add(called)
     assert found.pop("captioning.py") == {"subprocess.Popen"}  # the Java of two scorers, with a fixed command line
     assert found.pop("in_hand.py") == {"pickle.loads"}  # a folder that this program makes for its own workers
+    assert found.pop("patience.py") == {"pickle.loads"}  # what the same program has pickled a moment before
     assert found.pop("replay.py") == {"np.load"}
     assert found == {}, "say here why it cannot be made to run what others wrote"
 

@@ -20,7 +20,7 @@ from vlab_jax.errors import InputError
 from vlab_jax.evaluation.checkpoint import evaluate
 from vlab_jax.evaluation.tasks import Plan
 from vlab_jax.runtime.checkpoint import Checkpoints, find_checkpoint
-from vlab_jax.training import loop, start
+from vlab_jax.training import run_data, start
 from vlab_jax.training.loop import train
 from vlab_jax.training.selection import Selection
 
@@ -151,7 +151,7 @@ def test_the_best_checkpoint_is_kept_tested_and_found_and_an_interruption_change
 
 def test_a_run_whose_data_have_no_validation_tests_its_last_checkpoint_or_is_refused(config, tmp_path, monkeypatch):
     without = types.SimpleNamespace(info=types.SimpleNamespace(splits=("train", "test")))
-    for module in (loop, start):
+    for module in (run_data, start):
         monkeypatch.setattr(
             module, "builders", types.SimpleNamespace(prepare=lambda *_: without, open_split=open_split)
         )
