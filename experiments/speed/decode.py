@@ -46,20 +46,20 @@ class Clip(NamedTuple):
     numbers: tuple[int, ...]
 
 
-def clips(folder: pathlib.Path, most: int) -> Iterator[tuple[str, Clip]]:
-    """The clips of each subfolder that we can read, with its name; of more than `most`, evenly spread ones."""
-    groups = collections.defaultdict(list)
+def clips(folder: pathlib.Path, most: int) -> dict[str, list[Clip]]:
+    """The clips of each subfolder that we can read; of more than `most`, evenly spread ones."""
+    paths = collections.defaultdict(list)
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".json"):
-        groups[path.relative_to(folder).parts[0]].append(path)
-    for name, paths in groups.items():
-        for path in paths[:: -(-len(paths) // most)]:
+        paths[path.relative_to(folder).parts[0]].append(path)
+    groups = collections.defaultdict(list)
+    for name, there in paths.items():
+        for path in there[:: -(-len(there) // most)]:
             media = path.read_bytes()
             try:
-                count, numbers = asked(media)
+                groups[name].append(Clip(path, media, *asked(media)))
             except video.DecodeError as error:
                 print(f"{path.name}: {error}", file=sys.stderr)
-                continue
-            yield name, Clip(path, media, count, numbers)
+    return groups
 
 
 def asked(media: bytes) -> tuple[int, tuple[int, ...]]:
@@ -174,7 +174,7 @@ def through_workers(group: Sequence[Clip], best: dict[str, str], given: argparse
 
 
 def main() -> None:
-    """Measures the videos of a folder and writes `decode.json`."""
+    """Measures the videos of a folder, and adds each group to `decode.json` as it is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=pathlib.Path, required=True, help="a folder of folders of videos")
     parser.add_argument("--repeats", type=int, default=5, help="runs that are counted")
@@ -184,26 +184,24 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="clips of a batch of the pipelines")
     parser.add_argument("--batches", type=int, default=20, help="batches that are timed")
     given = parser.parse_args()
-    groups = collections.defaultdict(list)
-    differing: dict[str, dict[str, str]] = {}
-    for name, clip in clips(given.videos.resolve(), given.most):
-        groups[name].append(clip)
+    settings = {name: value for name, value in vars(given).items() if name != "videos"}
+    for name, group in clips(given.videos.resolve(), given.most).items():
+        add_record(RESULTS, name, {**settings, **compared(group, given), **versions(), **made_with()})
+
+
+def compared(group: Sequence[Clip], given: argparse.Namespace) -> dict[str, Any]:
+    """All that is asked of a group of clips."""
+    differing = {}
+    for clip in group:
         found = disagreements(clip, given.close)
         if found:
-            differing[f"{name}/{clip.path.name}"] = found
-            print(clip.path.name, json.dumps(found), file=sys.stderr, flush=True)
-    timed = {}
-    for name, group in groups.items():
-        read_by_all = [clip for clip in group if not _fails(differing.get(f"{name}/{clip.path.name}", {}))]
-        timed[name] = {"clips": len(group), "read by all": len(read_by_all)}
-        if read_by_all:
-            timed[name]["decoding"] = decoding(read_by_all, given.repeats)
-            timed[name]["pipeline"] = through_workers(read_by_all, timed[name]["decoding"]["best"], given)
-        print(name, json.dumps(timed[name]), file=sys.stderr, flush=True)
-    settings = {name: value for name, value in vars(given).items() if name != "videos"}
-    add_record(
-        RESULTS, "cpu", {**settings, "groups": timed, "differ from ours": differing, **versions(), **made_with()}
-    )
+            differing[clip.path.name] = found
+    timed = [clip for clip in group if not _fails(differing.get(clip.path.name, {}))]
+    record: dict[str, Any] = {"clips": len(group), "read by all": len(timed), "differ from ours": differing}
+    if timed:
+        record["decoding"] = decoding(timed, given.repeats)
+        record["pipeline"] = through_workers(timed, record["decoding"]["best"], given)
+    return record
 
 
 def _fails(found: dict[str, str]) -> bool:

@@ -14,7 +14,6 @@ is compiled here.
 import argparse
 import json
 import pathlib
-import sys
 from typing import Any
 
 import jax
@@ -55,7 +54,7 @@ def measured(given: argparse.Namespace, mesh: str, devices: int, batch: int) -> 
 
 
 def main() -> None:
-    """Measures one size and adds it to `scaling.json`."""
+    """Measures one size, and adds each mesh to `scaling.json` as it is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     program.add_arguments(parser, batch=16)
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4, 8])
@@ -65,17 +64,17 @@ def main() -> None:
     if given.here:
         print(json.dumps(cost(given)))
         return
-    found: dict[str, Any] = {}
+    alone = False
     for mesh in given.meshes:
         for devices in given.devices:
             for kind, batch in (("weak", given.batch * devices), ("strong", given.batch)):
                 # One device is the same on every mesh; where the batch is not split, weak would be another model.
-                if (devices == 1 and found) or (mesh == "tensor" and devices > 1 and kind == "weak"):
+                if (devices == 1 and alone) or (mesh == "tensor" and devices > 1 and kind == "weak"):
                     continue
+                alone = alone or devices == 1
                 name = "one device" if devices == 1 else f"{mesh}={devices}, {kind}"
-                found[name] = measured(given, mesh, devices, batch)
-                print(name, json.dumps(found[name]), file=sys.stderr, flush=True)
-    add_record(RESULTS, f"{given.size}, {given.stage}, {given.frames} frames", {**vars(given), **found, **made_with()})
+                record = {**measured(given, mesh, devices, batch), "remat": given.remat, **made_with()}
+                add_record(RESULTS, f"{given.size}, {given.stage}, {given.frames} frames: {name}", record)
 
 
 if __name__ == "__main__":
