@@ -14,7 +14,6 @@ import logging
 import math
 import pathlib
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from vlab_jax.data import schema, video
+from vlab_jax.data import left, schema, video
 from vlab_jax.data.patience import DamagedRecord, Patient
 from vlab_jax.data.tokenizer import Tokenizer
 from vlab_jax.data.workers import begin_worker
@@ -293,7 +292,7 @@ class Batches(Iterator[Batch]):
     def __init__(
         self, batches: Callable[[tuple[Sequence, ...]], grain.MapDataset], sources: Sequence[Sequence], workers: int
     ) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="vlab-jax-batches-", ignore_cleanup_errors=True)
+        self._folder = left.folder()
         shared = pathlib.Path(self._folder.name)
         self._batches = batches(tuple(each.within(shared) if isinstance(each, Patient) else each for each in sources))
         self._workers = workers
