@@ -1,11 +1,15 @@
 """What the timings of all experiments have in common: runs taken in turns, medians, and the commit they are of."""
 
+import json
+import pathlib
 import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from vlab_jax.runtime.json_file import write_json
 
 
 def medians(
@@ -28,6 +32,13 @@ def medians(
             times[name].append(clock() - started)
             told(f"{name}: {times[name][-1]:.2f} s")
     return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def add_record(path: pathlib.Path, name: str, record: Mapping[str, Any]) -> None:
+    """Puts a record into a JSON file of records by name, in place of the one of that name, and prints it."""
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    write_json(path, {**known, name: record})
+    print(json.dumps({name: record}, indent=2))
 
 
 def made_with() -> dict[str, str]:

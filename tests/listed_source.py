@@ -27,6 +27,13 @@ class ListedSource(Sequence):
         return self._examples[index]
 
 
+class DeadlySource(ListedSource):
+    """A source that ends the process that reads it."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        os.abort()
+
+
 def grey_clips(count: int, prefix: str = "clip", broken: Sequence[int] = ()) -> ListedSource:
     """`count` clips of 8 grey frames (frame k has level 30 k) and three captions; those in `broken` are no media."""
     return ListedSource(
@@ -74,10 +81,3 @@ def _raw(clip: schema.Clip) -> dict[str, Any]:
         "captions": [caption.encode() for caption in example["captions"]],
         "questions": {key: [question[key].encode() for question in example["questions"]] for key in columns},
     }
-
-
-class DeadlyFrames(pipeline.FrameOptions):
-    """A decoder that takes its process with it."""
-
-    def decode(self, clip: schema.Clip, rng: np.random.Generator | None) -> np.ndarray:
-        os.abort()

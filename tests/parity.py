@@ -5,6 +5,7 @@
 prints the table of `docs/pretrained.md`.
 """
 
+import argparse
 import pathlib
 import sys
 import tempfile
@@ -71,6 +72,7 @@ def differences(ours: dict[str, np.ndarray], reference: Reference) -> dict[str, 
 
 def main() -> None:
     """Prints a Markdown table of the differences, one line for each reference."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     names: list[str] = []
     for case, make in CASES.items():
         with tempfile.TemporaryDirectory() as folder:

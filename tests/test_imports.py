@@ -22,12 +22,13 @@ MAY_IMPORT = {
     "data": {"errors"},
     "runtime": {"errors"},
     "pretrained": {"errors", "models"},  # it may name the shapes of models
-    "evaluation": {"errors", "config", "models", "data", "runtime"},
+    "restore": {"errors", "config", "models", "runtime"},
+    "evaluation": {"errors", "config", "models", "data", "runtime", "restore"},
     "training": {"errors", "config", "models", "data", "runtime", "pretrained", "evaluation"},
-    "inference": {"errors", "config", "models", "data", "runtime"},
+    "inference": {"errors", "config", "models", "data", "runtime", "pretrained", "restore"},
     "main": {"errors", "config", "config_check", "config_file", "training", "evaluation", "runtime"},
     "predict": {"errors", "inference"},
-    "export": {"errors", "config", "models", "data", "pretrained", "runtime"},
+    "export": {"errors", "data", "pretrained", "runtime", "restore"},
 }
 
 
@@ -72,10 +73,22 @@ def test_the_reader_of_imports_sees_every_spelling():
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_imports_run_downward(file):
     if file == ROOT / "vlab_jax" / "__init__.py":
-        assert not parts_imported(file)
+        assert parts_imported(file) <= {"inference"}  # when it is asked for; see below
         return
     assert part(file) in MAY_IMPORT, f"say in MAY_IMPORT what {part(file)} may import"
     assert parts_imported(file) <= MAY_IMPORT[part(file)]
+
+
+def test_the_package_hands_out_the_predictor_and_imports_nothing_before_it_is_asked_for():
+    program = (
+        "import sys, vlab_jax\n"
+        "assert not [name for name in sys.modules if name.split('.')[0] in ('jax', 'flax', 'numpy', 'av')]\n"
+        "from vlab_jax import Clip, Predictor\n"
+        "assert (Clip.__module__, Predictor.__name__) == ('vlab_jax.inference.clip', 'Predictor')\n"
+        "assert not hasattr(vlab_jax, 'Nothing')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_no_file_holds_two_ideas():

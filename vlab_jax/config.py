@@ -18,6 +18,7 @@ FREE_ON_RESUME = (
     "data.manual_dir",
     "data.workers",
     "data.max_failed_share",
+    "data.limits",
     "data.retry_seconds",
     "checkpoint.every",
     "checkpoint.keep",
@@ -188,6 +189,14 @@ def build_fields() -> dict[str, Any]:
         "frame_rate": 4.0,
         "short_side": 256,
         "jpeg_quality": 90,
+        # What reading and decoding one clip may take; see `data.limits.MediaLimits`.
+        "limits": {
+            "max_pixels": 66_355_200,
+            "max_frames": 2_592_000,
+            "max_seconds": 90_000.0,
+            "max_bytes": 2_147_483_647,
+            "decode_seconds": 600.0,
+        },
     }
 
 

@@ -9,7 +9,6 @@ Both get the same images, parameters of the same shapes and the same number of t
 
 import argparse
 import functools
-import json
 import os
 import pathlib
 import sys
@@ -21,11 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.sizes import SIZES
-from experiments.timing import made_with, medians
+from experiments.timing import add_record, made_with, medians
 from vlab_jax.models.clip import VisionTower
 from vlab_jax.models.flops import Work, forward_flops
 from vlab_jax.models.vlab import VLAB
-from vlab_jax.runtime.json_file import write_json
 
 RESULTS = pathlib.Path(__file__).with_name("vision.json")
 
@@ -99,10 +97,7 @@ def main() -> None:
         "cpus": len(os.sched_getaffinity(0)),
         **made_with(),
     }
-    known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    name = f"{given.size}, {given.dtype}, {given.batch} images, {recorded['device']}"
-    write_json(RESULTS, {**known, name: recorded})
-    print(json.dumps({name: recorded}, indent=2))
+    add_record(RESULTS, f"{given.size}, {given.dtype}, {given.batch} images, {recorded['device']}", recorded)
 
 
 if __name__ == "__main__":

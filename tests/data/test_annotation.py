@@ -247,3 +247,10 @@ def test_every_protocol_says_where_its_files_come_from_and_test_is_never_validat
     for split in protocol.expected:
         assert split == "test" or "test" not in split
     assert json.dumps(protocol.name) and math.inf == Entry("", "", "").end
+
+
+def test_an_archive_that_unpacks_to_more_than_any_text_is_refused_before_it_is(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("val_1.json", b" " * 2**20 * 120)
+    with pytest.raises(InputError, match=r"val_1\.json is said to unpack from [\d,]+ to 125,829,120 bytes"):
+        list(entries("activitynet", tmp_path, "test"))

@@ -187,7 +187,7 @@ def test_a_second_check_sees_what_has_changed_and_opens_only_that(tmp_path, out,
     write_media(tmp_path / "webvid", "11.mp4", "12.mp4")
     opened = []
 
-    def probe_files(paths, workers, timeout):
+    def probe_files(paths, workers, timeout, limits):
         from vlab_jax.data.probing import probe_file
 
         for path in paths:

@@ -143,7 +143,27 @@ BAD_LINES = [
 ]
 
 
-@pytest.mark.parametrize(("line", "words"), BAD_LINES)
+# Names that are no paths in the folder, texts that cannot be written down, and JSON that is a trap.
+HOSTILE_LINES = [
+    (clip("file:a.mp4"), ["video 'file:a.mp4' is not in the folder"]),
+    (clip("file:///etc/hostname"), ["is not in the folder"]),
+    (clip("http://127.0.0.1/a.mp4"), ["is not in the folder"]),
+    (clip("C:\\a.mp4"), ["is not in the folder"]),
+    (clip("..\\a.mp4"), ["is not in the folder"]),
+    (clip("~/a.mp4"), ["is not in the folder"]),
+    (clip("$(touch x).mp4"), ["is not in the folder"]),
+    (clip("a" * 5000), ["is not in the folder"]),
+    (clip("a.mp4\0"), ["'video' is \"a.mp4\\u0000\" and must be", "without control characters"]),
+    (clip("\ud800.mp4"), ["'video' is \"\\ud800.mp4\" and must be"]),
+    (clip(captions=["\udfff"]), ["number 1 of 'captions' is \"\\udfff\" and must be a text"]),
+    (clip(id="a\nb"), ["'id' is \"a\\nb\" and must be a text", "without control characters"]),
+    ('{"video": "a.mp4", "captions": ["x"], "captions": ["y"]}', ['the key "captions" is given twice']),
+    ('{"video": ' + "[" * 100_000, ["is not JSON"]),
+    ('{"video": "a.mp4", "captions": ["x"], "start": ' + "1" * 5000 + "}", ["is not JSON"]),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), BAD_LINES + HOSTILE_LINES)
 def test_a_bad_line_alone_is_one_line_with_its_number(line, words, tmp_path):
     (tmp_path / "empty.mp4").touch()
     write(tmp_path, clip("b.mp4"), "", line)

@@ -64,12 +64,18 @@ def test_the_first_folder_counts_first(tmp_path):
     assert index.find("b").path == str(tmp_path / "two" / "b.mp4")
 
 
-@pytest.mark.parametrize("name", ["../a", "/etc/passwd", "x/../../a", "..\\a", "a\0", "", ".", ".."])
+@pytest.mark.parametrize("name", ["../a", "/etc/passwd", "x/../../a", "..\\a", "", ".", ".."])
 def test_a_name_that_leads_out_of_the_folder_is_refused(name, tmp_path):
     index = MediaIndex([write(tmp_path / "in", "b.mp4")]).scan()
     write(tmp_path, "a.mp4")
     with pytest.raises(InputError, match="which leads out of the folder; mend them"):
         index.find(name)
+
+
+@pytest.mark.parametrize("name", ["a\0", "a\nb", "\ud800"])
+def test_a_name_that_no_file_can_have_in_a_list_is_refused(name):
+    with pytest.raises(InputError, match="characters that no name has; mend them"):
+        checked_name(name)
 
 
 @settings(deadline=None)
@@ -150,3 +156,10 @@ def _end() -> None:
 def test_a_directory_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(InputError, match="nowhere cannot be listed"):
         MediaIndex([tmp_path / "nowhere"]).scan()
+
+
+def test_a_name_that_cannot_be_written_down_is_one_line(tmp_path):
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.mp4", "wb"):
+        pass
+    with pytest.raises(InputError, match=r"caf\\udce9\.mp4' is not UTF-8; rename it"):
+        MediaIndex([tmp_path]).scan()

@@ -11,6 +11,7 @@ import pytest
 from numbered_video import FORMATS, SIDE, encode, numbered, numbered_video, read_numbers
 
 from vlab_jax.data import packets, video
+from vlab_jax.data.limits import MediaLimits, Watch
 from vlab_jax.errors import InputError
 
 # cost
@@ -29,13 +30,13 @@ def fed(monkeypatch) -> list:
     seen = []
     plain = packets.decode_packets
 
-    def counting(context, stretch, wanted=None):
+    def counting(context, stretch, watch, wanted=None):
         def watched():
             for packet in stretch:
                 seen.append(packet)
                 yield packet
 
-        return plain(context, watched(), wanted)
+        return plain(context, watched(), watch, wanted)
 
     monkeypatch.setattr(packets, "decode_packets", counting)
     return seen
@@ -57,7 +58,7 @@ def test_dense_sampling_decodes_nothing_twice(minute, fed):
 
 
 def test_short_interval_of_a_long_file_is_not_read_whole(minute):
-    with packets.open_interval(minute, 50.5, 51.0) as interval:
+    with packets.open_interval(minute, 50.5, 51.0, Watch(MediaLimits())) as interval:
         assert len(interval.packets) <= 90
         assert interval.stop == math.inf
     clip = video.decode_clip(minute, num_frames=2, size=SIDE, start=50.5, end=51.0)
@@ -81,11 +82,11 @@ def sound() -> bytes:
 BROKEN = {
     "empty": (b"", "empty"),
     "text": (b"These are words, not pictures.\n" * 20, "cannot be decoded"),
-    "subtitles": (b"1\n00:00:01,000 --> 00:00:02,000\nhello\n\n" * 4, "no video stream"),
-    "sound": (sound(), "no video stream"),
+    "subtitles": (b"1\n00:00:01,000 --> 00:00:02,000\nhello\n\n" * 4, "not read here"),
+    "sound": (sound(), "not read here"),
     "zeros": (bytes(5000), "cannot be decoded"),
     "unknown codec": (numbered_video("mkv").replace(b"V_MPEG4/ISO/AVC", b"V_MPEG4/ISO/XXX"), "no decoder"),
-    "playlist": (b"ffconcat version 1.0\nfile beside.mp4\n", "cannot be decoded"),
+    "playlist": (b"ffconcat version 1.0\nfile beside.mp4\n", "not read here"),
     "header alone": (encode([numbered(0)])[:40], "."),
 }
 

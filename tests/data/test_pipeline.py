@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from listed_source import DeadlyFrames, ListedSource, StampedFrames, grey_clips
+from listed_source import DeadlySource, ListedSource, StampedFrames, grey_clips
 
 from vlab_jax.data import builders, pipeline, schema
 from vlab_jax.data.builders.options import BuildOptions
@@ -320,11 +320,9 @@ def test_a_worker_process_that_the_system_ends_is_replaced_and_the_batches_are_t
 
 def test_worker_processes_that_die_over_and_over_stop_the_run_in_one_line(monkeypatch):
     monkeypatch.setattr(pipeline, "MOST_DEATHS", 1)
-    source = ListedSource([schema.Clip("clip", b"", ("deadly",))])
+    source = DeadlySource([schema.Clip("clip", b"", ("deadly",))])  # no clip is at work yet when the process ends
     with (
-        pipeline.training_batches(
-            [source], [1.0], DeadlyFrames(2, 8), TOKENIZER, batch_size=1, seed=0, workers=1
-        ) as batches,
+        pipeline.training_batches([source], [1.0], FRAMES, TOKENIZER, batch_size=1, seed=0, workers=1) as batches,
         pytest.raises(
             RunStopped, match=r"^a worker process that decodes was ended with exit code -6, 2 times [^\n]*workers=1$"
         ),

@@ -247,3 +247,9 @@ def test_a_question_is_cut_the_same_with_its_answer_and_without():
         assert both[row, total - 1] == tokenizer.end and not both[row, total:].any()
     assert tokenizer.decode(both[0, starts[0] :]) == "left"
     assert tokenizer.decode(both[1, starts[1] :]) == ""
+
+
+def test_letters_that_no_caption_has_taught_are_told_from_those_that_were():
+    learned = tokenizers.train_bpe(["ein größerer Kreis", "红色的圆"] * 20, 400, 16)
+    assert learned.unknown_letters("A größere red circle, 红圆? 42!") == ""
+    assert learned.unknown_letters("蓝色 ö Ж蓝 x") == "蓝ж"

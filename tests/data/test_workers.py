@@ -3,6 +3,7 @@
 import itertools
 import os
 import pathlib
+import time
 
 import pytest
 
@@ -32,6 +33,12 @@ def survive(item: tuple[str, int]) -> int:
     return number
 
 
+def hang_at_two(number: int) -> int:
+    if number == 2:
+        time.sleep(1000)
+    return number
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_results_come_in_order_and_items_are_taken_as_they_are_needed(workers):
     taken = itertools.count()
@@ -51,3 +58,7 @@ def test_a_process_that_dies_loses_its_own_item_alone(tmp_path):
     results = map_in_order(survive, items, 2, lambda item: -item[1])
     assert list(results) == [0, 1, 2, -3, 4, 5, 6, 7]
     assert (tmp_path / "once").exists()
+
+
+def test_an_item_that_takes_too_long_is_lost_alone():
+    assert list(map_in_order(hang_at_two, range(4), 1, lambda number: -number, 1.0)) == [0, 1, -2, 3]

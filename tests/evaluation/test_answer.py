@@ -20,10 +20,10 @@ from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.data.question_files import read_answer_list, read_qa_json
 from vlab_jax.data.schema import Question
 from vlab_jax.data.tokenizer import train_bpe
-from vlab_jax.evaluation import likelihood
 from vlab_jax.evaluation.answer import Reader, answer_questions, evaluate_question_answering
 from vlab_jax.evaluation.question_answering import ceiling
 from vlab_jax.evaluation.run import Encoder
+from vlab_jax.models import likelihood
 from vlab_jax.models.generation import Search
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.runtime import sharding

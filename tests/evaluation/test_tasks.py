@@ -14,7 +14,7 @@ from vlab_jax.errors import InputError
 from vlab_jax.evaluation.captioning import score_captions
 from vlab_jax.evaluation.checkpoint import evaluate
 from vlab_jax.evaluation.query_normalisation import Normalisation
-from vlab_jax.evaluation.tasks import Plan, search_of
+from vlab_jax.evaluation.tasks import Plan
 from vlab_jax.models.generation import Search
 from vlab_jax.training.loop import train
 
@@ -79,10 +79,11 @@ def test_on_the_way_to_a_selection_only_what_decides_is_evaluated():
 def test_a_caption_longer_than_the_text_tower_is_refused():
     tokenizer = train_bpe(["a circle"], 300, 16)
     generation = configuration.generation_config()
-    assert search_of(dict(generation), tokenizer).max_tokens == 15
+    ends = (tokenizer.end, tokenizer.context_length)
+    assert Search.of(dict(generation), *ends).max_tokens == 15
     generation.max_tokens = 16
     with pytest.raises(InputError, match=r"^config\.generation\.max_tokens is 16; .* there are 15 places"):
-        search_of(dict(generation), tokenizer)
+        Search.of(dict(generation), *ends)
 
 
 def test_a_stage_is_evaluated_on_what_it_names_and_the_sheet_shows_what_was_written(data_dir, tmp_path):

@@ -9,8 +9,9 @@ import pytest
 from pytorch import pytorch
 from tiny_models import largest_difference, with_block_states
 
+from vlab_jax.models.attention import attention_implementation
 from vlab_jax.models.clip import PIXEL_DEVIATION, PIXEL_MEAN, TextTower, VisionTower, normalise_pixels, patches
-from vlab_jax.models.layers import ACTIVATIONS, LayerNorm, attention_implementation
+from vlab_jax.models.layers import ACTIVATIONS, LayerNorm
 
 TOLERANCE = 1e-5  # maximum absolute difference in float32; DESIGN asks for 1e-4
 

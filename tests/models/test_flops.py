@@ -63,6 +63,8 @@ def counted(model, weights, streams, learned):
         ({"image_encoder": "separate", "decoder": {"blending": "stacked"}}, ("video", "image"), PARTS),
         ({"adapter": {"blocks": (0, 1), "width": 256, "mixer": "attention"}}, ("video",), ("video_adapter", "decoder")),
         ({"adapter": {"blocks": (0, 1), "width": 256, "before_mlp": True}}, ("video",), ("video_adapter",)),
+        ({"adapter": {"blocks": (1,), "width": 256}}, ("video", "image"), PARTS),
+        ({"adapter": {"blocks": (), "width": 256}}, ("video", "image"), ("vision", "decoder")),
     ],
 )
 def test_the_count_is_the_compilers_within_5_percent(changes, streams, learned):
@@ -72,6 +74,33 @@ def test_the_count_is_the_compilers_within_5_percent(changes, streams, learned):
     work = Work(CLIPS, FRAMES, 2, streams, contrasted=CLIPS, read=CLIPS * (2 + QUESTIONS), passes=2)
     assert forward_flops(model, work) == pytest.approx(forward, rel=0.05)
     assert step_flops(model, work, {name: name in learned for name in PARTS}) == pytest.approx(step, rel=0.05)
+
+
+def test_adapting_computes_no_gradient_of_clip():
+    """The compiler counts the gradient of the adapters, and what flows back through the vision tower to the first of
+    them: nothing of the text tower, nothing before that adapter, no gradient of CLIP's kernels."""
+    model, learned = wide(adapter={"blocks": (1,), "width": 256}), ("video_adapter",)
+    work = Work(CLIPS, FRAMES, 2, ("video",), contrasted=CLIPS, read=0)
+    _, adapting = counted(model, {"contrastive": 1.0}, ("video",), learned)
+    assert adapting == pytest.approx(step_flops(model, work, dict.fromkeys(learned, True)), rel=0.05)
+    for part in ("vision", "text"):
+        assert step_flops(model, work, dict.fromkeys([*learned, part], True)) > 1.15 * adapting
+
+
+def test_a_shared_tower_runs_once_up_to_the_first_adapter():
+    """Only where both streams are asked for: an image stream alone runs through it all."""
+    both, video, image = ("video", "image"), ("video",), ("image",)
+
+    def flops(blocks, streams, kind="shared"):
+        model = wide(adapter={"blocks": blocks, "width": 256}, image_encoder=kind)
+        return forward_flops(model, Work(CLIPS, FRAMES, 2, streams, contrasted=0, read=0))
+
+    alone = flops((), image)
+    assert flops((1,), image) == flops((0, 1), image) == alone
+    added = {blocks: flops(blocks, both) - flops(blocks, video) for blocks in ((0, 1), (1,), ())}
+    assert alone > added[(0, 1)] > 1.8 * added[(1,)] > 0
+    assert added[()] == 2.0 * CLIPS * 2 * VISION["width"] * VISION["embed_width"]  # the projection
+    assert flops((1,), both, "separate") == flops((1,), video) + alone
 
 
 def test_a_published_size_counts_as_much_as_is_published():

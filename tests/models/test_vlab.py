@@ -101,6 +101,37 @@ def test_the_image_stream_sees_its_frames_alone(seen):
     assert largest_difference(changed[:, 1], views["image"].streams["image"][:, 1]) > NOTICEABLE
 
 
+@pytest.mark.parametrize("blocks", [(), (1,)], ids=["no adapter", "adapter in the second block"])
+def test_streams_that_share_a_tower_begin_together_and_see_what_each_sees_alone(blocks):
+    model = tiny_vlab(adapter={"blocks": blocks})
+    parameters, video = random_parameters(model), random_video(2)
+    views = visual_encoder(model)(parameters, video)
+    for stream in STREAMS:
+        assert largest_difference(views["both"].streams[stream], views[stream].streams[stream]) < 1e-6
+    seen = views["both"].streams["video"][:, jnp.array(IMAGE_FRAMES)]
+    assert (largest_difference(views["both"].streams["image"], seen) < 1e-6) == (blocks == ())
+
+
+def test_the_gradient_flows_through_both_streams_into_the_blocks_that_they_share():
+    """The gradient of a sum over both streams is the sum of the gradients of each stream computed alone."""
+    model = tiny_vlab(adapter={"blocks": (1,)})
+    parameters, video = random_parameters(model), random_video(2)
+
+    def total(parameters, *streams):
+        visual = model.apply({"params": parameters}, video, streams, IMAGE_FRAMES, method="encode_visual")
+        return sum(jnp.sin(tokens).sum() for tokens in visual.streams.values())
+
+    def gradients(parameters):
+        gradient = jax.grad(total)
+        alone = jax.tree.map(jnp.add, gradient(parameters, "video"), gradient(parameters, "image"))
+        return gradient(parameters, "video", "image"), alone
+
+    together, alone = (found["vision"] for found in quick_jit(gradients)(parameters))
+    for one, other in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    assert np.abs(together["patch_embedding"]["kernel"]).max() > NOTICEABLE
+
+
 def test_a_blend_of_0_is_the_video_stream_and_of_1_the_image_stream(seen):
     kind, *_, views = seen
     alone, other = ("video", "image") if kind == "shared" else ("image", "video")

@@ -149,6 +149,24 @@ def test_a_folder_appears_when_it_is_complete_and_never_replaces_another(tmp_pat
         pass
 
 
+def test_an_export_is_replaced_where_that_is_asked_for_and_nothing_else_ever_is(tmp_path):
+    def write(text: str, replace: bool) -> None:
+        with new_folder(tmp_path / "out", replace) as folder:
+            (folder / "README.md").write_text(model_card("vlab", TRAINING, 8, {}, None))
+            (folder / text).write_text(text)
+            assert text != "half"
+
+    write("first", True)
+    write("second", True)
+    with pytest.raises(AssertionError):
+        write("half", True)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "second"]
+    (tmp_path / "out" / "README.md").write_text("# Another's\n")
+    with pytest.raises(InputError, match=r"out exists already, and is no export to replace"):
+        write("third", True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_the_card_names_data_stages_figures_and_the_base_weights_licence():
     base = {"name": "someone/clip", "format": "OpenCLIP", "licence": "mit"}
     card = model_card("vlab", TRAINING, 8, {"adapt (test)": {"text_to_video/R@1": 12.34}}, base)

@@ -9,6 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tiny_models import FRAMES, QUICK, random_batch, random_parameters, tiny_vlab
 
 from configs.pretrain import get_config
+from experiments.speed import hlo
 from vlab_jax.config import model_fields, plain, stage_config, training_config
 from vlab_jax.errors import InputError
 from vlab_jax.models.vlab import VLAB, parameter_shapes
@@ -232,11 +233,25 @@ def test_a_device_holds_its_share_of_the_big_kernels_and_of_their_moments(alone,
     assert sum(held for _, held in big) < 1.3 * sum(leaf.size for leaf, _ in big) / share
 
 
+def test_each_of_eight_devices_holds_an_eighth_of_the_big_kernels_and_of_their_moments():
+    """By the bytes that lie there. What is small (norms, biases) lies on each device."""
+    stage = tiny_stage(sharding.make_mesh(**MESHES["fsdp=8"]))
+    state = stage.initial(jax.device_put(parameters(), stage.shardings.parameters))
+    held = dict.fromkeys(jax.devices(), 0)
+    leaves = [leaf for leaf in jax.tree.leaves((state.parameters, state.optimizer)) if leaf.size >= 1000]
+    for leaf in leaves:
+        for shard in leaf.addressable_shards:
+            held[shard.device] += shard.data.nbytes
+    assert len(leaves) > 30
+    assert set(held.values()) == {sum(leaf.nbytes for leaf in leaves) // 8}
+
+
 BLENDED = tiny_vlab(image_encoder="separate")
 
 
 def blend_gradient(mesh: Mesh):
-    """The loss of `blend`, with every objective, and its gradient, computed on a mesh; both on the host."""
+    """The loss of `blend`, with every objective, and its gradient, computed on a mesh, both on the host; and what the
+    compiled program does on a device."""
     batch = {name: np.asarray(value) for name, value in random_batch(CLIPS).items()}
     rng = np.random.default_rng(5)
     lengths = rng.integers(4, batch["tokens"].shape[1] + 1, (CLIPS, 2)).astype(np.int32)
@@ -248,18 +263,20 @@ def blend_gradient(mesh: Mesh):
     places = sharding.shardings(given, mesh)
 
     def value(parameters, batch):
-        return objective(BLENDED, parameters, batch, jax.random.key(0))[0]
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return objective(BLENDED, parameters, batch, jax.random.key(0))[0]
 
-    program = jax.jit(
+    function = jax.jit(
         jax.value_and_grad(value),
         in_shardings=(places, sharding.batch_sharding(mesh)),
         out_shardings=(sharding.replicated(mesh), places),
-        compiler_options=QUICK,
     )
-    loss, gradient = program(jax.device_put(given, places), sharding.to_global(batch, mesh))
+    arguments = jax.device_put(given, places), sharding.to_global(batch, mesh)
+    program = function.lower(*arguments).compile(compiler_options=QUICK)
+    loss, gradient = program(*arguments)
     for leaf, place in zip(jax.tree.leaves(gradient), jax.tree.leaves(places), strict=True):
         assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
-    return float(loss), jax.tree.map(np.asarray, gradient)
+    return float(loss), jax.tree.map(np.asarray, gradient), hlo.work(program.as_text())
 
 
 @pytest.fixture(scope="module")
@@ -267,10 +284,31 @@ def blended_alone():
     return blend_gradient(one_device())
 
 
-@pytest.mark.parametrize("name", MESHES)
-def test_loss_and_gradients_of_blend_are_the_same_on_every_mesh(blended_alone, name):
-    loss, gradient = blend_gradient(sharding.make_mesh(**MESHES[name]))
+@pytest.fixture(scope="module", params=MESHES)
+def blended(request):
+    """The mesh's name, and `blend_gradient` on it."""
+    return request.param, *blend_gradient(sharding.make_mesh(**MESHES[request.param]))
+
+
+def test_loss_and_gradients_of_blend_are_the_same_on_every_mesh(blended_alone, blended):
+    _, loss, gradient, _ = blended
     assert loss == pytest.approx(blended_alone[0], rel=1e-5)
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(blended_alone[1]))
     for leaf, expected in zip(jax.tree.leaves(gradient), jax.tree.leaves(blended_alone[1]), strict=True):
         np.testing.assert_allclose(leaf, expected, rtol=0, atol=1e-5 * largest)
+
+
+def test_devices_send_parameters_and_their_gradients_and_no_activations(blended_alone, blended):
+    """Where the batch is split, no row is multiplied twice; with `fsdp`, each device gathers the kernels for the
+    forward and for the backward pass. (Compilers for accelerators reduce and scatter gradients, that for CPUs reduces
+    them.)"""
+    name, *_, work = blended
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(blended_alone[1]))
+    if "tensor" in name:  # which does send activations
+        assert work.flops < blended_alone[2].flops / 4
+        return
+    assert work.flops == pytest.approx(blended_alone[2].flops / 8, rel=0.05)
+    assert 0.9 * size < work.payload["all-reduce"] < 2 * size
+    if "fsdp" in name:
+        assert size < work.payload["all-gather"] < 2.5 * size
+    assert work.payload["all-to-all"] < 0.1 * size

@@ -35,6 +35,7 @@ from vlab_jax.data.builders.beam_build import BeamOptions
 from vlab_jax.data.builders.beam_build import build as build_by_beam
 from vlab_jax.data.builders.local_build import build as build_here
 from vlab_jax.data.builders.options import VARIANTS, BuildOptions
+from vlab_jax.data.limits import add_flags, given_limits
 from vlab_jax.errors import InputError, RunStopped
 
 
@@ -57,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     add("--short_side", type=int, default=default.short_side, help="pixels, at most (default: %(default)s)")
     add("--jpeg_quality", type=int, default=default.jpeg_quality, help="1 to 100 (default: %(default)s)")
     add("--workers", type=int, default=-1, help="processes that decode; 0: this one (default: one for each core)")
+    add_flags(flags)
     add("--beam", action="store_true", help="run as an Apache Beam pipeline")
     add(
         "--beam_options",
@@ -72,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
 def build(given: argparse.Namespace) -> tfds.core.DatasetBuilder:
     """Prepares what the command line says. Raises `InputError` and `RunStopped`."""
     fields = {**vars(given), "directory": str(pathlib.Path(given.directory).expanduser()) if given.directory else ""}
-    options = BuildOptions.from_fields(fields)
+    options = BuildOptions.from_fields({**fields, "limits": given_limits(fields)})
     beam = BeamOptions(_split_flags(given.beam_options), given.clips_per_shard, given.beam_paths)
     if not given.beam and (beam != BeamOptions()):
         raise InputError("--beam_options, --beam_paths and --clips_per_shard are for --beam; add it")

@@ -33,6 +33,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from vlab_jax.data.limits import DEFAULT_LIMITS, MediaLimits, add_flags, given_limits
 from vlab_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def check(
     workers: int = -1,
     probe: float = 1.0,
     timeout: float = 60.0,
+    limits: MediaLimits = DEFAULT_LIMITS,
 ) -> list["Finding"]:
     """Checks a data set, prints what it finds, and lists it in a file.
 
@@ -87,6 +89,7 @@ def check(
       workers: processes that open media; -1: one fewer than there are cores, at most 16.
       probe: the share of the media that are opened.
       timeout: seconds after which a file counts as unreadable.
+      limits: what reading one file may take.
 
     Raises:
       InputError: there is no such data set, or nothing to check.
@@ -110,7 +113,7 @@ def check(
                 except InputError as error:
                     findings.append(Finding(ERROR, "annotations", f"{split}: {error}"))
         state.join()
-        _probe(state, probe, default_workers(workers), timeout)
+        _probe(state, probe, default_workers(workers), timeout, limits)
         findings += [Finding(ERROR, "counts", problem) for problem in source.problems(tallies)]
         clips = {split: tally.counts["clips"] for split, tally in tallies.items()}
         with open(out, "w", encoding="utf-8") as file:
@@ -193,7 +196,7 @@ def _stamps(files: Iterable[pathlib.Path]) -> str:
     return " ".join(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in sorted(files))
 
 
-def _probe(state: "CheckState", share: float, workers: int, timeout: float) -> None:
+def _probe(state: "CheckState", share: float, workers: int, timeout: float, limits: MediaLimits) -> None:
     """Opens the media that have not been opened yet."""
     from vlab_jax.data.probing import probe_files
 
@@ -209,7 +212,7 @@ def _probe(state: "CheckState", share: float, workers: int, timeout: float) -> N
 
     noted = []
     with _bar("opening media", " files", total=total) as bar:
-        for probed in probe_files(paths(), workers, timeout):
+        for probed in probe_files(paths(), workers, timeout, limits):
             noted.append((media.pop(probed.path), probed))
             if len(noted) == _NOTED_AT_ONCE:
                 state.note_probes(noted)
@@ -260,6 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--probe", type=float, default=1.0, help="the share of the media to open (default: 1)")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds for one file (default: 60)")
+    add_flags(parser)
     parser.add_argument("--out", default="", help="the list of findings (default: check_<data set>.tsv)")
     given = parser.parse_args(arguments)
     out = pathlib.Path(given.out or f"check_{re.sub(r'[^0-9A-Za-z]+', '_', given.dataset)}.tsv")
@@ -273,6 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             workers=given.workers,
             probe=given.probe,
             timeout=given.timeout,
+            limits=MediaLimits.from_fields(given_limits(vars(given))),
         )
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """Whole files, on a disk or, where their path has `://` in it, in a store that Apache Beam knows (gs, s3, hdfs)."""
 
+import errno
 import os
 import pathlib
 import shutil
@@ -7,12 +8,16 @@ import uuid
 from typing import Any
 
 
-def read_file(path: str) -> bytes:
-    """What the file holds. Raises `OSError`."""
-    if not _is_remote(path):
-        return pathlib.Path(path).read_bytes()
-    with _file_systems().open(path) as file:
-        return file.read()
+def read_file(path: str, most: int | None = None) -> bytes:
+    """What the file holds. Raises `OSError`, also where it is more than `most` bytes."""
+    with _file_systems().open(path) if _is_remote(path) else open(path, "rb") as file:
+        if most is None:
+            return file.read()
+        size = 0 if _is_remote(path) else os.fstat(file.fileno()).st_size
+        content = file.read(most + 1) if size <= most else b""
+    if max(size, len(content)) > most:
+        raise OSError(errno.EFBIG, f"is larger than {most:,} bytes, which data.limits.max_bytes allows", path)
+    return content
 
 
 def exists(path: str) -> bool:

@@ -21,11 +21,19 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from vlab_jax.data import video
+from vlab_jax.data.limits import DEFAULT_LIMITS, MediaLimits
 from vlab_jax.data.sampling import frames_at, segment_times
 
 
 def store(
-    media: bytes, *, start: float | int, end: float | int, frame_rate: float | int, short_side: int, quality: int
+    media: bytes,
+    *,
+    start: float | int,
+    end: float | int,
+    frame_rate: float | int,
+    short_side: int,
+    quality: int,
+    limits: MediaLimits = DEFAULT_LIMITS,
 ) -> list[bytes]:
     """The frames of a clip as JPEGs, in display order.
 
@@ -35,14 +43,16 @@ def store(
         frame_rate: frames a second, at most.
         short_side: pixels of a frame's short side, at most.
         quality: of the JPEGs, 1 to 100.
+        limits: what decoding may take, and how much what is stored.
 
     Raises:
-        DecodeError: the media cannot be decoded, or the interval lies outside it.
+        DecodeError: the media cannot be decoded, or not within the limits, or the interval lies outside it.
     """
 
     def choose(times: Float[np.ndarray, " n"], stop: float) -> Int[np.ndarray, " t"]:
         first, last = video.shown_interval(times, stop, start, end)
         count = frame_count(times, first, last, frame_rate)
+        limits.check_frames(count)
         return frames_at(segment_times(first, last, count), times)
 
     def jpeg(frame: UInt8[np.ndarray, "h w 3"], pixel_aspect: float) -> bytes:
@@ -52,7 +62,8 @@ def store(
         image.save(buffer, "JPEG", quality=quality, subsampling="4:2:0", optimize=True)
         return buffer.getvalue()
 
-    frames = video.read_frames(media, start, end, choose, jpeg)
+    frames = video.read_frames(media, start, end, choose, jpeg, limits)
+    limits.check_bytes(sum(map(len, frames)), "the clip's frames are JPEGs")  # one that is held long is stored often
     return [media] if video.is_upright_jpeg(media, short_side) else frames
 
 

@@ -11,10 +11,9 @@ frames are counted as the decoder hands them out.
 import bisect
 import contextlib
 import dataclasses
-import io
 import itertools
 import math
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import TypeVar
 
@@ -22,6 +21,8 @@ import av
 import numpy as np
 from jaxtyping import Float
 
+from vlab_jax.data.container import open_media
+from vlab_jax.data.limits import FIELDS, DecodeError, Watch
 from vlab_jax.data.sampling import even_times, fill_times
 
 # How far before the start of an interval to seek, in seconds, until a key frame lies before it.
@@ -29,10 +30,7 @@ _SEEK_MARGINS = (0.0, 2.0, 20.0)
 _DEFAULT_RATE = 25
 
 T = TypeVar("T")
-
-
-class DecodeError(ValueError):
-    """Media that cannot be decoded as asked, said in one line."""
+C = TypeVar("C", bound=Collection)
 
 
 class UnreliableTimes(Exception):
@@ -45,7 +43,7 @@ class Interval:
 
     `packets` are in decoding order. `times` are the frames' times in display order, in seconds from the
     beginning of the media; `stop` is the time at which the last one ends, infinite where the media goes on.
-    `origin` is the beginning of the media on the stream's clock, in seconds.
+    `origin` is the beginning of the media on the stream's clock, in seconds; `watch` holds the decoding to its limits.
 
     `stamps` holds each frame's time stamp, in ticks, and `places` the place of its packet in `packets`. Both
     are None where packets do not tell which frame they hold; frames are then counted as they are decoded.
@@ -53,6 +51,7 @@ class Interval:
 
     stream: av.VideoStream
     packets: list[av.Packet]
+    watch: Watch
     origin: Fraction
     times: Float[np.ndarray, " n"]
     stop: float
@@ -61,24 +60,26 @@ class Interval:
 
 
 @contextlib.contextmanager
-def open_interval(media: bytes, start: float, end: float) -> Iterator[Interval]:
+def open_interval(media: bytes, start: float, end: float, watch: Watch) -> Iterator[Interval]:
     """The packets that show [start, end), in seconds: from a key frame before `start` on.
 
     Raises `DecodeError`, and whatever PyAV raises, on media that cannot be read.
     """
     for seek in [start - margin for margin in _SEEK_MARGINS if start > margin] + [None]:
-        with _open(media) as (container, stream):
+        with open_media(media, watch) as (container, stream):
             origin = _origin(container)
-            packets, ended = _read_packets(container, stream, origin, seek, start, end)
+            packets, ended = _read_packets(container, stream, watch, origin, seek, start, end)
             if packets or seek is None:
-                yield _with_packet_times(stream, packets, origin, ended)
+                yield _with_packet_times(stream, packets, watch, origin, ended)
                 return
 
 
 def decode_packets(
-    context: av.VideoCodecContext, packets: Iterable[av.Packet], wanted: Container[int] | None = None
+    context: av.VideoCodecContext, packets: Iterable[av.Packet], watch: Watch, wanted: Container[int] | None = None
 ) -> Iterator[av.VideoFrame]:
     """The frames of consecutive packets, in display order; packets that the decoder rejects are passed over.
+
+    Raises `DecodeError` where a frame is larger than it may be, whatever the header said, or time is up.
 
     With `wanted` (time stamps), other frames may be left out: those that no frame refers to are not decoded,
     which saves about a third of the work where there are B-frames.
@@ -87,10 +88,16 @@ def decode_packets(
     for packet in itertools.chain(packets, [None]):
         spare = wanted is not None and packet is not None and packet.pts not in wanted
         context.skip_frame = "NONREF" if spare else "DEFAULT"
+        watch.check_time()
+        width = context.width
         try:
-            yield from context.decode(packet)
-        except av.error.FFmpegError:
-            continue
+            for frame in context.decode(packet):
+                watch.limits.check_picture(frame.width, frame.height)
+                yield frame
+        except av.error.FFmpegError as error:
+            watch.limits.check_picture(context.width, context.height)
+            # Most decoders forget the size that they refuse, and dav1d calls it out of range.
+            watch.oversized |= width > context.width or isinstance(error, OverflowError)
 
 
 def decode_frames(interval: Interval, wanted: Sequence[int], take: Callable[[av.VideoFrame], T]) -> dict[int, T]:
@@ -105,8 +112,8 @@ def decode_frames(interval: Interval, wanted: Sequence[int], take: Callable[[av.
     """
     wanted = sorted(set(wanted))
     if interval.places is None:
-        counted = enumerate(decode_packets(interval.stream.codec_context, interval.packets))
-        return _some(_collect(counted, wanted, take)[0])
+        counted = enumerate(decode_packets(interval.stream.codec_context, interval.packets, interval.watch))
+        return _some(_collect(counted, wanted, take)[0], interval.watch)
     frames: dict[int, T] = {}
     damaged: list[int] = []
     for key, group in itertools.groupby(wanted, key=lambda frame: _key_place(interval, frame)):
@@ -122,13 +129,19 @@ def decode_frames(interval: Interval, wanted: Sequence[int], take: Callable[[av.
     # An open GOP, or a key frame that is damaged itself, can need packets from before the key frame.
     if damaged:
         frames |= _collect(_decode_numbered(interval, interval.packets, None), damaged, take)[0]
-    return _some(frames)
+    return _some(frames, interval.watch)
 
 
-def _some(frames: dict[int, T]) -> dict[int, T]:
+def _some(frames: C, watch: Watch) -> C:
     if not frames:
-        raise DecodeError("no frame of the media can be decoded")
+        raise DecodeError(no_frame(watch))
     return frames
+
+
+def no_frame(watch: Watch) -> str:
+    """What to say of media of which no frame can be decoded."""
+    limit = f"{FIELDS}.max_pixels={watch.limits.max_pixels:,}"
+    return f"no frame of the media can be decoded{f', or each has more than {limit} pixels' if watch.oversized else ''}"
 
 
 def with_decoded_times(interval: Interval) -> Interval:
@@ -137,36 +150,17 @@ def with_decoded_times(interval: Interval) -> Interval:
     Frames keep the decoder's order; their times are their presentation stamps where these increase, else
     their decoding stamps, else they are counted at the mean rate.
     """
-    frames = [(f.pts, f.dts) for f in decode_packets(interval.stream.codec_context, interval.packets)]
-    if not frames:
-        raise DecodeError("no frame of the media can be decoded")
+    decoded = decode_packets(interval.stream.codec_context, interval.packets, interval.watch)
+    frames = _some([(frame.pts, frame.dts) for frame in decoded], interval.watch)
     step = _mean_step(interval.stream)
     for stamps in (*zip(*frames, strict=True), [None] * len(frames)):
         ticks = fill_times(stamps, step)
         if (np.diff(ticks) > 0).all():
             break
-    times, stop = _seconds(interval.stream, ticks, interval.origin, step)
+    times, stop = _seconds(interval.stream, ticks, interval.watch, interval.origin, step)
+    if stop <= 0:  # stamps that contradict the beginning of the media: it begins with its first frame
+        times, stop = times - times[0], stop - float(times[0])
     return dataclasses.replace(interval, times=times, stop=max(stop, interval.stop), stamps=None, places=None)
-
-
-@contextlib.contextmanager
-def _open(media: bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """The opened media and its video stream."""
-    if not media:
-        raise DecodeError("the media is empty (0 bytes)")
-    # A playlist must not make us read other files: with no protocol allowed, only these bytes can be read.
-    options = {"protocol_whitelist": "none"}
-    with av.open(io.BytesIO(media), metadata_errors="ignore", container_options=options) as container:
-        videos = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
-        if not videos:
-            held = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
-            raise DecodeError(f"the media has no video stream: a {container.format.name} file with {held}")
-        best = container.streams.best("video")
-        stream = best if best in videos else videos[0]
-        if stream.codec_context is None:
-            raise DecodeError("there is no decoder for the media's video stream")
-        stream.codec_context.thread_count = 1
-        yield container, stream
 
 
 def _origin(container: av.container.InputContainer) -> Fraction:
@@ -179,6 +173,7 @@ def _origin(container: av.container.InputContainer) -> Fraction:
 def _read_packets(
     container: av.container.InputContainer,
     stream: av.VideoStream,
+    watch: Watch,
     origin: Fraction,
     seek: float | None,
     start: float,
@@ -208,6 +203,8 @@ def _read_packets(
             if packet.dts is not None and packet.dts >= tick(end):
                 return packets, False
             packets.append(packet)
+            watch.check_time()
+            watch.limits.check_frames(len(packets))
     return packets, True
 
 
@@ -220,7 +217,9 @@ def _demux(container: av.container.InputContainer, stream: av.VideoStream) -> It
             continue
 
 
-def _with_packet_times(stream: av.VideoStream, packets: list[av.Packet], origin: Fraction, ended: bool) -> Interval:
+def _with_packet_times(
+    stream: av.VideoStream, packets: list[av.Packet], watch: Watch, origin: Fraction, ended: bool
+) -> Interval:
     """The interval with times from its packets, or without any where these do not tell."""
     stop = 0.0 if ended else math.inf
     # A frame that comes before the first key frame refers to frames that are not there.
@@ -233,12 +232,12 @@ def _with_packet_times(stream: av.VideoStream, packets: list[av.Packet], origin:
     if not shown:
         raise DecodeError("the media holds no frame in the interval")
     if not _tell_times(stream, [packets[place].pts for place in shown]):
-        return Interval(stream, packets, origin, np.zeros(0), stop)
+        return Interval(stream, packets, watch, origin, np.zeros(0), stop)
     places = sorted(shown, key=lambda place: packets[place].pts)
     stamps = [packets[place].pts for place in places]
     duration = float(packets[places[-1]].duration or 0)
-    times, shown_until = _seconds(stream, np.array(stamps, dtype=np.float64), origin, duration)
-    return Interval(stream, packets, origin, times, max(stop, shown_until), stamps, places)
+    times, shown_until = _seconds(stream, np.array(stamps, dtype=np.float64), watch, origin, duration)
+    return Interval(stream, packets, watch, origin, times, max(stop, shown_until), stamps, places)
 
 
 def _tell_times(stream: av.VideoStream, stamps: list[int | None]) -> bool:
@@ -261,7 +260,7 @@ def _mean_step(stream: av.VideoStream) -> float:
 
 
 def _seconds(
-    stream: av.VideoStream, ticks: Float[np.ndarray, " n"], origin: Fraction, duration: float
+    stream: av.VideoStream, ticks: Float[np.ndarray, " n"], watch: Watch, origin: Fraction, duration: float
 ) -> tuple[Float[np.ndarray, " n"], float]:
     """Times of frames, and the end of the last one, in seconds; `duration` is the last one's, in ticks."""
     resolution = float(stream.time_base)
@@ -270,7 +269,9 @@ def _seconds(
     # A last frame that is held counts; one that a muxer cut short would make a constant rate look uneven.
     if step is not None and last < 1.5 * step:
         last = step
-    return times, float(times[-1]) + (last or _mean_step(stream) * resolution)
+    stop = float(times[-1]) + (last or _mean_step(stream) * resolution)
+    watch.limits.check_duration(stop - float(times[0]))
+    return times, stop
 
 
 def _key_place(interval: Interval, frame: int) -> int:
@@ -289,7 +290,7 @@ def _decode_numbered(
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Frames of some of the interval's packets, with their places in display order."""
     stamps, previous = interval.stamps, -1
-    for frame in decode_packets(interval.stream.codec_context, packets, wanted):
+    for frame in decode_packets(interval.stream.codec_context, packets, interval.watch, wanted):
         if frame.pts is not None and frame.pts < stamps[0]:
             continue
         number = bisect.bisect_left(stamps, frame.pts) if frame.pts is not None else len(stamps)

@@ -21,53 +21,17 @@ import grain
 import numpy as np
 from absl import flags
 
-from vlab_jax.data import left, schema, video
-from vlab_jax.data.patience import DamagedRecord, Patient
+from vlab_jax.data import left, schema
+from vlab_jax.data.in_hand import InHand, guilty
+from vlab_jax.data.patience import Patient
+from vlab_jax.data.reader import FrameOptions, Reader, Unreadable
 from vlab_jax.data.tokenizer import Tokenizer
 from vlab_jax.data.workers import begin_worker
 from vlab_jax.errors import CannotRead, InputError, RunStopped
 
 Batch = dict[str, Any]
 ATTEMPTS = 10  # clips tried in place of one that cannot be decoded
-MOST_DEATHS = 3  # of worker processes, over one batch
-
-
-@dataclasses.dataclass(frozen=True)
-class FrameOptions:
-    """How a clip becomes frames; see `video.decode_clip`."""
-
-    num_frames: int
-    size: int
-    short: str = "repeat"
-
-    def decode(self, clip: schema.Clip, rng: np.random.Generator | None) -> np.ndarray:
-        """uint8 RGB frames `[T, S, S, 3]`."""
-        return video.decode_clip(
-            clip.media,
-            num_frames=self.num_frames,
-            size=self.size,
-            start=clip.start,
-            end=clip.end,
-            rng=rng,
-            short=self.short,
-        )
-
-
-class Unreadable(Exception):
-    """A clip that cannot be decoded, or whose record is damaged; it says which and why."""
-
-
-def _read(
-    source: Sequence, index: int, frames: FrameOptions, rng: np.random.Generator | None
-) -> tuple[schema.Clip, np.ndarray]:
-    try:
-        clip = schema.from_example(source[index])
-    except DamagedRecord as error:
-        raise Unreadable(str(error)) from error
-    try:
-        return clip, frames.decode(clip, rng)
-    except video.DecodeError as error:
-        raise Unreadable(f"{clip.id}: {error}") from error
+MOST_DEATHS = 3  # of worker processes over one batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +44,7 @@ class ReadForTraining:
     may have none.
     """
 
-    sources: tuple[Sequence, ...]
-    frames: FrameOptions
+    reader: Reader
     tokenizer: Tokenizer
     questions: int = 0
     without: tuple[str, ...] = ()
@@ -89,11 +52,11 @@ class ReadForTraining:
 
     def __call__(self, element: tuple[int, int], rng: np.random.Generator) -> dict[str, Any]:
         number, index = element
-        source = self.sources[number]
+        source = self.reader.sources[number]
         failures = []
         for _ in range(ATTEMPTS):
             try:
-                clip, frames = _read(source, index, self.frames, rng)
+                clip, frames = self.reader.read(number, index, rng)
             except Unreadable as error:
                 failures.append(str(error))
                 index = int(rng.integers(len(source)))
@@ -208,22 +171,22 @@ def training_batches(
         raise InputError(f"a batch of {batch_size} clips does not divide over {processes} processes")
     if not all(len(source) for source in sources):
         raise InputError("a training split is empty; nothing can be drawn from it")
+    streams = [
+        grain.MapDataset.range(len(source))
+        .map(functools.partial(_numbered, number))
+        .shuffle(seed=seed + number)
+        .repeat()
+        for number, source in enumerate(sources)
+    ]
+    mixed = grain.MapDataset.mix(streams, weights=list(weights)) if len(streams) > 1 else streams[0]
 
-    def batches(sources: tuple[Sequence, ...]) -> grain.MapDataset:
-        streams = [
-            grain.MapDataset.range(len(source))
-            .map(functools.partial(_numbered, number))
-            .shuffle(seed=seed + number)
-            .repeat()
-            for number, source in enumerate(sources)
-        ]
-        mixed = grain.MapDataset.mix(streams, weights=list(weights)) if len(streams) > 1 else streams[0]
-        read = ReadForTraining(sources, frames, tokenizer, questions, without, captions)
+    def make(reader: Reader) -> grain.MapDataset:
+        read = ReadForTraining(reader, tokenizer, questions, without, captions)
         # Without drop_remainder, Grain computes the number of batches in floats, and batches of 1 overflow.
-        made = mixed.random_map(read, seed=seed).batch(batch_size // processes, drop_remainder=True, batch_fn=stack)
-        return made[first * processes + process :: processes]
+        batches = mixed.random_map(read, seed=seed).batch(batch_size // processes, drop_remainder=True, batch_fn=stack)
+        return batches[first * processes + process :: processes]
 
-    return Batches(batches, sources, workers)
+    return Batches(make, Reader(tuple(sources), frames), workers)
 
 
 def _numbered(number: int, index: int) -> tuple[int, int]:
@@ -234,14 +197,14 @@ def _numbered(number: int, index: int) -> tuple[int, int]:
 class ReadForEvaluation:
     """Reads an index of a source: centre frames; a clip that cannot be decoded is black and not `valid`."""
 
-    source: Sequence
-    frames: FrameOptions
+    reader: Reader
 
     def __call__(self, index: int) -> dict[str, Any]:
         try:
-            frames, failures = _read(self.source, index, self.frames, None)[1], []
+            frames, failures = self.reader.read(0, index, None)[1], []
         except Unreadable as error:
-            frames = np.zeros((self.frames.num_frames, self.frames.size, self.frames.size, 3), np.uint8)
+            asked = self.reader.frames
+            frames = np.zeros((asked.num_frames, asked.size, asked.size, 3), np.uint8)
             failures = [str(error)]
         return {"video": frames, "index": np.int32(index), "valid": not failures, "failures": failures}
 
@@ -264,40 +227,47 @@ def evaluation_batches(source: Sequence, frames: FrameOptions, *, batch_size: in
     Yields:
       `video` uint8 `[b, T, S, S, 3]`, `index` int32 `[b]` (-1 for padding), `valid` bool `[b]` and `failures`.
     """
+    indices = grain.MapDataset.range(len(source))
 
-    def batches(sources: tuple[Sequence, ...]) -> grain.MapDataset:
-        read = grain.MapDataset.range(len(source)).map(ReadForEvaluation(*sources, frames))
+    def make(reader: Reader) -> grain.MapDataset:
+        read = indices.map(ReadForEvaluation(reader))
         return read.batch(batch_size, drop_remainder=False, batch_fn=Pad(batch_size))
 
-    return Batches(batches, [source], workers)
+    return Batches(make, Reader((source,), frames), workers)
 
 
 class Batches(Iterator[Batch]):
     """Batches made ahead of time, by threads of this process or by worker processes.
 
-    A worker process that dies is replaced, and the batches that it had not delivered are made anew: they are the same.
-    Closing ends the worker processes, and so does leaving the `with` block. Without that they end when it is no longer
-    referred to, which an exception on its way up can put off.
+    A worker process that dies is replaced, and the batches that it had not delivered are made anew: they are the same,
+    unless the clip that it was at is to blame, by a crash of the decoder or by taking too long; that one is a clip that
+    cannot be decoded from then on. Closing ends the worker processes, and so does leaving the `with` block. Without
+    that they end when it is no longer referred to, which an exception on its way up can put off.
 
     Args:
-      batches: a function of data sources; patient ones are shared by those who read.
-      sources: the data sources.
+      make: the batches, read by a reader.
+      reader: of the data sources; patient ones are shared by those who read.
       workers: processes that make batches; 0: threads of this one.
 
     Raises, from `next`:
       InputError, CannotRead: as the transformations raise them, in a worker process too.
-      RunStopped: worker processes die again and again, over the same batch.
+      RunStopped: worker processes die again and again, over the same batch, and no clip is to blame.
     """
 
-    def __init__(
-        self, batches: Callable[[tuple[Sequence, ...]], grain.MapDataset], sources: Sequence[Sequence], workers: int
-    ) -> None:
+    def __init__(self, make: Callable[[Reader], grain.MapDataset], reader: Reader, workers: int) -> None:
         self._folder = left.folder()
         shared = pathlib.Path(self._folder.name)
-        self._batches = batches(tuple(each.within(shared) if isinstance(each, Patient) else each for each in sources))
-        self._workers = workers
+        if workers:
+            (shared / "in_hand").mkdir()
+            in_hand = InHand(str(shared / "in_hand"), reader.frames.limits.clock_seconds)
+            reader = dataclasses.replace(reader, in_hand=in_hand)
+        sources = tuple(each.within(shared) if isinstance(each, Patient) else each for each in reader.sources)
+        self._make, self._reader, self._workers = make, dataclasses.replace(reader, sources=sources), workers
         self._delivered = self._deaths = 0
-        self._iterator = iter(_in_background(self._batches, workers))
+        self._start()
+
+    def _start(self) -> None:
+        self._iterator = iter(_in_background(self._make(self._reader)[self._delivered :], self._workers))
 
     def __next__(self) -> Batch:
         while True:
@@ -314,9 +284,18 @@ class Batches(Iterator[Batch]):
             return batch
 
     def _replace_workers(self, error: RuntimeError) -> None:
-        """Begins anew behind the last batch that was delivered."""
+        """Begins anew behind the last batch that was delivered, without the clips that are to blame."""
+        self._iterator.close()
         code = re.search(r"exit code (-?\d+)", str(error))
-        ended = f"a worker process that decodes was ended with exit code {code.group(1) if code else 'unknown'}"
+        reader = self._reader
+        found = guilty(reader.in_hand.left(), int(code.group(1)) if code else 0, reader.again, reader.in_hand.seconds)
+        if found:
+            self._reader = dataclasses.replace(reader, lost={**reader.lost, **found})
+        else:
+            self._count_death(f"a worker process that decodes was ended with exit code {code and code.group(1)}", error)
+        self._start()
+
+    def _count_death(self, ended: str, error: RuntimeError) -> None:
         self._deaths += 1
         if self._deaths > MOST_DEATHS:
             raise RunStopped(
@@ -324,8 +303,6 @@ class Batches(Iterator[Batch]):
                 "with fewer, as in --config.data.workers=1"
             ) from error
         logging.warning("%s; others make its batches anew", ended)
-        self._iterator.close()
-        self._iterator = iter(_in_background(self._batches[self._delivered :], self._workers))
 
     def __enter__(self) -> "Batches":
         return self

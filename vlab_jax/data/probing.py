@@ -4,12 +4,13 @@ import contextlib
 import dataclasses
 import hashlib
 import multiprocessing
-import pathlib
 import signal
 import time
 from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 
+from vlab_jax.data.files import read_file
+from vlab_jax.data.limits import DEFAULT_LIMITS, MediaLimits
 from vlab_jax.data.video import DecodeError, probe
 from vlab_jax.errors import InputError
 
@@ -37,27 +38,33 @@ def hash64(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), signed=True)
 
 
-def probe_file(path: str) -> Probed:
+def probe_file(path: str, limits: MediaLimits = DEFAULT_LIMITS) -> Probed:
     """Reads a file, every packet of it, and decodes one frame."""
     try:
-        data = pathlib.Path(path).read_bytes()
-        return Probed(path, probe(data).duration, hash64(data))
+        data = read_file(path, limits.max_bytes)
+        return Probed(path, probe(data, limits).duration, hash64(data))
     except (DecodeError, OSError) as error:
         return Probed(path, error=" ".join(str(error).split()))
 
 
-def probe_files(paths: Iterable[str], workers: int, timeout: float) -> Iterator[Probed]:
+def probe_files(
+    paths: Iterable[str],
+    workers: int,
+    timeout: float,
+    limits: MediaLimits = DEFAULT_LIMITS,
+) -> Iterator[Probed]:
     """What opening each file shows, as it is known; the paths are taken as workers are free.
 
     Args:
       workers: processes.
       timeout: seconds after which a file counts as unreadable, and its worker is replaced.
+      limits: what reading one file may take.
 
     Raises:
       InputError: worker processes do not start.
     """
     paths = iter(paths)
-    crew = [_Worker() for _ in range(max(workers, 1))]
+    crew = [_Worker(limits) for _ in range(max(workers, 1))]
     try:
         for worker in crew:
             worker.wait_for_start()
@@ -74,7 +81,7 @@ def probe_files(paths: Iterable[str], workers: int, timeout: float) -> Iterator[
                     continue
                 result = worker.result(timeout)
                 if worker.ended:
-                    crew[place] = worker = _Worker()
+                    crew[place] = worker = _Worker(limits)
                     worker.wait_for_start()
                 yield result
                 worker.give(next(paths, None), timeout)
@@ -86,11 +93,11 @@ def probe_files(paths: Iterable[str], workers: int, timeout: float) -> Iterator[
 class _Worker:
     """A process that probes one file at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: MediaLimits) -> None:
         # Spawned: a fork would copy whatever locks the parent's threads hold.
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, limits), daemon=True)
         self._process.start()
         theirs.close()
         self.path: str | None = None
@@ -134,9 +141,9 @@ class _Worker:
         self.connection.close()
 
 
-def _serve(connection: Connection) -> None:
+def _serve(connection: Connection, limits: MediaLimits) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
         connection.send("ready")
         while True:
-            connection.send(probe_file(connection.recv()))
+            connection.send(probe_file(connection.recv(), limits))

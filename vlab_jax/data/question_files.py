@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vlab_jax.data.schema import Question
-from vlab_jax.data.text_files import AnyFile, read_json, read_table, text_of
+from vlab_jax.data.text_files import AnyFile, quoted, read_json, read_table, text_of
 from vlab_jax.errors import InputError
 
 # The types by which MSRVTT-QA and MSVD-QA are reported (Xu et al., ACM Multimedia 2017).
@@ -113,14 +113,14 @@ def by_video(questions: Iterable[tuple[str, Question]]) -> dict[str, tuple[Quest
 def _tgif_question(row: Mapping[str, str], task: str, where: str) -> tuple[str, Question]:
     if not row["vid_id"].startswith(TGIF_TASKS[task]):
         raise InputError(
-            f"{where}: vid_id {row['vid_id']!r} is of another task than {task!r}; give the file of {task!r}"
+            f"{where}: vid_id {quoted(row['vid_id'])} is of another task than {task!r}; give the file of {task!r}"
         )
     video, question, answer = (text_of(row, column, where) for column in ("gif_name", "question", "answer"))
     if task == "frameqa":
         return video, Question(question, answer, FRAMEQA_TYPES[_index(row, "type", FRAMEQA_TYPES, where)])
     if task == "count":
         if not re.fullmatch(r"[0-9]+", answer):
-            raise InputError(f"{where}: the answer {answer!r} is no count; it must be a number in digits")
+            raise InputError(f"{where}: the answer {quoted(answer)} is no count; it must be a number in digits")
         return video, Question(question, answer, task)
     options = tuple(text_of(row, column, where) for column in _OPTIONS)
     return video, Question(question, options[_index(row, "answer", options, where)], task, options)
@@ -135,7 +135,7 @@ def _open_question(row: Mapping[str, Any], video_column: str, where: str) -> tup
 def _index(row: Mapping[str, str], column: str, choices: tuple[str, ...], where: str) -> int:
     value = row[column].strip()
     if value not in map(str, range(len(choices))):
-        raise InputError(f"{where}: {column!r} is {value!r}; it must be a number from 0 to {len(choices) - 1}")
+        raise InputError(f"{where}: {column!r} is {quoted(value)}; it must be a number from 0 to {len(choices) - 1}")
     return int(value)
 
 

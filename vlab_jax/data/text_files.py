@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -44,8 +45,10 @@ class TextFile:
                 with open(self.path, "rb") as file:
                     yield file
                 return
-            with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
-                yield file
+            with zipfile.ZipFile(self.path) as archive:
+                self._refuse_bomb(archive.getinfo(self.member))
+                with archive.open(self.member) as file:
+                    yield file
         except OSError as error:
             reason = error.strerror or str(error)
             raise InputError(
@@ -55,7 +58,17 @@ class TextFile:
             # RuntimeError: the archive is encrypted, or compressed in a way that Python cannot undo.
             raise InputError(f"{self} cannot be read ({' '.join(str(error).split())}); get the archive anew") from error
 
+    def _refuse_bomb(self, member: zipfile.ZipInfo) -> None:
+        if member.file_size > max(_MOST_PACKED * member.compress_size, _HARMLESS):
+            raise InputError(
+                f"{self} is said to unpack from {member.compress_size:,} to {member.file_size:,} bytes, more than any "
+                "text does; get the archive anew"
+            )
 
+
+# Texts become 3 to 30 times smaller in an archive, and at most 1,032 times.
+_MOST_PACKED, _HARMLESS = 200, 100 * 2**20
+_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 AnyFile = TextFile | str | os.PathLike[str]
 
 
@@ -68,13 +81,22 @@ def read_json(file: AnyFile) -> Any:
     """The value of a JSON file.
 
     Raises:
-      InputError: it cannot be read, or is not JSON in UTF-8.
+      InputError: it cannot be read, or is not JSON in UTF-8; numbers must be numbers, and texts such as can be written.
     """
     file = as_text_file(file)
     with file.open() as opened:
         content = opened.read()
     try:
-        return json.loads(content.decode("utf-8-sig"))
+        value = json.loads(content.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        if _SURROGATE_ESCAPE.search(content):
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        place = content.lower().find(half.encode())
+        raise InputError(
+            f"{file} line {content.count(10, 0, place) + 1}: holds {half}, half of a surrogate pair, which is no text"
+        ) from error
     except UnicodeDecodeError as error:
         raise _not_utf8(file, content.count(b"\n", 0, error.start) + 1) from error
     except json.JSONDecodeError as error:
@@ -82,6 +104,10 @@ def read_json(file: AnyFile) -> Any:
         raise InputError(f"{where}: is not JSON ({error.msg} at column {error.colno}); get the file anew") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is not JSON that can be read ({error}); get the file anew") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
 
 def read_json_list(file: AnyFile, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -165,22 +191,34 @@ def _checked_header(fields: list[str], columns: tuple[str, ...], where: str) -> 
     return header
 
 
-def text_of(record: dict[str, Any], key: str, where: str) -> str:
+def quoted(value: Any, most: int = 60) -> str:
+    """A value as messages show it: on one line, and not longer than a line."""
+    shown = repr(value)
+    return shown if len(shown) <= most else f"{shown[:most]}..."
+
+
+def text_of(record: Any, key: str, where: str) -> str:
     """A text of a record, without surrounding space. Raises InputError where it is missing or empty."""
-    value = record.get(key)
+    value = _value(record, key, where)
     if not isinstance(value, str) or not value.strip():
-        found = "is missing" if value is None else f"is {value!r}"
+        found = "is missing" if value is None else f"is {quoted(value)}"
         raise InputError(f"{where}: {key!r} {found}; it must be a text that is not empty")
     return value.strip()
 
 
-def texts_of(record: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
+def texts_of(record: Any, key: str, where: str) -> tuple[str, ...]:
     """The texts of a list, without surrounding space; one text is a list of one. Raises InputError as `text_of`."""
-    value = record.get(key)
+    value = _value(record, key, where)
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list) or not values or not all(isinstance(text, str) and text.strip() for text in values):
-        raise InputError(f"{where}: {key!r} is {str(value)[:60]!r}; it must be a list of texts that are not empty")
+        raise InputError(f"{where}: {key!r} is {quoted(value)}; it must be a list of texts that are not empty")
     return tuple(text.strip() for text in values)
+
+
+def _value(record: Any, key: str, where: str) -> Any:
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: is no object; it must have {key!r}")
+    return record.get(key)
 
 
 def _not_utf8(file: TextFile, line: int) -> InputError:

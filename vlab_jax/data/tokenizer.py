@@ -7,6 +7,7 @@ Dimensions: `B` texts, `L` context length.
 """
 
 import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,8 @@ from vlab_jax.errors import InputError
 
 FILE = "tokenizer.json"
 CLIP_FILES = ("vocab.json", "merges.txt")
+# What a tokenizer has to survive to be used.
+_TRIAL = ["", " ", "a man slices bread.", "<|endoftext|>", "x" * 1000, "\0\n", "e\u0301 שלום 日本 👩\u200d👧 \u202e"]
 CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")
 
 
@@ -87,6 +90,35 @@ class Tokenizer:
             lengths[row], starts[row] = len(ids), len(ids) - len(answer)
         return tokens, lengths, starts
 
+    def questions(self, texts: Sequence[str]) -> tuple[Int[np.ndarray, "B P"], Int[np.ndarray, " B"]]:
+        """Token ids of questions to be answered, and their lengths: what the context leaves beside an answer."""
+        tokens, lengths, _ = self.pairs(texts)
+        return tokens[:, : self.context_length - self.answer_room], lengths
+
+    def answers(self, texts: Sequence[str]) -> list[Int[np.ndarray, " _"]]:
+        """The token ids of each answer, with its end of text, as they stand behind a question."""
+        tokens, lengths, starts = self.pairs([""] * len(texts), texts)
+        return [line[start:length] for line, length, start in zip(tokens, lengths, starts, strict=True)]
+
+    def behind_start(self, texts: Sequence[str]) -> list[Int[np.ndarray, " _"]]:
+        """The token ids of each text, with its end and without its start."""
+        return [line[1:length] for line, length in zip(*self(texts), strict=True)]
+
+    def counts(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text has, whole, without start and end."""
+        return [len(encoding.ids) for encoding in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+
+    def unknown_letters(self, text: str) -> str:
+        """Letters that no captions have taught the vocabulary, each once: no token has them whole, only their bytes."""
+        normal = self.backend.normalizer.normalize_str(text)
+        return "".join(letter for letter in dict.fromkeys(normal) if letter.isalpha() and letter not in self._letters)
+
+    @functools.cached_property
+    def _letters(self) -> frozenset[str]:
+        """What all tokens of the vocabulary are written with."""
+        tokens = [[token] for token in range(self.backend.get_vocab_size())]
+        return frozenset("".join(self.backend.decode_batch(tokens)))
+
     def decode(self, tokens: Iterable[int | np.integer]) -> str:
         """The text of token ids, up to the first end of text; start of text is left out."""
         ids = []
@@ -134,13 +166,30 @@ def load(folder: pathlib.Path, context_length: int) -> Tokenizer:
     file = folder / FILE
     if not file.is_file():
         raise InputError(f"{file} is missing; without the tokenizer the checkpoint cannot be used")
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the only type that the library raises
-        raise InputError(f"{file} cannot be read: {_first_line(error)}") from error
+    backend = _read(file)
     start, end = (backend.token_to_id(word) for word in CLIP_ENDS)
     clips = None not in (start, end)
     return Tokenizer(backend, start, end, context_length) if clips else _with_own_ends(backend, context_length)
+
+
+def _read(file: pathlib.Path) -> tokenizers.Tokenizer:
+    """The backend in a file, which has to take texts and to give ids that its vocabulary has."""
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(file))
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True
+        for encoding in backend.encode_batch(_TRIAL, add_special_tokens=False):
+            backend.decode(encoding.ids, skip_special_tokens=False)
+        largest = max(backend.get_vocab().values(), default=-1)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises plain exceptions, and, where Rust panics, what is none
+        raise InputError(f"{file} cannot be read: {_first_line(error)}") from error
+    if not 0 <= largest < backend.get_vocab_size():
+        size = backend.get_vocab_size()
+        raise InputError(f"{file} cannot be used: of {size} tokens in it, one has the id {largest}")
+    return backend
 
 
 def _with_own_ends(backend: tokenizers.Tokenizer, context_length: int) -> Tokenizer:
@@ -159,7 +208,9 @@ def load_clip(name_or_path: str, context_length: int) -> Tokenizer:
     folder = _clip_folder(name_or_path)
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder)
-    except Exception as error:  # a file that is broken fails in as many ways as it can be broken
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a file that is broken fails in as many ways as it can be broken
         raise InputError(f"the CLIP tokenizer in {str(folder)!r} cannot be read: {_first_line(error)}") from error
     return Tokenizer(tokenizer.backend_tokenizer, tokenizer.bos_token_id, tokenizer.eos_token_id, context_length)
 
@@ -192,5 +243,5 @@ def _clip_folder(name_or_path: str) -> pathlib.Path:
     return fetched[0].parent
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]

@@ -17,16 +17,25 @@ from av.sidedata.sidedata import Type as SideData
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
+from vlab_jax.data.limits import DEFAULT_LIMITS, DecodeError, MediaLimits, Watch
 from vlab_jax.data.packets import (
-    DecodeError,
     Interval,
     UnreliableTimes,
     decode_frames,
     decode_packets,
+    no_frame,
     open_interval,
     with_decoded_times,
 )
 from vlab_jax.data.sampling import frames_at, segment_times
+from vlab_jax.data.still import (
+    EXIF_ORIENTATIONS,
+    decode_still,
+    exif_orientation,
+    exif_rotation,
+    is_upright_jpeg,
+    upright,
+)
 from vlab_jax.errors import InputError
 
 __all__ = [
@@ -45,22 +54,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-# How files of photographs begin, and how long one is shown, in seconds.
-_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG"
-_STILL_DURATION = 0.04
-
-# How EXIF's eight orientations are shown, as `upright` takes it, and the number of EXIF's field.
-_EXIF_ORIENTATION = 0x0112
-_EXIF_ORIENTATIONS = {
-    1: ((1, 0), (0, 1)),
-    2: ((-1, 0), (0, 1)),
-    3: ((-1, 0), (0, -1)),
-    4: ((1, 0), (0, -1)),
-    5: ((0, 1), (1, 0)),
-    6: ((0, 1), (-1, 0)),
-    7: ((0, -1), (-1, 0)),
-    8: ((0, -1), (1, 0)),
-}
+_STILL_DURATION = 0.04  # how long a photograph is shown, in seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +83,7 @@ def decode_clip(
     end: float | int = math.inf,
     rng: np.random.Generator | None = None,
     short: str = "repeat",
+    limits: MediaLimits = DEFAULT_LIMITS,
 ) -> UInt8[np.ndarray, "t s s 3"]:
     """`num_frames` RGB frames of a clip, upright, resized and cropped to `size` x `size`.
 
@@ -102,19 +97,27 @@ def decode_clip(
         end: end of the interval, in seconds; it is cut to the end of the media.
         rng: makes the time random within each segment (training); without it, the centre (evaluation).
         short: what to do where the interval holds fewer distinct frames than asked: `repeat` them, or `fail`.
+        limits: what decoding may take; of a list, each image.
 
     Raises:
-        DecodeError: the media cannot be decoded, or the interval lies outside it, or it is too short.
+        DecodeError: the media cannot be decoded, or not within the limits, or the interval lies outside it, or it is
+            too short.
         InputError: an argument that no media could satisfy.
     """
     _check_arguments(num_frames, size, short)
     if not isinstance(media, bytes):
-        return _decode_images(media, num_frames, size, rng, short)
+        return _decode_images(media, num_frames, size, rng, short, limits)
 
     def choose(times: Float[np.ndarray, " n"], stop: float) -> Int[np.ndarray, " t"]:
         return _choose(times, stop, float(start), float(end), num_frames, rng, short)
 
-    return np.stack(read_frames(media, start, end, choose, lambda frame, aspect: resize_and_crop(frame, size, aspect)))
+    def take(frame: UInt8[np.ndarray, "h w 3"], aspect: float) -> UInt8[np.ndarray, "s s 3"]:
+        width, height = shown_size(frame.shape[0], frame.shape[1], aspect)
+        long = size * max(width, height) // min(width, height)  # a picture of one line would become very wide
+        limits.check_picture(size, long, f"resized for a square of {size}, the media has a picture")
+        return resize_and_crop(frame, size, aspect)
+
+    return np.stack(read_frames(media, start, end, choose, take, limits))
 
 
 def read_frames(
@@ -123,6 +126,7 @@ def read_frames(
     end: float | int,
     choose: Callable[[Float[np.ndarray, " n"], float], Int[np.ndarray, " t"]],
     take: Callable[[UInt8[np.ndarray, "h w 3"], float], T],
+    limits: MediaLimits = DEFAULT_LIMITS,
 ) -> list[T]:
     """What `take` makes of each frame that `choose` picks of the interval [start, end), in seconds.
 
@@ -132,31 +136,43 @@ def read_frames(
             one ends; returns which of them to take, in order. A frame may be picked more than once.
         take: gets an upright RGB frame, and the width of its pixels over their height. Called once for each frame
             that is picked (again, where times turn out to be unreliable), and frames are let go of then.
+        limits: what decoding may take.
 
     Raises `DecodeError`.
     """
+    watch = Watch(limits)
     with _one_kind_of_error():
         if not 0 <= start < end:
             raise DecodeError(f"the interval [{start:g} s, {end:g} s) is empty or begins before the media")
-        still = _decode_still(media)
+        still = decode_still(media, limits)
         if still is not None:
             chosen = choose(np.zeros(1), _STILL_DURATION)
             return [take(still, 1.0)] * len(chosen)
-        with open_interval(media, float(start), float(end)) as interval:
+        with open_interval(media, float(start), float(end), watch) as interval:
             if interval.places is not None:
                 with contextlib.suppress(UnreliableTimes):
                     return _read_video(interval, media, choose, take)
             return _read_video(with_decoded_times(interval), media, choose, take)
 
 
-def probe(media: bytes) -> MediaInfo:
+def probe(media: bytes, limits: MediaLimits = DEFAULT_LIMITS) -> MediaInfo:
     """What the media holds, by reading every packet and decoding one frame. Raises `DecodeError`."""
-    with _one_kind_of_error(), open_interval(media, 0.0, math.inf) as interval:
+    watch = Watch(limits)
+    with _one_kind_of_error():
+        still = decode_still(media, limits)
+        if still is not None:
+            height, width = still.shape[:2]
+            return MediaInfo(width, height, _STILL_DURATION, 1, 1 / _STILL_DURATION, exif_rotation(media))
+        return _probe_video(media, watch)
+
+
+def _probe_video(media: bytes, watch: Watch) -> MediaInfo:
+    with open_interval(media, 0.0, math.inf, watch) as interval:
         if interval.places is None:
             interval = with_decoded_times(interval)
-        frame = next(decode_packets(interval.stream.codec_context, interval.packets), None)
+        frame = next(decode_packets(interval.stream.codec_context, interval.packets, watch), None)
         if frame is None:
-            raise DecodeError("no frame of the media can be decoded")
+            raise DecodeError(no_frame(watch))
         orientation = _orientation(frame, media)
         height, width = (frame.height, frame.width)[:: 1 if orientation[0, 0] else -1]
         width, height = shown_size(height, width, _pixel_aspect(interval.stream, orientation))
@@ -192,28 +208,6 @@ def resize(
     return np.asarray(image.resize(resized, Image.Resampling.BICUBIC))
 
 
-def upright(frame: UInt8[np.ndarray, "h w 3"], orientation: Int[np.ndarray, "2 2"]) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """The frame turned and mirrored as its display matrix says.
-
-    A pixel at (x, y) is shown at (x, y) @ `orientation`, whose entries are -1, 0 and 1: quarter turns and
-    mirrors.
-    """
-    (a, b), (c, d) = orientation.tolist()
-    if a == 0:  # x and y change places
-        frame, flip_x, flip_y = frame.swapaxes(0, 1), c < 0, b < 0
-    else:
-        flip_x, flip_y = a < 0, d < 0
-    return frame[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
-
-
-def is_upright_jpeg(media: bytes, short_side: int) -> bool:
-    """Whether the media is a JPEG that stands upright as stored, with a short side of at most so many pixels."""
-    if not media.startswith(_JPEG):
-        return False
-    with Image.open(io.BytesIO(media)) as image:
-        return (_exif_orientation(image) or 1) == 1 and min(image.size) <= short_side
-
-
 def shown_size(height: int, width: int, pixel_aspect: float) -> tuple[int, int]:
     """Width and height in square pixels; one of them is stretched, and neither is ever shrunk."""
     if pixel_aspect < 1:
@@ -235,20 +229,6 @@ def shown_interval(
     return first, last
 
 
-def _decode_still(media: bytes) -> UInt8[np.ndarray, "h w 3"] | None:
-    """A photograph, upright, by the decoder that CLIP's preprocessing has; None where the media is none.
-
-    FFmpeg spreads a JPEG's colours over the pixels by another filter, which is off by up to 40 of 255 at edges.
-    """
-    if not (media.startswith((_JPEG, _PNG)) or (media.startswith(b"RIFF") and media[8:12] == b"WEBP")):
-        return None
-    with Image.open(io.BytesIO(media)) as image:
-        if getattr(image, "n_frames", 1) > 1 and not media.startswith(_JPEG):  # animated
-            return None
-        orientation = np.array(_EXIF_ORIENTATIONS[_exif_orientation(image) or 1])
-        return np.ascontiguousarray(upright(np.asarray(image.convert("RGB")), orientation))
-
-
 def _read_video(
     interval: Interval,
     media: bytes,
@@ -267,7 +247,12 @@ def _read_video(
 
 
 def _decode_images(
-    images: Sequence[bytes], num_frames: int, size: int, rng: np.random.Generator | None, short: str
+    images: Sequence[bytes],
+    num_frames: int,
+    size: int,
+    rng: np.random.Generator | None,
+    short: str,
+    limits: MediaLimits,
 ) -> UInt8[np.ndarray, "t s s 3"]:
     """Frames of a clip that is stored as a list of images; a damaged one shows the nearest earlier."""
     if not len(images):
@@ -277,14 +262,14 @@ def _decode_images(
     squares = {}
     for number in sorted(set(chosen)):
         earlier_first = [*range(number, -1, -1), *range(number + 1, len(images))]
-        squares[number] = _first_decodable([images[i] for i in earlier_first], size)
+        squares[number] = _first_decodable([images[i] for i in earlier_first], size, limits)
     return np.stack([squares[number] for number in chosen])
 
 
-def _first_decodable(images: Sequence[bytes], size: int) -> UInt8[np.ndarray, "s s 3"]:
+def _first_decodable(images: Sequence[bytes], size: int, limits: MediaLimits) -> UInt8[np.ndarray, "s s 3"]:
     for image in images:
         with contextlib.suppress(DecodeError), _one_kind_of_error():
-            return decode_clip(image, num_frames=1, size=size)[0]
+            return decode_clip(image, num_frames=1, size=size, limits=limits)[0]
     raise DecodeError(f"none of the {len(images)} frames of the media can be decoded")
 
 
@@ -314,23 +299,15 @@ def _orientation(frame: av.VideoFrame, media: bytes) -> Int[np.ndarray, "2 2"]:
         # PyAV 18.1 cannot list side data with EXIF in it (its pull request 2392), which photos have.
         number = None
         with contextlib.suppress(Exception):  # an image that Pillow cannot read
-            number = _exif_orientation(Image.open(io.BytesIO(media)))
+            number = exif_orientation(Image.open(io.BytesIO(media)))
         number = number or {0: 1, 1: 8, 2: 3, 3: 6}[round(frame.rotation / 90) % 4]
-        return np.array(_EXIF_ORIENTATIONS[number])
+        return np.array(EXIF_ORIENTATIONS[number])
     if matrix is None:
         return np.eye(2, dtype=np.int64)
     (a, b), (c, d) = np.frombuffer(matrix, dtype=np.int32).reshape(3, 3)[:2, :2].astype(np.int64).tolist()
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return np.diag([-1 if a < 0 else 1, -1 if d < 0 else 1])
     return np.array([[0, -1 if b < 0 else 1], [-1 if c < 0 else 1, 0]])
-
-
-def _exif_orientation(image: Image.Image) -> int | None:
-    """EXIF's number of an image's orientation, where it can be read."""
-    with contextlib.suppress(Exception):  # whatever Pillow makes of damaged metadata
-        number = image.getexif().get(_EXIF_ORIENTATION)
-        return number if number in _EXIF_ORIENTATIONS else None
-    return None
 
 
 def _pixel_aspect(stream: av.VideoStream, orientation: Int[np.ndarray, "2 2"]) -> float:

@@ -1,7 +1,9 @@
-"""Worker processes: how they end, and a map over them that keeps the order and bounds what is in memory."""
+"""Worker processes: how they end, in time, and a map over them that keeps the order and bounds what is in memory."""
 
 import collections
 import concurrent.futures
+import contextlib
+import functools
 import itertools
 import multiprocessing
 import os
@@ -46,18 +48,36 @@ def end_with_parent() -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def map_in_order(function: Callable[[A], B], items: Iterable[A], workers: int, lost: Callable[[A], B]) -> Iterator[B]:
+@contextlib.contextmanager
+def end_after(seconds: float | int) -> Iterator[None]:
+    """Ends this process with SIGALRM where the block takes longer: the system does, whatever a library is busy with."""
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def map_in_order(
+    function: Callable[[A], B],
+    items: Iterable[A],
+    workers: int,
+    lost: Callable[[A], B],
+    seconds: float | int = 0.0,
+) -> Iterator[B]:
     """`function` of each item, in the order of the items, by processes of their own; 0 workers: by this one.
 
     Items are taken a few ahead of what is asked for, so memory does not grow with their number. Function, items and
     results are pickled. An item whose process dies (a decoder that crashes, the system short of memory) is tried once
-    more, alone; if its process dies again, `lost` stands in for its result.
+    more, alone; if its process dies again, `lost` stands in for its result. A process that is at one item for longer
+    than `seconds` is ended, if that is not 0.
 
     Raises what `function` raises, and `RunStopped` where no process can be started.
     """
     if not workers:
         yield from map(function, items)
         return
+    function = functools.partial(_in_time, function, seconds)
     items, waiting, pool = iter(items), collections.deque(), _pool(workers)
     try:
         while True:
@@ -70,7 +90,7 @@ def map_in_order(function: Callable[[A], B], items: Iterable[A], workers: int, l
                 result = future.result()
             except BrokenProcessPool:
                 pool.shutdown()
-                result = _alone(function, item, lost)
+                result = alone(function, item, lost)
                 pool = _pool(workers)
                 for place, (later, future) in enumerate(waiting):
                     if not _succeeded(future):
@@ -103,7 +123,16 @@ def _succeeded(future: concurrent.futures.Future) -> bool:
     return future.done() and not future.cancelled() and future.exception() is None
 
 
-def _alone(function: Callable[[A], B], item: A, lost: Callable[[A], B]) -> B:
+def _in_time(function: Callable[[A], B], seconds: float | int, item: A) -> B:
+    with end_after(seconds):
+        return function(item)
+
+
+def alone(function: Callable[[A], B], item: A, lost: Callable[[A], B]) -> B:
+    """`function` of an item by a process of its own, or, if that dies, `lost` of it.
+
+    Raises what `function` raises, and `RunStopped` where no process can be started.
+    """
     with _pool(1) as pool:
         try:
             pool.submit(int).result()

@@ -8,13 +8,11 @@ Dimensions: `Q` questions of a step, `R` texts to rank.
 """
 
 import dataclasses
-import functools
 import itertools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from vlab_jax.data import schema
@@ -22,11 +20,11 @@ from vlab_jax.data.schema import Question
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import question_answering as scoring
 from vlab_jax.evaluation.counting import count_error
-from vlab_jax.evaluation.likelihood import chunks, stacked, text_likelihoods
 from vlab_jax.evaluation.run import Encoder, without_media
-from vlab_jax.models.cached_decoder import Memory, NextTokens
-from vlab_jax.models.generation import Search, generate
-from vlab_jax.models.vlab import decoder_of
+from vlab_jax.models import compiled
+from vlab_jax.models.cached_decoder import Memory
+from vlab_jax.models.generation import Search
+from vlab_jax.models.likelihood import chunks, stacked, text_likelihoods
 
 
 class Answered(NamedTuple):
@@ -96,7 +94,7 @@ class Reader:
     ) -> list[tuple[str | None, np.ndarray | None]]:
         """For each (row of a clip, question): the generated answer and the scores, as `Answered` has them."""
         made: list[tuple[str | None, np.ndarray | None]] = [(None, None)] * len(asked)
-        listed = stacked([self._answers(closed_list)], self._longest) if closed_list else None
+        listed = stacked([self._encoder.tokenizer.answers(closed_list)], self._longest) if closed_list else None
         open_ended = [place for place, (_, question) in enumerate(asked) if not question.options]
         for places in chunks(open_ended, self._encoder.batch):
             rows, questions = self._padded([asked[place] for place in places])
@@ -107,7 +105,9 @@ class Reader:
         closed = [place for place, (_, question) in enumerate(asked) if question.options]
         for places in chunks(closed, self._encoder.batch):
             rows, questions = self._padded([asked[place] for place in places])
-            options = stacked([self._answers(question.options) for question in questions], self._longest)
+            options = stacked(
+                [self._encoder.tokenizer.answers(question.options) for question in questions], self._longest
+            )
             scores = self._rank(rows, questions, options)
             for place, score, question in zip(places, scores, questions, strict=False):
                 made[place] = (None, score[: len(question.options)])
@@ -119,35 +119,24 @@ class Reader:
         return np.array([row for row, _ in full], np.int32), [question for _, question in full]
 
     def _prefix(self, questions: Sequence[Question]) -> tuple[np.ndarray, np.ndarray]:
-        tokens, lengths, _ = self._encoder.tokenizer.pairs([question.question for question in questions])
-        return tokens[:, : self._encoder.tokenizer.context_length - self._longest], lengths
+        return self._encoder.tokenizer.questions([question.question for question in questions])
 
     def _generate(self, rows: np.ndarray, questions: Sequence[Question]) -> list[str]:
         model, parameters = self._encoder.model, self._encoder.parameters["decoder"]
-        tokens = _generated(model, self._search, parameters, self._memory, rows, *self._prefix(questions))
-        return [self._encoder.tokenizer.decode(row) for row in np.asarray(tokens)]
+        texts = compiled.write(model, self._search, parameters, self._memory, rows, *self._prefix(questions))
+        return [self._encoder.tokenizer.decode(row) for row in np.asarray(texts.tokens)]
 
     def _rank(
         self, rows: np.ndarray, questions: Sequence[Question], texts: tuple[np.ndarray, np.ndarray]
     ) -> np.ndarray:
         """Log-likelihoods `[Q, R]` of each question's texts; where a question has fewer than others, `-inf`."""
-        return text_likelihoods(self._encoder, self._memory, rows, self._prefix(questions), texts)
+        model, parameters = self._encoder.model, self._encoder.parameters["decoder"]
+        return text_likelihoods(model, parameters, self._memory, rows, self._prefix(questions), texts)
 
     def _to_all(self, texts: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """The texts of one row for each."""
         ids, lengths = (np.broadcast_to(each, (self._encoder.batch, *each.shape[1:])) for each in texts)
         return ids, lengths
-
-    def _answers(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The token ids of answers, with their end."""
-        tokens, counts, starts = self._encoder.tokenizer.pairs([""] * len(texts), list(texts))
-        return [line[start:count] for line, count, start in zip(tokens, counts, starts, strict=True)]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _generated(model, search, parameters, memory, rows, prefix, lengths) -> jax.Array:
-    decoder = decoder_of(model, NextTokens)
-    return generate(decoder, parameters, memory.of(rows), prefix, lengths, search).tokens
 
 
 def evaluate_question_answering(

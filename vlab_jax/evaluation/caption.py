@@ -1,24 +1,17 @@
-"""The captions of a model for the clips of a split, and how they are scored.
+"""The captions of a model for the clips of a split, and how they are scored."""
 
-Dimensions: `B` clips of a batch, `T` frames, `S` pixels, `P` prefix tokens.
-"""
-
-import functools
 import logging
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import captioning
 from vlab_jax.evaluation.run import Encoder, without_media
-from vlab_jax.models.cached_decoder import NextTokens
-from vlab_jax.models.generation import Search, Texts, generate
-from vlab_jax.models.vlab import decoder_of
+from vlab_jax.models import compiled
+from vlab_jax.models.generation import Search
 from vlab_jax.runtime import sharding
 
 
@@ -44,20 +37,18 @@ def caption_clips(
       update: called with the number of clips done.
     """
     prefix = np.full((encoder.batch, 1), encoder.tokenizer.start, np.int32)
-    prefix = sharding.to_global({"prefix": prefix}, encoder.mesh)["prefix"]
+    start = sharding.to_global({"prefix": prefix, "lengths": np.ones(encoder.batch, np.int32)}, encoder.mesh)
+    decoder_parameters = encoder.parameters["decoder"]
     captions = {}
     for batch, video in encoder.batches(source, max_failed_share, update):
-        written = _written(encoder.model, search, encoder.parameters["decoder"], encoder.remember(video), prefix)
+        memory = encoder.remember(video)
+        written = compiled.write(
+            encoder.model, search, decoder_parameters, memory, None, start["prefix"], start["lengths"]
+        )
         for index, valid, row in zip(batch["index"], batch["valid"], np.asarray(written.tokens), strict=True):
             if valid:
                 captions[int(index)] = encoder.tokenizer.decode(row)
     return captions
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _written(model, search, parameters, memory, prefix) -> Texts:
-    lengths = jnp.full(prefix.shape[0], prefix.shape[1])
-    return generate(decoder_of(model, NextTokens), parameters, memory, prefix, lengths, search)
 
 
 def evaluate_captioning(

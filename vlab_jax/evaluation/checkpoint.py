@@ -5,17 +5,16 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from vlab_jax import config as configuration
 from vlab_jax.data import builders, pipeline, sampling
 from vlab_jax.data import tokenizer as tokenizers
 from vlab_jax.data.builders.options import BuildOptions
+from vlab_jax.data.limits import MediaLimits
 from vlab_jax.data.workers import default_workers
 from vlab_jax.evaluation import retrieval, sheets
 from vlab_jax.evaluation import run as evaluation
 from vlab_jax.evaluation.tasks import Plan
-from vlab_jax.models.vlab import VLAB, parameter_shapes
+from vlab_jax.restore import Restored, restore
 from vlab_jax.runtime import meters, sharding
-from vlab_jax.runtime.checkpoint import CONFIG, PROGRESS, Checkpoints, find_checkpoint
 from vlab_jax.runtime.json_file import write_json
 
 
@@ -28,17 +27,16 @@ def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
     Raises:
       InputError: there is no such checkpoint, or the data cannot be read.
     """
-    home, step = find_checkpoint(checkpoint)
     mesh = sharding.make_mesh(**config.mesh)
-    with jax.set_mesh(mesh), Checkpoints(home / "checkpoints") as checkpoints:
-        saved = checkpoints.read_json(step, CONFIG)
-        name = saved["stages"][checkpoints.read_json(step, PROGRESS)["stage"]]
-        encoder = _encoder(config, saved, name, home, mesh, checkpoints, step)
+    restored = restore(checkpoint, mesh)
+    saved, name, encoder = restored.config, restored.stage, _encoder(config, restored, mesh)
     with jax.set_mesh(mesh), jax.default_matmul_precision(saved["matmul_precision"]):
         dataset = config.dataset or saved["data"]["evaluate"]
         options = BuildOptions.from_fields(dict(config.data))
         source = builders.open_split(dataset, config.split, options, config.data.retry_seconds)
-        row = f"{name}, step {step} ({dataset} {config.split}{_selected_on_test(saved, dataset, config.split)})"
+        row = (
+            f"{name}, step {restored.step} ({dataset} {config.split}{_selected_on_test(saved, dataset, config.split)})"
+        )
         trained = pipeline.parse_mixture(saved["stage"][name]["train"] or saved["data"]["train"])
         plan = Plan.of(
             dict(config),
@@ -54,7 +52,7 @@ def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
         else:
             sheets.write_report(
                 workdir / "report",
-                home / meters.METRICS_FILE,
+                restored.home / meters.METRICS_FILE,
                 results,
                 outcome,
                 source,
@@ -72,27 +70,16 @@ def _selected_on_test(saved: dict, dataset: str, split: str) -> str:
     return ", selected on test" if on == split == "test" and dataset == saved["data"]["evaluate"] else ""
 
 
-def _encoder(
-    config: ConfigDict,
-    saved: dict,
-    stage: str,
-    home: pathlib.Path,
-    mesh: jax.sharding.Mesh,
-    checkpoints: Checkpoints,
-    step: int,
-) -> evaluation.Encoder:
-    """The model of a checkpoint with its parameters, as it was trained to look at clips."""
-    model = VLAB.from_fields(configuration.model_fields(saved))
-    shapes = parameter_shapes(model, saved["frames"])
-    vision, text = saved["model"]["vision"], saved["model"]["text"]
+def _encoder(config: ConfigDict, restored: Restored, mesh: jax.sharding.Mesh) -> evaluation.Encoder:
+    """The model of a checkpoint, as it was trained to look at clips."""
+    saved = restored.config
+    limits = MediaLimits.from_fields(config.data.limits)
     return evaluation.Encoder(
-        model,
-        checkpoints.restore_parameters(
-            step, shapes, sharding.shardings(shapes, mesh), averaged=bool(saved["stage"][stage]["average_decay"])
-        ),
-        tokenizers.load(home, text["context_length"]),
-        pipeline.FrameOptions(saved["frames"], vision["image_size"], config.data.short),
-        tuple(config.streams) or tuple(saved["stage"][stage]["streams"]),
+        restored.model,
+        restored.parameters,
+        tokenizers.load(restored.home, saved["model"]["text"]["context_length"]),
+        pipeline.FrameOptions(saved["frames"], saved["model"]["vision"]["image_size"], config.data.short, limits),
+        tuple(config.streams) or tuple(saved["stage"][restored.stage]["streams"]),
         sampling.sample_image_frames(saved["frames"], saved["image_frames"]),
         mesh,
         config.batch_size,

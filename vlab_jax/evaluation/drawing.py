@@ -31,7 +31,9 @@ def strip(clip: UInt8[np.ndarray, "t s s 3"], size: int) -> Image.Image:
 def wrap(text: str, used: ImageFont.FreeTypeFont, width: int, most: int) -> list[str]:
     """Breaks a text into at most `most` lines that fit; a word wider than a line is broken between letters."""
     lines = [""]
-    for word in text.split():
+    for word in text[: most * width].split():  # no letter that shows is narrower than a pixel
+        if len(lines) > most:
+            break
         joined = f"{lines[-1]} {word}".strip()
         if used.getlength(joined) <= width:
             lines[-1] = joined
@@ -39,6 +41,8 @@ def wrap(text: str, used: ImageFont.FreeTypeFont, width: int, most: int) -> list
         if lines[-1]:
             lines.append("")
         for letter in word:
+            if len(lines) > most:
+                break
             if used.getlength(lines[-1] + letter) > width:
                 lines.append("")
             lines[-1] += letter

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Float
 
 from vlab_jax.evaluation import retrieval
-from vlab_jax.evaluation.likelihood import TEXTS_AT_ONCE, chunks, stacked, text_likelihoods
 from vlab_jax.evaluation.run import Encoder, Retrieval
 from vlab_jax.models.cached_decoder import Memory
+from vlab_jax.models.likelihood import TEXTS_AT_ONCE, chunks, stacked, text_likelihoods
 
 
 def rerank(
@@ -92,5 +92,5 @@ def _likelihoods(
     """Of captions, whole."""
     tokenizer = encoder.tokenizer
     prefix = (np.full((len(rows), 1), tokenizer.start, np.int32), np.ones(len(rows), np.int32))
-    ids = [[line[1:length] for line, length in zip(*tokenizer(some), strict=True)] for some in texts]
-    return text_likelihoods(encoder, memory, rows, prefix, stacked(ids, tokenizer.context_length - 1))
+    ids = stacked([tokenizer.behind_start(some) for some in texts], tokenizer.context_length - 1)
+    return text_likelihoods(encoder.model, encoder.parameters["decoder"], memory, rows, prefix, ids)

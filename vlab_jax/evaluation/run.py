@@ -4,7 +4,6 @@ Dimensions: `V` clips, `C` captions, `E` embedding width, `T` frames, `L` text t
 """
 
 import dataclasses
-import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,8 +17,9 @@ from vlab_jax.data import pipeline, schema
 from vlab_jax.data.tokenizer import Tokenizer
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import retrieval
-from vlab_jax.models.cached_decoder import Memory, Remember
-from vlab_jax.models.vlab import VLAB, decoder_of
+from vlab_jax.models import compiled
+from vlab_jax.models.cached_decoder import Memory
+from vlab_jax.models.vlab import VLAB
 from vlab_jax.runtime import sharding
 
 
@@ -64,7 +64,7 @@ class Encoder:
 
     def remember(self, video: jax.Array) -> Memory:
         """What the decoder needs of clips, uint8 `[B, T, S, S, 3]`, to write about them."""
-        return _remember(self.model, self.streams, self.image_frames, self.parameters, video)
+        return compiled.remember(self.model, self.streams, self.image_frames, self.parameters, video)
 
     def embed_clips(
         self,
@@ -81,7 +81,7 @@ class Encoder:
         """
         embeddings, indices = [], []
         for batch, video in self.batches(source, max_failed_share, update):
-            embedded = _embed_clips(self.model, self.streams, self.image_frames, self.parameters, video)
+            embedded = compiled.embed_clips(self.model, self.streams, self.image_frames, self.parameters, video)
             embeddings.append(np.asarray(embedded)[batch["valid"]])
             indices.append(batch["index"][batch["valid"]])
         return np.concatenate(embeddings), np.concatenate(indices)
@@ -93,25 +93,9 @@ class Encoder:
             chosen = list(texts[first : first + self.batch])
             tokens, lengths = self.tokenizer(chosen + [""] * (self.batch - len(chosen)))
             arrays = sharding.to_global({"tokens": tokens, "lengths": lengths}, self.mesh)
-            embedded = _embed_texts(self.model, self.parameters, arrays["tokens"], arrays["lengths"])
+            embedded = compiled.embed_texts(self.model, self.parameters, arrays["tokens"], arrays["lengths"])
             embeddings.append(np.asarray(embedded)[: len(chosen)])
         return np.concatenate(embeddings)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _embed_clips(model, streams, image_frames, parameters, video):
-    return model.apply({"params": parameters}, video, streams, image_frames, method="encode_visual").embedding
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _remember(model, streams, image_frames, parameters, video):
-    visual = model.apply({"params": parameters}, video, streams, image_frames, method="encode_visual")
-    return decoder_of(model, Remember).apply({"params": parameters["decoder"]}, visual.streams)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _embed_texts(model, parameters, tokens, lengths):
-    return model.apply({"params": parameters}, tokens, lengths, method="encode_text")
 
 
 @dataclasses.dataclass(frozen=True)

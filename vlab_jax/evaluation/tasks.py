@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from vlab_jax.data.question_files import read_answer_list
 from vlab_jax.data.tokenizer import Tokenizer
-from vlab_jax.errors import InputError
 from vlab_jax.evaluation.answer import Scored, evaluate_question_answering
 from vlab_jax.evaluation.caption import Captioned, evaluate_captioning
 from vlab_jax.evaluation.query_normalisation import Normalisation
@@ -31,26 +30,6 @@ class Outcome(NamedTuple):
     def by_row(self, name: str) -> dict[str, dict[str, float]]:
         """The rows of a results table: that of a model, and under it those that do not compare with others'."""
         return {name: self.metrics, **{f"{name}, {row}": figures for row, figures in self.rows.items()}}
-
-
-def search_of(generation: Mapping[str, Any], tokenizer: Tokenizer) -> Search:
-    """The search that the fields of `config.generation_config` say.
-
-    Raises:
-      InputError: a text would be longer than the text tower has positions for.
-    """
-    room = tokenizer.context_length - 1  # the start of text takes one
-    if generation["max_tokens"] > room:
-        raise InputError(
-            f"config.generation.max_tokens is {generation['max_tokens']}; behind the start of text there are {room} "
-            "places (model.text.context_length)"
-        )
-    return Search(
-        generation["max_tokens"] or room,
-        tokenizer.end,
-        beams=generation["beams"],
-        length_penalty=float(generation["length_penalty"]),
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +70,12 @@ class Plan:
         """What a config says: `fields` of its `evaluation` (of an evaluation: its own), and of its `generation`.
 
         Raises:
-          InputError: as `search_of`.
+          InputError: as `Search.of`.
         """
         return cls(
             tuple(fields["tasks"]),
             tuple(fields["multiple_choice"]),
-            search_of(generation, tokenizer),
+            Search.of(generation, tokenizer.end, tokenizer.context_length),
             fields["closed_list"],
             fields["answer_list"],
             fields["rerank"],

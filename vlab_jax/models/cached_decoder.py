@@ -16,13 +16,13 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from vlab_jax.models.attention import stored
 from vlab_jax.models.layers import (
     HeadProjection,
     Insertion,
     KeyValueCache,
     LayerNorm,
     apply_function,
-    stored,
     transformer_of,
 )
 from vlab_jax.models.multimodal_decoder import KeysAndValues, MultimodalDecoder, texts_beside

@@ -61,39 +61,48 @@ class VisionTower(nn.Module):
     unroll: int = 1
     dtype: Any = jnp.float32
 
-    @nn.compact
+    def setup(self):
+        scale, pixels = self.width**-0.5, 3 * self.patch_size**2
+        dense = {"dtype": self.dtype}
+        self.patch_embedding = nn.Dense(
+            self.width, use_bias=self.patch_bias, kernel_init=normal(pixels**-0.5), **dense, name="patch_embedding"
+        )
+        self.class_embedding = self.param("class_embedding", normal(scale), (self.width,))
+        tokens = (self.image_size // self.patch_size) ** 2 + 1
+        self.position_embedding = self.param("position_embedding", normal(scale), (tokens, self.width))
+        if self.pre_norm:
+            self.ln_pre = LayerNorm(self.epsilon, self.dtype, name="ln_pre")
+        block = {"key_bias": self.key_bias, "gated_mlp": self.gated_mlp, "inner_norms": self.inner_norms}
+        self.transformer = transformer_of(self, **block)
+        self.ln_post = LayerNorm(self.epsilon, self.dtype, name="ln_post")
+        self.projection = nn.Dense(
+            self.embed_width, use_bias=self.projection_bias, kernel_init=normal(scale), **dense, name="projection"
+        )
+
     def __call__(
         self, images: Float[Array, "F S S 3"], insertions: tuple[Insertion, ...] = ()
     ) -> tuple[Float[Array, "F M D"], Float[Array, "F E"]]:
         """Returns the last block's tokens, class token first (`M = N + 1`), and the projected pooled token."""
-        scale = self.width**-0.5
-        x = patches(images, self.patch_size)  # [F, N, P·P·3]
-        embed = nn.Dense(
-            self.width,
-            use_bias=self.patch_bias,
-            kernel_init=normal(x.shape[-1] ** -0.5),
-            dtype=self.dtype,
-            name="patch_embedding",
-        )
-        x = embed(x)  # [F, N, D]
-        class_token = self.param("class_embedding", normal(scale), (self.width,)).astype(self.dtype)
-        class_token = jnp.broadcast_to(class_token, (x.shape[0], 1, self.width))
-        x = jnp.concatenate([class_token, x], axis=1)  # [F, N+1, D]
-        positions = self.param("position_embedding", normal(scale), (x.shape[1], self.width))
-        x = x + positions.astype(self.dtype)
+        return self.end(self.begin(images), insertions)
+
+    def begin(self, images: Float[Array, "F S S 3"], blocks: int = 0) -> Float[Array, "F M D"]:
+        """The tokens that go into the block of this number: embedded, and through the blocks before it."""
+        x = self.patch_embedding(patches(images, self.patch_size))  # [F, N, D]
+        class_token = jnp.broadcast_to(self.class_embedding.astype(self.dtype), (x.shape[0], 1, self.width))
+        x = jnp.concatenate([class_token, x], axis=1) + self.position_embedding.astype(self.dtype)  # [F, N+1, D]
         if self.pre_norm:
-            x = LayerNorm(self.epsilon, self.dtype, name="ln_pre")(x)
-        block = {"key_bias": self.key_bias, "gated_mlp": self.gated_mlp, "inner_norms": self.inner_norms}
-        tokens, _ = transformer_of(self, **block)(x, rotation=self._rotation(), insertions=insertions)
-        pooled = LayerNorm(self.epsilon, self.dtype, name="ln_post")(tokens[:, 0])  # [F, D]
-        project = nn.Dense(
-            self.embed_width,
-            use_bias=self.projection_bias,
-            kernel_init=normal(scale),
-            dtype=self.dtype,
-            name="projection",
-        )
-        return tokens, project(pooled).astype(jnp.float32)
+            x = self.ln_pre(x)
+        return self._run(x, slice(blocks)) if blocks else x
+
+    def end(
+        self, x: Float[Array, "F M D"], insertions: tuple[Insertion, ...] = (), blocks: int = 0
+    ) -> tuple[Float[Array, "F M D"], Float[Array, "F E"]]:
+        """What the tower returns, from what `begin` returned for the same number of blocks."""
+        tokens = self._run(x, slice(blocks, None), insertions)
+        return tokens, self.projection(self.ln_post(tokens[:, 0])).astype(jnp.float32)
+
+    def _run(self, x: jax.Array, blocks: slice, insertions: tuple[Insertion, ...] = ()) -> jax.Array:
+        return self.transformer(x, rotation=self._rotation(), insertions=insertions, blocks=blocks)[0]
 
     def _rotation(self) -> Rotation | None:
         if not self.rotary_grid:

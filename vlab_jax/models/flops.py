@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vlab_jax.models.multimodal_decoder import BLENDINGS
-from vlab_jax.models.vlab import VLAB
+from vlab_jax.models.vlab import VLAB, common_blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,10 @@ def step_flops(model: VLAB, work: Work, learns: Mapping[str, bool]) -> float:
     """
     total, reached = 0.0, {}
     for stream in work.streams:
-        cost, reached[stream] = _in_sequence(_tower(model, work, stream), learns, False)
+        layers, before = _tower(model, work, stream), []
+        if stream == "image" and "video" in work.streams and model.image_encoder == "shared":
+            before, layers = _parted(layers, common_blocks(model.vision, model.adapter))  # the video stream counts it
+        cost, reached[stream] = _in_sequence(layers, learns, any(learns.get(layer.part) for layer in before))
         total += cost
     if work.contrasted:
         cost, text_reached = _in_sequence(_text_tower(model, work.contrasted), learns, False)
@@ -96,6 +99,12 @@ def _tower(model: VLAB, work: Work, stream: str) -> list[Layer]:
         adapter = [_adapter(model, work, patches)] if number in adapted else []
         layers += [*adapter, block[0], *(adapter if model.adapter["before_mlp"] else []), block[1]]
     return [*layers, Layer(part, 2.0 * images * fields["width"] * fields["embed_width"])]
+
+
+def _parted(layers: list[Layer], blocks: int) -> tuple[list[Layer], list[Layer]]:
+    """A tower's layers, parted before the block of this number; no block before it has an adapter."""
+    count = 1 + 2 * blocks
+    return layers[:count], layers[count:]
 
 
 def _block(part: str, rows: int, tokens: int, fields: Mapping[str, Any]) -> tuple[Layer, Layer]:

@@ -8,12 +8,14 @@ most, `V` vocabulary.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vlab_jax.errors import InputError
 from vlab_jax.models.cached_decoder import Memory, NextTokens, empty_cache, take_rows
 from vlab_jax.models.layers import KeyValueCache
 
@@ -39,6 +41,26 @@ class Search:
     length_penalty: float = 1.0
     temperature: float = 0.0
     top_p: float = 1.0
+
+    @classmethod
+    def of(cls, generation: Mapping[str, Any], end: int, context_length: int) -> "Search":
+        """The search that the fields of `config.generation_config` say.
+
+        Raises:
+          InputError: a text would be longer than the text tower has positions for.
+        """
+        room = context_length - 1  # the start of text takes one
+        if generation["max_tokens"] > room:
+            raise InputError(
+                f"config.generation.max_tokens is {generation['max_tokens']}; behind the start of text there are "
+                f"{room} places (model.text.context_length)"
+            )
+        return cls(
+            generation["max_tokens"] or room,
+            end,
+            beams=generation["beams"],
+            length_penalty=float(generation["length_penalty"]),
+        )
 
 
 class Texts(NamedTuple):

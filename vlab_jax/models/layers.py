@@ -9,14 +9,17 @@ adapter, a cross-attention) is an `Insertion`: a pure function of its own stacke
 place of the chosen blocks. The tree of a plain CLIP tower is thus the same with insertions and without.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from vlab_jax.models.attention import attend
 from vlab_jax.models.rotary import Rotation, rotate
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -24,6 +27,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "silu": jax.nn.silu,
 }
+
+# The axes of a mesh that split a batch (`runtime.sharding`).
+BATCH_AXES = ("data", "fsdp")
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -47,7 +53,7 @@ class Insertion(NamedTuple):
 
     def laid_out(self, depth: int) -> "Insertion":
         """The same with its parameters laid out over all `depth` blocks, for use in a loop: it is done once then."""
-        active, parameters = _spread(self, depth)
+        active, parameters = _spread(self, range(depth))
         return self._replace(active=active, parameters=parameters, blocks=tuple(range(depth)))
 
 
@@ -71,37 +77,19 @@ class LayerNorm(nn.Module):
         return norm(x).astype(self.dtype)
 
 
-def attention_implementation(platform: str, dtype: Any, head_width: int) -> str:
-    """Which kernel of `jax.nn.dot_product_attention` fits: cuDNN's fused one on GPU in half precision, else XLA."""
-    half = jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
-    fits = half and head_width % 8 == 0 and head_width <= 128
-    return "cudnn" if platform == "gpu" and fits else "xla"
+def split_by_batch(x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
+    """The same rows, with a word to the compiler where a mesh is set: each device keeps its own.
 
-
-def attend(
-    query: Float[Array, "B L H d"],
-    key: Float[Array, "B K H d"],
-    value: Float[Array, "B K H d"],
-    mask: Bool[Array, "#B 1 #L K"] | None = None,
-) -> Float[Array, "B L H d"]:
-    """Softmax attention; `mask` is true where a query may look."""
-    implementation = attention_implementation(jax.default_backend(), query.dtype, query.shape[-1])
-    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)
-
-
-def stored(x: Float[Array, "B K H d"]) -> Float[Array, "B _ _ _"]:
-    """Keys or values that many attentions will see, as `recalled` takes them: in the layout that products read, where
-    XLA makes the attention (`[B, H, d, K]`); it would else transpose them before each."""
-    return x.transpose(0, 2, 3, 1) if _read_by_products(x.dtype, x.shape[3]) else x
-
-
-def recalled(x: Float[Array, "B _ _ _"], head_width: int) -> Float[Array, "B K H d"]:
-    """What `stored` was given."""
-    return x.transpose(0, 3, 1, 2) if _read_by_products(x.dtype, head_width) else x
-
-
-def _read_by_products(dtype: Any, head_width: int) -> bool:
-    return attention_implementation(jax.default_backend(), dtype, head_width) == "xla"
+    Without it, devices that hold a part of each kernel multiply all rows with their parts, and add up the results of
+    all rows. Kernels are smaller than a batch's activations: they are what is to be sent around.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
+    devices = math.prod(mesh.shape[axis] for axis in axes)
+    if devices == 1 or x.shape[0] % devices:
+        return x
+    rest = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes, *rest))
 
 
 def normal(stddev: float) -> nn.initializers.Initializer:
@@ -237,6 +225,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, mask, rotation, contexts, lengths, layer):
         insertions, stored = layer
+        x = split_by_batch(x)
         cache = None if stored is None else KeyValueCache(*stored, lengths)
         norms = {"inner_norm": self.inner_norms, "epsilon": self.epsilon, "dtype": self.dtype}
         x = self._insert("attention", x, contexts, insertions)
@@ -288,12 +277,20 @@ class Transformer(nn.Module):
         collect: bool = False,
         rotation: Rotation | None = None,
         cache: KeyValueCache | None = None,
+        blocks: slice = slice(None),
     ) -> tuple[Float[Array, "B L D"], Any]:
         """Returns the last block's output and, with `collect`, every block's, `[depth, B, L, D]`.
+
+        Of the stack, `blocks` are run (initialisation runs all); insertions stand at their blocks' places in the whole.
 
         With a `cache`, `x` are the tokens behind those in it, `mask` is over all of its places, and what is returned
         beside the output is the cache with `x` in it, but for `lengths`, which are left as they are.
         """
+        if self.is_initializing():
+            blocks = slice(None)
+        first, last, _ = blocks.indices(self.depth)
+        if first >= last:
+            return x, None
         block = Block
         if self.remat != "none":
             block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
@@ -302,10 +299,16 @@ class Transformer(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0),
-            length=self.depth,
-            unroll=min(self.unroll, self.depth),
+            length=last - first,
+            unroll=min(self.unroll, last - first),
         )
-        blocks = scanned(
+        if last - first < self.depth:
+
+            def chosen(parameters: Any) -> Any:
+                return jax.tree.map(lambda leaf: leaf[first:last], parameters)
+
+            scanned = nn.map_variables(scanned, "params", trans_in_fn=chosen)
+        run = scanned(
             heads=self.heads,
             mlp_width=self.mlp_width,
             depth=self.depth,
@@ -320,11 +323,11 @@ class Transformer(nn.Module):
             name="blocks",
         )
         contexts = tuple(insertion.context for insertion in insertions)
-        inserted = tuple(_spread(insertion, self.depth) for insertion in insertions)
+        inserted = tuple(_spread(insertion, range(first, last)) for insertion in insertions)
         if cache is None:
-            x, (every, _) = blocks(x, mask, rotation, contexts, None, (inserted, None))
+            x, (every, _) = run(x, mask, rotation, contexts, None, (inserted, None))
             return x, every
-        x, (_, stored) = blocks(x, mask, rotation, contexts, cache.lengths, (inserted, (cache.key, cache.value)))
+        x, (_, stored) = run(x, mask, rotation, contexts, cache.lengths, (inserted, (cache.key, cache.value)))
         return x, KeyValueCache(*stored, cache.lengths)
 
 
@@ -344,13 +347,15 @@ def transformer_of(tower: nn.Module, **block: bool) -> Transformer:
     )
 
 
-def _spread(insertion: Insertion, depth: int) -> tuple[jax.Array | None, Any]:
-    """An insertion's parameters laid out over all blocks, and which of these are active (None: all)."""
-    if insertion.blocks == tuple(range(depth)):
+def _spread(insertion: Insertion, blocks: range) -> tuple[jax.Array | None, Any]:
+    """An insertion's parameters laid out over these blocks, and which of them are active (None: all)."""
+    if insertion.blocks == tuple(blocks):
         return insertion.active, insertion.parameters
-    slots = [insertion.blocks.index(i) if i in insertion.blocks else 0 for i in range(depth)]
-    active = jnp.array([i in insertion.blocks for i in range(depth)])
-    return active, jax.tree.map(lambda leaf: leaf[jnp.array(slots)], insertion.parameters)
+    slots = jnp.array([insertion.blocks.index(i) if i in insertion.blocks else 0 for i in blocks])
+    active = jnp.array([i in insertion.blocks for i in blocks])
+    if insertion.active is not None:
+        active &= insertion.active[slots]
+    return active, jax.tree.map(lambda leaf: leaf[slots], insertion.parameters)
 
 
 def stacked_init(module: nn.Module, count: int, *example: Any) -> Callable[[jax.Array], Any]:
@@ -363,7 +368,7 @@ def stacked_init(module: nn.Module, count: int, *example: Any) -> Callable[[jax.
 
 
 def apply_function(module: nn.Module) -> Callable[..., jax.Array]:
-    """`module` as a pure function of (parameters, *inputs)."""
+    """`module` as a pure function of `(parameters, *inputs)`."""
     return lambda parameters, *inputs: module.apply({"params": parameters}, *inputs)
 
 

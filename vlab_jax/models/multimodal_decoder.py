@@ -16,17 +16,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from vlab_jax.models.attention import attend, recalled
 from vlab_jax.models.clip import text_embedding
 from vlab_jax.models.layers import (
     HeadProjection,
     Insertion,
     LayerNorm,
     apply_function,
-    attend,
     interpolate_positions,
     normal,
     output_projection,
-    recalled,
     stacked_init,
     transformer_of,
 )
@@ -42,7 +41,7 @@ BLENDINGS: dict[str, tuple[str, ...]] = {
 
 
 class KeysAndValues(NamedTuple):
-    """What a cross-attention sees, projected already: `[B, K, H, d]` each, as `layers.stored` keeps them."""
+    """What a cross-attention sees, projected already: `[B, K, H, d]` each, as `attention.stored` keeps them."""
 
     key: jax.Array
     value: jax.Array

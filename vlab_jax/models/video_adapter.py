@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vlab_jax.models.layers import ACTIVATIONS, attend, interpolate_positions, normal
+from vlab_jax.models.attention import attend
+from vlab_jax.models.layers import ACTIVATIONS, interpolate_positions, normal
 
 MIXERS = ("conv", "attention")
 

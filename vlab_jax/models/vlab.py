@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import freeze
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
 from vlab_jax.models.clip import TextTower, VisionTower, normalise_pixels
 from vlab_jax.models.layers import Insertion, apply_function, stacked_init
@@ -134,13 +134,14 @@ class VLAB(nn.Module):
           streams: which of `video` and `image` to compute.
           image_frames: the frames that the image stream takes.
         """
-        tokens, embeddings = {}, {}
-        if "video" in streams:
-            tokens["video"], embeddings["video"] = self.encode_frames(video)
+        views = {}
+        begun = self._begin(video, self.vision_tower, self._common_blocks) if "video" in streams else None
+        if begun is not None:
+            views["video"] = self._video_stream(begun)
         if "image" in streams:
-            chosen = video if len(image_frames) == video.shape[1] else video[:, jnp.array(image_frames)]
-            tower = self.image_tower if self.image_encoder == "separate" else self.vision_tower
-            tokens["image"], embeddings["image"] = _per_frame(tower, chosen, ())
+            views["image"] = self._image_stream(video, begun, image_frames)
+        tokens = {stream: tokens for stream, (tokens, _) in views.items()}
+        embeddings = {stream: embeddings for stream, (_, embeddings) in views.items()}
         weights = {"image": self.embedding_blend, "video": 1 - self.embedding_blend}
         means = {stream: embedding.mean(axis=1) for stream, embedding in embeddings.items()}  # [B, E]
         if len(means) == 1:
@@ -151,7 +152,26 @@ class VLAB(nn.Module):
 
     def encode_frames(self, video: UInt8[Array, "B T S S 3"]) -> tuple[Float[Array, "B T M D"], Float[Array, "B T E"]]:
         """The video stream: tokens and projected pooled tokens, frame by frame, before pooling over time."""
-        clips, frames = video.shape[:2]
+        return self._video_stream(self._begin(video, self.vision_tower, self._common_blocks))
+
+    @property
+    def _common_blocks(self) -> int:
+        """The vision blocks before the first adapter."""
+        return common_blocks(self.vision, self.adapter)
+
+    def _begin(self, video: jax.Array, tower: VisionTower, blocks: int) -> jax.Array:
+        """The tokens of all frames that go into the block of this number: `[B, T, M, D]`."""
+        x = tower.begin(normalise_pixels(video.reshape(-1, *video.shape[2:])), blocks)
+        return x.reshape(*video.shape[:2], *x.shape[1:])
+
+    def _end(self, x: jax.Array, tower: VisionTower, blocks: int, insertions: tuple[Insertion, ...] = ()):
+        """Tokens `[B, T, M, D]` and embeddings `[B, T, E]`, from what `_begin` returned."""
+        tokens, embeddings = tower.end(x.reshape(-1, *x.shape[2:]), insertions, blocks)
+        return tokens.reshape(x.shape), embeddings.reshape(*x.shape[:2], -1)
+
+    def _video_stream(self, begun: jax.Array):
+        """The video stream, from the tokens before the first adapter."""
+        clips, frames = begun.shape[:2]
 
         def over_clips(function):
             def inserted(parameters, x, context):
@@ -163,7 +183,14 @@ class VLAB(nn.Module):
         insertions = tuple(
             insertion._replace(function=over_clips(insertion.function)) for insertion in self.video_adapter
         )
-        return _per_frame(self.vision_tower, video, insertions)
+        return self._end(begun, self.vision_tower, self._common_blocks, insertions)
+
+    def _image_stream(self, video: jax.Array, begun: jax.Array | None, chosen: tuple[int, ...]):
+        """The image stream; a shared tower goes on from the tokens that the video stream has begun with, if it has."""
+        if self.image_encoder == "shared" and begun is not None:
+            return self._end(_frames(begun, chosen), self.vision_tower, self._common_blocks)
+        tower = self.image_tower if self.image_encoder == "separate" else self.vision_tower
+        return self._end(self._begin(_frames(video, chosen), tower, 0), tower, 0)
 
     def decode(
         self,
@@ -177,12 +204,17 @@ class VLAB(nn.Module):
         return self.multimodal_decoder(tokens, streams, causal, lengths, masked)
 
 
-def _per_frame(tower: VisionTower, video: jax.Array, insertions: tuple[Insertion, ...]):
-    """Runs a vision tower over all frames: tokens `[B, T, M, D]` and embeddings `[B, T, E]`."""
-    clips, frames = video.shape[:2]
-    images = normalise_pixels(video.reshape(clips * frames, *video.shape[2:]))
-    tokens, embeddings = tower(images, insertions)
-    return tokens.reshape(clips, frames, *tokens.shape[1:]), embeddings.reshape(clips, frames, -1)
+def _frames(clips: Shaped[Array, "B T ..."], chosen: tuple[int, ...]) -> Shaped[Array, "B _ ..."]:
+    """Some frames of each clip. Slices, since the gradient of an index by an array is a scatter."""
+    if chosen == tuple(range(clips.shape[1])):
+        return clips
+    return jnp.stack([clips[:, frame] for frame in chosen], axis=1)
+
+
+def common_blocks(vision: Mapping[str, Any], adapter: Mapping[str, Any]) -> int:
+    """The vision blocks before the first adapter, by the fields of a `VLAB`: what they compute is the same in both
+    streams where these share a tower."""
+    return min(adapter["blocks"], default=vision["depth"])
 
 
 def decoder_of(model: VLAB, kind: type[MultimodalDecoder]) -> MultimodalDecoder:

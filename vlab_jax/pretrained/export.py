@@ -19,31 +19,39 @@ from vlab_jax.errors import InputError
 from vlab_jax.models.clip import PIXEL_DEVIATION, PIXEL_MEAN
 from vlab_jax.pretrained import hugging_face, vlab
 from vlab_jax.pretrained.architecture import PLAIN
+from vlab_jax.pretrained.model_card import is_card
 
 WEIGHTS = "model.safetensors"
 
 
 @contextlib.contextmanager
-def new_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
+def new_folder(out: pathlib.Path, replace: bool = False) -> Iterator[pathlib.Path]:
     """A folder to write into, which becomes `out` when all is written.
 
+    Args:
+      replace: whether it may take the place of an export, known by its model card.
+
     Raises:
-      InputError: `out` exists and is not empty, or cannot be made.
+      InputError: `out` exists, is not empty and is not to be replaced; or it cannot be made.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists already; name another directory, or remove it")
-    partial = out.with_name(out.name + ".partial")
+        if not replace:
+            raise InputError(f"{out} exists already; name another directory, or remove it")
+        if not is_card(out / "README.md"):
+            raise InputError(f"{out} exists already, and is no export to replace; name another directory")
+    partial, old = out.with_name(out.name + ".partial"), out.with_name(out.name + ".old")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
         if out.exists():
-            out.rmdir()
+            os.replace(out, old)
         os.replace(partial, out)
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for folder in (partial, old):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_vlab(folder: pathlib.Path, parameters: Mapping[str, Any], config: Mapping[str, Any]) -> None:

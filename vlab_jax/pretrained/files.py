@@ -51,6 +51,11 @@ def locate(name: str) -> Files:
     return Files(path, _weights(path / chosen))
 
 
+def may_be_on_hub(name: str) -> bool:
+    """Whether a model on the hub can be called so."""
+    return re.fullmatch(r"(hf-hub:)?[A-Za-z0-9][\w.-]*/[\w.-]+", name) is not None
+
+
 def choose(names: Iterable[str]) -> str | None:
     """The file to load of those in a directory: a preferred one, or the only safetensors file there is.
 
@@ -110,14 +115,13 @@ def _pickle(path: pathlib.Path) -> str:
 def _fetched(name: str) -> pathlib.Path:
     """The folder of a model on the hub; fetched where it is not cached yet."""
     advice = "name a .safetensors file, its directory, or a model on the hub as in 'openai/clip-vit-base-patch32'"
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
+    if not may_be_on_hub(name):
         raise InputError(f"there is no checkpoint at {name!r}; {advice}")
     import huggingface_hub  # here, because a local checkpoint needs none of it
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         names = huggingface_hub.HfApi().list_repo_files(name)
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except Exception as error:  # of whichever HTTP library the hub's client has below it
         return _cached(name, advice, error)
     chosen = choose(names)
     if chosen is None:

@@ -1,5 +1,6 @@
 """The model card of an export: what it is, what it was trained on and how, what it reaches, whose licence it has."""
 
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,8 +8,10 @@ KINDS = {
     "vlab": "A whole VLAB: CLIP, video adapters, multimodal decoder.",
     "clip": "The CLIP of a VLAB alone. Video adapters and decoder are left out: it sees frames one by one.",
 }
+TITLE = "# VLAB-JAX model"
 USES = {
-    "vlab": "`config.model.pretrained` (or `configs/pretrain.py:pretrained=<this directory>`) starts from it.",
+    "vlab": "`vlab_jax.Predictor.load` and `python -m vlab_jax.predict` use it; `config.model.pretrained` (or "
+    "`configs/pretrain.py:pretrained=<this directory>`) starts from it.",
     "clip": "`transformers.CLIPModel.from_pretrained` reads this directory.",
 }
 
@@ -36,7 +39,7 @@ def model_card(
         "tags: [video, clip, video-text-retrieval]",
         "---",
         "",
-        "# VLAB-JAX model",
+        TITLE,
         "",
         KINDS[kind],
         USES[kind],
@@ -51,6 +54,11 @@ def model_card(
     lines += _stages(config)
     lines += ["", "## Results", "", f"Evaluated on `{config['data']['evaluate']}`.", "", *_table(results), ""]
     return "\n".join(lines)
+
+
+def is_card(path: pathlib.Path) -> bool:
+    """Whether a file is such a card."""
+    return path.is_file() and TITLE in path.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 def _stages(config: Mapping[str, Any]) -> list[str]:

@@ -132,21 +132,15 @@ class Checkpoints:
           DamagedCheckpoint: it is damaged.
           CannotRead: the disk fails.
         """
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(_placed(like, shardings)))
-        try:
-            return self._manager.restore(step, args=args)[STATE]
-        except Exception as error:  # tensorstore raises plain ones
-            where = self.directory / str(step)
-            if any(said in str(error) for said in _UNLIKE):
-                reason = str(error).strip().splitlines()[0]
-                raise InputError(f"{where} does not fit this model: {reason}") from error
-            raise _unreadable(where, error) from error
+        return self._restore(step, ocp.args.StandardRestore(_placed(like, shardings)))
 
     def restore_parameters(self, step: int, like: Any, shardings: Any, averaged: bool) -> Any:
         """The parameters alone (their moving average where the run kept one), without optimiser state.
 
         Raises:
-          InputError: there is no such checkpoint.
+          InputError: there is no such checkpoint, or it is of another model.
+          DamagedCheckpoint: it is damaged.
+          CannotRead: the disk fails.
         """
         if step not in self._manager.all_steps():
             raise InputError(f"{self.directory / str(step)} is missing; without it the run cannot be evaluated")
@@ -157,7 +151,17 @@ class Checkpoints:
             restore_args=ocp.checkpoint_utils.construct_restore_args(target),
             partial_restore=True,
         )
-        return self._manager.restore(step, args=ocp.args.Composite(state=partial))[STATE][key]
+        return self._restore(step, partial)[key]
+
+    def _restore(self, step: int, how: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(state=how))[STATE]
+        except Exception as error:  # tensorstore raises plain ones
+            where = self.directory / str(step)
+            if any(said in str(error) for said in _UNLIKE):
+                reason = str(error).strip().splitlines()[0]
+                raise InputError(f"{where} does not fit this model: {reason}") from error
+            raise _unreadable(where, error) from error
 
     def wait(self) -> None:
         """Until what is being saved is saved."""

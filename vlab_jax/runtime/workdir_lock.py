@@ -1,4 +1,4 @@
-"""One run at a time on a workdir."""
+"""One process at a time on a directory: a run on its workdir, an indexer on its index."""
 
 import contextlib
 import pathlib
@@ -17,12 +17,24 @@ def only_run(workdir: pathlib.Path) -> Iterator[None]:
     Raises:
       InputError: another run holds it.
     """
-    lock = filelock.FileLock(workdir / "run.lock")
+    taken = f"another run is at work in {workdir}; wait until it ends, or use another --workdir"
+    with only_holder(workdir / "run.lock", taken):
+        yield
+
+
+@contextlib.contextmanager
+def only_holder(path: pathlib.Path, taken: str) -> Iterator[None]:
+    """Holds the lock `path`, which the system releases when the process ends, however it ends.
+
+    Raises:
+      InputError: another process holds it; the message is `taken`.
+    """
+    lock = filelock.FileLock(path)
     try:
-        with writing(workdir):
+        with writing(path.parent):
             lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise InputError(f"another run is at work in {workdir}; wait until it ends, or use another --workdir") from None
+        raise InputError(taken) from None
     try:
         yield
     finally:

@@ -18,7 +18,8 @@ from vlab_jax.data import left, pipeline, sampling
 from vlab_jax.errors import CannotRead, RunPreempted
 from vlab_jax.evaluation import run as evaluation
 from vlab_jax.evaluation import sheets
-from vlab_jax.evaluation.tasks import Outcome, Plan, search_of
+from vlab_jax.evaluation.tasks import Outcome, Plan
+from vlab_jax.models.generation import Search
 from vlab_jax.models.vlab import VLAB, parameter_shapes, start_from_clip
 from vlab_jax.runtime import meters, processes, sharding
 from vlab_jax.runtime.checkpoint import PROGRESS, Checkpoints, DamagedCheckpoint
@@ -139,7 +140,8 @@ class Run:
         with processes.primary_first("tokenizer"):
             made_here = fresh and processes.is_primary()
             self.tokenizer = start.make_tokenizer(config, workdir, made_here, self.pretrained)
-        search_of(dict(config.generation), self.tokenizer)  # too long texts would be missed only when evaluated
+        # Too long texts would be missed only when evaluated.
+        Search.of(dict(config.generation), self.tokenizer.end, self.tokenizer.context_length)
 
     def begin(self) -> tuple[Progress, Any]:
         """Fresh parameters, or (None) those that the stage in progress will restore."""

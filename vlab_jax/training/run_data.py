@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from vlab_jax.data import builders, pipeline
 from vlab_jax.data.builders.options import BuildOptions
+from vlab_jax.data.limits import MediaLimits
 from vlab_jax.data.tokenizer import Tokenizer
 from vlab_jax.data.workers import default_workers
 from vlab_jax.training import start
@@ -55,7 +56,8 @@ class RunData:
 
     def frames(self, count: int) -> pipeline.FrameOptions:
         """How a clip becomes so many frames."""
-        return pipeline.FrameOptions(count, self._config.model.vision.image_size, self._config.data.short)
+        size, data = self._config.model.vision.image_size, self._config.data
+        return pipeline.FrameOptions(count, size, data.short, MediaLimits.from_fields(data.limits))
 
     def batches(self, name: str, tokenizer: Tokenizer, first: int, without: Sequence[str]) -> pipeline.Batches:
         """This process's share of a stage's batches, from number `first` on."""

@@ -110,6 +110,11 @@ def prepare(model: VLAB, stage: ConfigDict, config: ConfigDict, mesh: Mesh) -> S
         average_decay=stage.average_decay,
         parts=stage.micro_batches,
     )
+
+    def on_mesh(state, batch):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # whatever mesh is set where the step is called
+            return step(state, batch)
+
     return Stage(
         groups,
         _cost(model, stage, config, learns, mesh),
@@ -118,7 +123,7 @@ def prepare(model: VLAB, stage: ConfigDict, config: ConfigDict, mesh: Mesh) -> S
         placed,
         jax.jit(initial, out_shardings=placed),
         jax.jit(
-            step,
+            on_mesh,
             in_shardings=(placed, sharding.batch_sharding(mesh)),
             out_shardings=(placed, sharding.replicated(mesh)),
             donate_argnums=0,

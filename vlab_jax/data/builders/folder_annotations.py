@@ -4,8 +4,10 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import pathlib
 import posixpath
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +20,9 @@ MOST_SHOWN = 50
 _EXAMPLE = '{"video": "clip.mp4", "captions": ["a man cuts an onion"]}'
 _KEYS = ("video", "id", "start", "end", "captions", "questions", "split")
 _QUESTION_KEYS = ("question", "answer", "type", "options")
+# What would break a line of a log or of a list; a name may not have it, a caption may.
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +87,7 @@ def _report(problems: list[str], directory: pathlib.Path) -> str:
 def _parse(line: bytes) -> tuple[dict[str, Any], list[str]]:
     """The JSON object of a line, without its nulls, and what keeps the line from being one."""
     try:
-        fields = json.loads(line.decode(), object_hook=_without_nulls, parse_constant=_refuse_constant)
+        fields = json.loads(line.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant)
     except UnicodeDecodeError:
         return {}, ["is not UTF-8; save the file in that encoding"]
     except json.JSONDecodeError as error:
@@ -94,8 +99,12 @@ def _parse(line: bytes) -> tuple[dict[str, Any], list[str]]:
     return fields, []
 
 
-def _without_nulls(fields: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in fields.items() if value is not None}
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, without its nulls."""
+    if len({key for key, _ in pairs}) < len(pairs):
+        twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+        raise ValueError(f"the key {_called(twice)} is given twice")
+    return {key: value for key, value in pairs if value is not None}
 
 
 def _refuse_constant(name: str) -> None:
@@ -111,8 +120,8 @@ def _problems(fields: dict[str, Any], directory: pathlib.Path) -> Iterator[str]:
         yield "'captions' is missing: a list of at least one text"
     else:
         yield from _text_list_problems(fields["captions"], "captions")
-    if "id" in fields and not _is_text(fields["id"]):
-        yield f"'id' is {_called(fields['id'])} and must be a text that is not empty"
+    if "id" in fields and (not _is_text(fields["id"]) or _CONTROL.search(fields["id"])):
+        yield f"'id' is {_called(fields['id'])} and must be a text that is not empty, without control characters"
     if "split" in fields and fields["split"] not in SPLITS:
         nearest = _nearest(fields["split"], SPLITS)
         yield f"'split' is {_called(fields['split'])} and must be one of {', '.join(SPLITS)}{nearest}"
@@ -129,11 +138,11 @@ def _video_problems(fields: dict[str, Any], directory: pathlib.Path) -> Iterator
         yield "'video' is missing: the path of a file in the folder"
         return
     video = fields["video"]
-    if not _is_text(video) or "\0" in video:
-        yield f"'video' is {_called(video)} and must be the path of a file in the folder"
+    if not _is_text(video) or _CONTROL.search(video):
+        yield f"'video' is {_called(video)} and must be the path of a file in the folder, without control characters"
     elif posixpath.isabs(video) or ".." in pathlib.PurePosixPath(video).parts:
         yield f"video {video!r} leaves the folder; give a path within it, without '..'"
-    elif not (directory / video).is_file():
+    elif not os.path.isfile(directory / video):  # which takes names that are too long, too
         yield f"video {video!r} is not in the folder"
     elif not (directory / video).stat().st_size:
         yield f"video {video!r} is an empty file"
@@ -214,7 +223,8 @@ def _row(fields: dict[str, Any], number: int) -> Row:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    """Whether it is a text that is not empty, and can be written down: half of a surrogate pair cannot."""
+    return isinstance(value, str) and bool(value.strip()) and not _SURROGATE.search(value)
 
 
 def _is_seconds(value: Any) -> bool:
@@ -226,7 +236,7 @@ def _is_seconds(value: Any) -> bool:
 
 def _called(value: Any) -> str:
     """A value as JSON spells it, cut short."""
-    spelled = json.dumps(value, ensure_ascii=False)
+    spelled = _SURROGATE.sub(lambda found: f"\\u{ord(found.group()):04x}", json.dumps(value, ensure_ascii=False))
     return spelled if len(spelled) <= 40 else f"{spelled[:40]}..."
 
 

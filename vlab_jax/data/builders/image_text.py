@@ -56,7 +56,7 @@ def _column(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> str:
     for name in names:
         if name in row:
             return name
-    raise InputError(f"{where}: there is no column {' or '.join(names)}; the columns are {', '.join(row)}")
+    raise InputError(f"{where}: there is no column {' or '.join(names)}; the columns are {', '.join(row)[:200]}")
 
 
 def _within(file: TextFile, folder: AnnotationFolder) -> str:

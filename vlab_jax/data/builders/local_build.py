@@ -14,10 +14,9 @@ from vlab_jax.data.builders import records, store
 from vlab_jax.data.builders.clip_builder import ClipBuilder
 from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.data.builders.store import Stored
+from vlab_jax.data.in_hand import ENDED
 from vlab_jax.data.workers import map_in_order
 from vlab_jax.errors import InputError
-
-_ENDED = "the process that decoded it ended: a crash of the decoder, or too little memory"
 
 
 def build(builder: ClipBuilder, files: pathlib.Path, options: BuildOptions) -> None:
@@ -44,7 +43,8 @@ def build(builder: ClipBuilder, files: pathlib.Path, options: BuildOptions) -> N
                 functools.partial(store.store, options=options),
                 clips,
                 _workers(options),
-                lambda clip: store.without_media(clip, options, _ENDED),
+                lambda clip: store.without_media(clip, options, ENDED),
+                options.limits.clock_seconds,
             )
             with contextlib.closing(stored):
                 counted = _counted(stored, split, failures, bar)

@@ -18,12 +18,14 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from vlab_jax.data.text_files import quoted
 from vlab_jax.errors import InputError
 
 VIDEOS = "mp4|m4v|mkv|avi|mov|mpg|mpeg|m1v|m2v|webm|gif|wmv|asf|flv|f4v|3gp|3g2|mts|m2ts|ts|ogv|vob|divx|rm|rmvb|mxf"
 IMAGES = "jpg|jpeg|jfif|png|webp|bmp|tif|tiff|avif"
 _EXTENSIONS = re.compile(rf"(\.({VIDEOS}|{IMAGES})?)+\Z", re.IGNORECASE)
 _IMAGE = re.compile(rf"\.({IMAGES})\Z", re.IGNORECASE)
+_UNUSABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _COMMIT_EVERY = 100_000  # files
 
 _TABLES = """
@@ -164,6 +166,8 @@ class MediaIndex:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
+                    if not _is_utf8(entry.name):
+                        raise InputError(f"the name of {shown}/{entry.name!a} is not UTF-8; rename it")
                     if entry.is_dir():
                         below = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
                         self._add_directory(below, f"{shown}/{entry.name}", folder)
@@ -185,11 +189,22 @@ class MediaIndex:
 
 
 def checked_name(name: str) -> str:
-    """The name of a media, normalised and without its extension. Raises InputError where it leads out of the folder."""
+    """The name of a media, normalised, without its extension. Raises InputError where it leads out, or is no name."""
     parts = name.replace("\\", "/").split("/")
-    if name.startswith("/") or ".." in parts or "\0" in name or not name.strip("./"):
-        raise InputError(f"the annotations name the media {name!r}, which leads out of the folder; mend them")
+    if name.startswith("/") or ".." in parts or not name.strip("./"):
+        raise InputError(f"the annotations name the media {quoted(name)}, which leads out of the folder; mend them")
+    if _UNUSABLE.search(name):
+        raise InputError(f"the annotations name the media {quoted(name)}, with characters that no name has; mend them")
     return without_extension(posixpath.normpath(name))
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether the name can be written down; the system hands out other bytes as lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _row(entry: os.DirEntry, cut: int, directory: int) -> list[tuple[str, str, int, int, int]]:

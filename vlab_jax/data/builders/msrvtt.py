@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from vlab_jax.data.builders.annotation import AnnotationFolder, Counts, Entry, Protocol
 from vlab_jax.data.builders.official import Official
-from vlab_jax.data.text_files import TextFile, read_json, read_table, text_of
+from vlab_jax.data.text_files import TextFile, quoted, read_json, read_table, text_of
 from vlab_jax.errors import InputError
 
 _TRAIN_VAL = ("train_val_videodatainfo.json", "MSRVTT_data.json")
@@ -84,7 +84,7 @@ def _entries(file: TextFile) -> Iterator[Entry]:
         where = f"{file} video {number}"
         name, split = text_of(video, "video_id", where), text_of(video, "split", where)
         if split not in _SPLITS:
-            raise InputError(f"{where}: 'split' is {split!r}; it must be one of {', '.join(_SPLITS)}")
+            raise InputError(f"{where}: 'split' is {quoted(split)}; it must be one of {', '.join(_SPLITS)}")
         yield Entry(name, name, _SPLITS[split], tuple(captions[name]), rows=len(captions[name]))
 
 

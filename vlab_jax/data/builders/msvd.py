@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from vlab_jax.data.builders.annotation import AnnotationFolder, Counts, Entry, Protocol
 from vlab_jax.data.builders.official import Official
-from vlab_jax.data.text_files import TextFile, read_json_list, read_list, text_of, texts_of
+from vlab_jax.data.text_files import TextFile, quoted, read_json_list, read_list, text_of, texts_of
 from vlab_jax.errors import InputError
 
 _LISTS = {"train": "train.json", "validation": "val.json", "test": "test.json"}
@@ -67,7 +67,7 @@ def _mapped(file: TextFile) -> dict[int, str]:
         name, _, number = line.partition(" ")
         if not number.removeprefix("vid").strip().isdigit():
             raise InputError(
-                f"{file}: the line {line!r} is not a clip's name and its number, as in '-4wsuPCjDBc_5_15 vid1'"
+                f"{file}: the line {quoted(line)} is not a clip's name and its number, as in '-4wsuPCjDBc_5_15 vid1'"
             )
         names[int(number.removeprefix("vid"))] = name
     return names

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from vlab_jax.data.limits import DEFAULT_LIMITS, MediaLimits
 from vlab_jax.errors import InputError
 
 VARIANTS = ("file", "frames")
@@ -30,6 +31,7 @@ class BuildOptions:
       short_side: of the frames variant: pixels of the short side, at most.
       jpeg_quality: of the frames variant: 1 to 100.
       workers: of the frames variant: processes that decode; -1: one for each core; 0: this process.
+      limits: what reading and decoding one clip may take.
     """
 
     directory: str = ""
@@ -40,6 +42,7 @@ class BuildOptions:
     short_side: int = 256
     jpeg_quality: int = 90
     workers: int = -1
+    limits: MediaLimits = DEFAULT_LIMITS
 
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
@@ -58,4 +61,5 @@ class BuildOptions:
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> "BuildOptions":
         """The options that the `data` fields of a config say (`config.build_fields`); other fields are passed over."""
-        return cls(**{field.name: fields[field.name] for field in dataclasses.fields(cls)})
+        plain = {field.name: fields[field.name] for field in dataclasses.fields(cls) if field.name != "limits"}
+        return cls(**plain, limits=MediaLimits.from_fields(fields["limits"]))

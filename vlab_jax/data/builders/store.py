@@ -27,10 +27,10 @@ class Stored(NamedTuple):
 def store(clip: schema.Clip, options: BuildOptions) -> Stored:
     """The clip in the form that `options` say."""
     try:
-        media = read(clip.media)
+        media = read(clip.media, options.limits.max_bytes)
         if options.variant == "frames" and isinstance(media, bytes):
             form = {"frame_rate": options.frame_rate, "short_side": options.short_side, "quality": options.jpeg_quality}
-            media = tuple(frames.store(media, start=clip.start, end=clip.end, **form))
+            media = tuple(frames.store(media, start=clip.start, end=clip.end, limits=options.limits, **form))
     except (OSError, video.DecodeError) as error:
         return without_media(clip, options, " ".join(str(error).split()))
     return _stored(clip, media, options.variant)
@@ -41,9 +41,9 @@ def without_media(clip: schema.Clip, options: BuildOptions, failure: str) -> Sto
     return _stored(clip, b"" if options.variant == "file" else (), options.variant)._replace(failure=failure)
 
 
-def read(media: bytes | tuple[bytes, ...] | str) -> bytes | tuple[bytes, ...]:
-    """The media of a clip that is not stored yet: given, or those of a file. Raises `OSError`."""
-    return read_file(media) if isinstance(media, str) else media
+def read(media: bytes | tuple[bytes, ...] | str, most: int | None = None) -> bytes | tuple[bytes, ...]:
+    """The media of a clip that is not stored yet: given, or those of a file, of `most` bytes. Raises `OSError`."""
+    return read_file(media, most) if isinstance(media, str) else media
 
 
 def _stored(clip: schema.Clip, media: bytes | tuple[bytes, ...], variant: str) -> Stored:

@@ -5,23 +5,24 @@ Dimensions: `Q` rows (a clip with a prefix), `P` tokens of a prefix, `R` texts a
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from vlab_jax.evaluation.run import Encoder
 from vlab_jax.models.cached_decoder import Memory, NextTokens
 from vlab_jax.models.generation import likelihood_behind, prefill
-from vlab_jax.models.vlab import decoder_of
+from vlab_jax.models.vlab import VLAB, decoder_of
 
 TEXTS_AT_ONCE = 512  # rows of the decoder's cache in one step
 
 
 def text_likelihoods(
-    encoder: Encoder,
+    model: VLAB,
+    decoder_parameters: Any,
     memory: Memory,
-    rows: Int[np.ndarray, " Q"],
+    rows: Int[np.ndarray, " Q"] | None,
     prefix: tuple[Int[np.ndarray, "Q P"], Int[np.ndarray, " Q"]],
     texts: tuple[Int[np.ndarray, "Q R G"], Int[np.ndarray, "Q R"]],
 ) -> Float[np.ndarray, "Q R"]:
@@ -30,20 +31,19 @@ def text_likelihoods(
     Prefixes are read and the rows' clips are gathered once; texts come in steps of as many as `TEXTS_AT_ONCE` allows.
 
     Args:
-      rows: each row's clip, of those in `memory`.
+      rows: each row's clip, of those in `memory`; None: the rows are the clips, in their order.
       prefix: token ids that the texts of a row go on from, and their lengths.
       texts: token ids and their lengths, as `stacked` makes them.
     """
     ids, lengths = texts
-    parameters = encoder.parameters["decoder"]
-    seen, read = _read(encoder.model, ids.shape[2], parameters, memory, rows, *prefix)
-    width = min(max(1, TEXTS_AT_ONCE // len(rows)), ids.shape[1])
+    seen, read = _read(model, ids.shape[2], decoder_parameters, memory, rows, *prefix)
+    width = min(max(1, TEXTS_AT_ONCE // len(ids)), ids.shape[1])
     scores = []
     for first in range(0, ids.shape[1], width):
         part, counts = ids[:, first : first + width], lengths[:, first : first + width]
         missing = width - part.shape[1]  # the last step is filled up
         part, counts = np.pad(part, ((0, 0), (0, missing), (0, 0))), np.pad(counts, ((0, 0), (0, missing)))
-        scores.append(np.asarray(_likelihoods(encoder.model, parameters, seen, read, part, counts)))
+        scores.append(np.asarray(_likelihoods(model, decoder_parameters, seen, read, part, counts)))
     return np.concatenate(scores, axis=1)[:, : ids.shape[1]]
 
 
@@ -71,7 +71,7 @@ def stacked(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _read(model, longest, parameters, memory, rows, prefix, lengths):
-    seen = memory.of(rows)
+    seen = memory if rows is None else memory.of(rows)
     room = prefix.shape[1] + longest
     return seen, prefill(decoder_of(model, NextTokens), parameters, seen, prefix, lengths, room)
 

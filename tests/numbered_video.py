@@ -57,14 +57,17 @@ def encode(
     rotation=0,
     aspect=None,
     shift=0,
+    tags=None,
 ) -> bytes:
-    """A video of these frames; `stamps` are in 1/`rate` s, and `shift` frames go before the beginning."""
+    """A video of these frames; `stamps` are in 1/`rate` s, `shift` frames go before the start, `tags` tell colours."""
     frames = list(frames)
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
         stream = output.add_stream(codec, rate=rate, options=options or {})
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = pix_fmt
+        for name, value in (tags or {}).items():
+            setattr(stream.codec_context, name, value)
         if aspect:
             stream.codec_context.sample_aspect_ratio = aspect
         if rotation:

@@ -1,0 +1,49 @@
+"""The notebook's cells run, in order, as they are; the quick form of them where there is no accelerator."""
+
+import os
+import pathlib
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = pathlib.Path(__file__).parents[2]
+NOTEBOOK = ROOT / "experiments" / "vlab_colab.ipynb"
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory) -> nbformat.NotebookNode:
+    """The notebook after a run of two steps a stage."""
+    book = nbformat.read(NOTEBOOK, as_version=4)
+    (parameters,) = (cell for cell in book.cells if "parameters" in cell.metadata.get("tags", ()))
+    folder = tmp_path_factory.mktemp("notebook")
+    parameters.source = f"QUICK, WORKDIR = True, {str(folder / 'workdir')!r}"
+    for cell in book.cells:  # what is installed here already
+        cell.source = cell.source.replace(
+            '"pip", "install"', '"pip", "install", "--dry-run", "--no-deps", "--no-index"'
+        )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFDS_DATA_DIR", str(folder / "data"))
+        patch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+        patch.setenv("JUPYTER_PLATFORM_DIRS", "1")
+        return NotebookClient(book, timeout=280, resources={"metadata": {"path": str(ROOT)}}).execute()
+
+
+def said(book: nbformat.NotebookNode, words: str) -> str:
+    """What the one cell with these words in it printed."""
+    (cell,) = (cell for cell in book.cells if cell.cell_type == "code" and words in cell.source)
+    return "".join(output.get("text", "") for output in cell.outputs if output.output_type == "stream")
+
+
+def test_the_notebook_trains_evaluates_and_looks_at_a_video(executed):
+    assert "cpu" in said(executed, "jax.devices()")
+    assert "data" in said(executed, "make_mesh()")
+    assert "text to video" in said(executed, "scores = evaluate")
+    assert said(executed, "predictor.caption").startswith("caption:")
+    assert len(said(executed, "predictor.rank").splitlines()) == 3
+
+
+def test_the_notebook_is_kept_without_outputs():
+    book = nbformat.read(NOTEBOOK, as_version=4)
+    assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in book.cells)
+    assert os.path.getsize(NOTEBOOK) < 50_000

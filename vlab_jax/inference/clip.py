@@ -1,0 +1,151 @@
+"""What a video is, for a user, and how it becomes the frames that a model looks at.
+
+Nothing here imports JAX: worker processes that decode start within a second.
+
+Dimensions: `T` frames, `S` pixels.
+"""
+
+import dataclasses
+import math
+import os
+import pathlib
+import urllib.parse
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from vlab_jax.data import sampling, video
+from vlab_jax.errors import InputError
+
+Media = str | os.PathLike | bytes | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """A part of a video: [start, end), in seconds from its beginning.
+
+    Attributes:
+      media: the video. A path or a `file://` URL of a video or an image; the bytes of one; or its frames, RGB, uint8
+        `[T, H, W, 3]` (one image: `[H, W, 3]`), evenly spread over the clip, which are all of it.
+      end: `math.inf` where the clip ends with the video.
+
+    Raises:
+      InputError: `media` is no such array, or there is nothing between `start` and `end`.
+    """
+
+    media: Media
+    start: float | int = 0.0
+    end: float | int = math.inf
+
+    def __post_init__(self) -> None:
+        if isinstance(self.media, np.ndarray):
+            _check_frames(self.media)
+            if (self.start, self.end) != (0.0, math.inf):
+                raise InputError(f"{self.name}: frames have no times; cut the array instead of giving start and end")
+        if not 0 <= self.start < self.end:
+            raise InputError(
+                f"{self.name}: the interval [{self.start:g} s, {self.end:g} s) is empty or begins before 0"
+            )
+
+    @property
+    def name(self) -> str:
+        """What results and messages call it."""
+        if isinstance(self.media, np.ndarray):
+            return f"<frames {' x '.join(map(str, self.media.shape))}>"
+        if isinstance(self.media, bytes):
+            return f"<{len(self.media)} bytes>"
+        return os.fspath(self.media)
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameShape:
+    """How a model looks at a clip: `num_frames` frames, squares of `size` pixels."""
+
+    num_frames: int
+    size: int
+
+
+def is_video(given: Any) -> bool:
+    """Whether it is meant as one video: whatever is not several of them, as lists and iterators are."""
+    return isinstance(given, Clip | Media) or hasattr(given, "__array__") or not isinstance(given, Iterable)
+
+
+def as_clip(given: Any) -> Clip:
+    """A video as users give it: a `Clip`, or what can be the media of one.
+
+    Raises:
+      InputError: it is nothing of this; as `Clip`.
+    """
+    if isinstance(given, Clip):
+        return given
+    if not isinstance(given, Media) and hasattr(given, "__array__"):
+        given = np.asarray(given)  # of JAX, for one
+    if not isinstance(given, Media):
+        kind = type(given).__name__
+        raise InputError(f"a video is a path, a file:// URL, bytes, or frames as a NumPy array, not of type {kind}")
+    return Clip(given)
+
+
+def show(clip: Clip, frames: FrameShape) -> UInt8[np.ndarray, "t s s 3"]:
+    """The frames of a clip, upright, resized and cropped, as training's evaluation shows them.
+
+    Raises:
+      InputError: there is no such file, it cannot be decoded, or it has nothing in the interval.
+    """
+    if isinstance(clip.media, np.ndarray):
+        return _chosen(clip.media if clip.media.ndim == 4 else clip.media[None], frames)
+    media = clip.media if isinstance(clip.media, bytes) else local_path(clip.media)
+    try:
+        return video.decode_clip(
+            media if isinstance(media, bytes) else media.read_bytes(),
+            num_frames=frames.num_frames,
+            size=frames.size,
+            start=clip.start,
+            end=clip.end,
+        )
+    except video.DecodeError as error:
+        raise InputError(f"{clip.name}: {error}") from error
+    except FileNotFoundError as error:
+        raise InputError(f"{clip.name}: there is no such file") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{clip.name}: this is a folder; name the files in it") from error
+    except OSError as error:
+        raise InputError(f"{clip.name}: it cannot be read ({error.strerror or error})") from error
+
+
+def local_path(media: str | os.PathLike) -> pathlib.Path:
+    """The path that a path or a `file://` URL says.
+
+    Raises:
+      InputError: it is a URL of another kind.
+    """
+    text = os.fspath(media)
+    if not isinstance(text, str):
+        return pathlib.Path(os.fsdecode(text))
+    scheme, separator, _ = text.partition("://")
+    if not separator or not scheme.isalnum():
+        return pathlib.Path(text).expanduser()
+    url = urllib.parse.urlsplit(text)
+    if scheme.lower() != "file":
+        raise InputError(f"{text}: nothing is fetched from the network; download it, and name the file")
+    if url.netloc not in ("", "localhost"):
+        raise InputError(f"{text}: a file URL has three slashes before its path, as in file:///videos/clip.mp4")
+    return pathlib.Path(urllib.parse.unquote(url.path))
+
+
+def _check_frames(frames: np.ndarray) -> None:
+    if frames.ndim not in (3, 4) or frames.shape[-1] != 3 or frames.size == 0:
+        hint = "; several videos are given as a list" if frames.ndim == 5 else ""
+        raise InputError(f"frames are [T, H, W, 3], or [H, W, 3] of one image, not {list(frames.shape)}{hint}")
+    if frames.dtype != np.uint8:
+        raise InputError(f"frames are uint8, 0 to 255, not {frames.dtype}; convert them")
+
+
+def _chosen(frames: UInt8[np.ndarray, "n h w 3"], shape: FrameShape) -> UInt8[np.ndarray, "t s s 3"]:
+    """The frames at the centres of equal segments, as `data.video.decode_clip` chooses them of a constant rate."""
+    times = sampling.segment_times(0, len(frames), shape.num_frames)
+    places = sampling.frames_at(times, np.arange(len(frames), dtype=np.float64))
+    squares = {place: video.resize_and_crop(frames[place], shape.size) for place in set(places.tolist())}
+    return np.stack([squares[place] for place in places.tolist()])

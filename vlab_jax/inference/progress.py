@@ -1,0 +1,23 @@
+"""A progress bar over what is computed clip by clip, on standard error."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+R = TypeVar("R")
+
+
+def counted(results: Iterable[R], total: int | None, shown: bool, unit: str = " clips") -> Iterator[R]:
+    """The results, counted on the bar as they come, if it is to be shown."""
+    interval = 0.2 if sys.stderr.isatty() else 10.0
+    yield from tqdm(results, total=total, unit=unit, disable=not shown, file=sys.stderr, mininterval=interval)
+
+
+def print_beside(line: str, stream: Any) -> None:
+    """Prints a line on a line of its own, where a bar may be in its way."""
+    if stream is sys.stderr or (sys.stderr.isatty() and stream.isatty()):
+        tqdm.write(line, file=stream)
+    else:
+        print(line, file=stream, flush=True)
