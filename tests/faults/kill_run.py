@@ -249,8 +249,8 @@ class KilledRun:
             assert (start.resumed_at() or 0) == self._newest, f"resumed at {start.resumed_at()}, not {self._newest}"
 
     def _prefixes(self) -> set[str]:
-        """What the shared memory of all starts so far is named after."""
-        file = self.workdir / ".shared-memory-0"
+        """What the shared memory and the folders of all starts so far are named after."""
+        file = self.workdir / ".process-0"
         if file.exists():
             self._named.add(file.read_text())
         return self._named
@@ -264,8 +264,9 @@ class KilledRun:
 
     def _ended(self, start: Start) -> None:
         assert start.process.returncode == 0, f"status {start.process.returncode}:\n{start.said()[-3000:]}"
-        left = [path.name for prefix in self._prefixes() for path in pathlib.Path("/dev/shm").glob(f"{prefix}*")]
-        assert not left, f"shared memory is left: {left}"
+        places = (pathlib.Path("/dev/shm"), pathlib.Path(tempfile.gettempdir()))
+        left = [path for prefix in self._prefixes() for place in places for path in place.glob(f"{prefix}*")]
+        assert not left, f"these are left: {left}"
         self._check_resumed(start)
         self.finished = True
 

@@ -48,6 +48,7 @@ def assert_same_end(workdir: pathlib.Path, finished: pathlib.Path) -> None:
 def test_a_save_that_finds_no_room_ends_the_run_and_with_room_it_goes_on_bit_for_bit(config, finished, disk, caplog):
     caplog.set_level(logging.CRITICAL, "asyncio")
     workdir = disk / "workdir"
+    config.checkpoint.keep = 1  # the one before must last until the next is complete
     config.stop_after = 2
     train(config, workdir)
     before = saved_state(workdir)

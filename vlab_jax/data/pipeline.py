@@ -14,7 +14,6 @@ import logging
 import math
 import pathlib
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from vlab_jax.data import schema
+from vlab_jax.data import left, schema
 from vlab_jax.data.in_hand import InHand, guilty
 from vlab_jax.data.patience import Patient
 from vlab_jax.data.reader import FrameOptions, Reader, Unreadable
@@ -256,7 +255,7 @@ class Batches(Iterator[Batch]):
     """
 
     def __init__(self, make: Callable[[Reader], grain.MapDataset], reader: Reader, workers: int) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="vlab-jax-batches-", ignore_cleanup_errors=True)
+        self._folder = left.folder()
         shared = pathlib.Path(self._folder.name)
         if workers:
             (shared / "in_hand").mkdir()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from vlab_jax.data.shared_memory import name_by_parent
+from vlab_jax.data.left import name_by_parent
 from vlab_jax.errors import RunStopped
 
 A = TypeVar("A")

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vlab_jax import config as configuration
-from vlab_jax.data import pipeline, sampling, shared_memory
+from vlab_jax.data import left, pipeline, sampling
 from vlab_jax.errors import CannotRead, RunPreempted
 from vlab_jax.evaluation import run as evaluation
 from vlab_jax.evaluation import sheets
@@ -83,7 +83,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, profile: bool = False) -> d
         jax.default_matmul_precision(config.matmul_precision),
     ):
         with writing(workdir):
-            shared_memory.take_over(workdir / f".shared-memory-{jax.process_index()}")
+            left.take_over(workdir / f".process-{jax.process_index()}")
         while True:
             try:
                 return _train(config, workdir, mesh, stop_signal, StepTrace(workdir / "profile" if profile else None))

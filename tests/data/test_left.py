@@ -1,4 +1,4 @@
-"""The shared memory of a run that was killed as a whole is removed by the next start, and no other."""
+"""What a run that was killed as a whole leaves is removed by the next start, and nothing else."""
 
 import multiprocessing
 import os
@@ -6,11 +6,12 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 from multiprocessing import shared_memory
 
 import pytest
 
-from vlab_jax.data.shared_memory import name_by_parent, prefix_of, take_over
+from vlab_jax.data.left import name_by_parent, prefix_of, take_over
 
 ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not pathlib.Path("/dev/shm").is_dir(), reason="no /dev/shm to look into")
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.skipif(not pathlib.Path("/dev/shm").is_dir(), reason="n
 PROGRAM = """
 import multiprocessing, pathlib, sys, time
 from multiprocessing import shared_memory
-from vlab_jax.data.shared_memory import name_by_parent, take_over
+from vlab_jax.data.left import folder, name_by_parent, take_over
 
 def work():
     name_by_parent()
@@ -28,16 +29,18 @@ def work():
 
 if __name__ == "__main__":
     take_over(pathlib.Path(sys.argv[1]))
+    kept = folder()
     multiprocessing.get_context("spawn").Process(target=work).start()
+    time.sleep(600)
 """
 
 
-def test_segments_of_a_group_that_was_killed_are_removed_by_the_next_start(tmp_path):
+def test_segments_and_folders_of_a_group_that_was_killed_are_removed_by_the_next_start(tmp_path, monkeypatch):
     program, file = tmp_path / "program.py", tmp_path / "shared-memory"
     program.write_text(PROGRAM)
     process = subprocess.Popen(
         [sys.executable, program, file],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -45,12 +48,14 @@ def test_segments_of_a_group_that_was_killed_are_removed_by_the_next_start(tmp_p
     name = process.stdout.readline().strip()
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (folder,) = tmp_path.glob(f"{file.read_text()}-*")
     segment = pathlib.Path("/dev/shm", name)
     assert segment.exists() and name.startswith(file.read_text())
     others = shared_memory.SharedMemory(create=True, size=64)
     try:
-        assert take_over(file) == 1
-        assert not segment.exists() and pathlib.Path("/dev/shm", others.name).exists()
+        assert take_over(file) == 2
+        assert not segment.exists() and not folder.exists() and pathlib.Path("/dev/shm", others.name).exists()
         assert file.read_text() == prefix_of(os.getpid())
         assert take_over(file) == 0  # its own
     finally:
