@@ -5,7 +5,7 @@ VENV ?= .venv
 WORKDIR ?= workdir
 MODEL ?= demo_vlab
 VIDEOS ?= demo_videos
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?= -n 2 --dist loadfile --max-worker-restart=0
 
 .PHONY: demo test lint docs faults fuzz clean
 
