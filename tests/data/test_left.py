@@ -35,7 +35,8 @@ if __name__ == "__main__":
 """
 
 
-def test_segments_and_folders_of_a_group_that_was_killed_are_removed_by_the_next_start(tmp_path, monkeypatch):
+def start(tmp_path) -> tuple[subprocess.Popen, pathlib.Path, str]:
+    """A process group, the file that names it, and its segment's name."""
     program, file = tmp_path / "program.py", tmp_path / "shared-memory"
     program.write_text(PROGRAM)
     process = subprocess.Popen(
@@ -45,7 +46,27 @@ def test_segments_and_folders_of_a_group_that_was_killed_are_removed_by_the_next
         text=True,
         start_new_session=True,
     )
-    name = process.stdout.readline().strip()
+    return process, file, process.stdout.readline().strip()
+
+
+def test_a_process_that_lives_keeps_its_segments_and_folders(tmp_path, monkeypatch):
+    process, file, name = start(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    prefix = file.read_text()
+    try:
+        assert take_over(file) == 0
+        assert pathlib.Path("/dev/shm", name).exists() and list(tmp_path.glob(f"{prefix}-*"))
+        assert file.read_text() == prefix_of(os.getpid())
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+    file.write_text(prefix)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert take_over(file) == 2  # ended, and its parent has not asked how
+    process.wait()
+
+
+def test_segments_and_folders_of_a_group_that_was_killed_are_removed_by_the_next_start(tmp_path, monkeypatch):
+    process, file, name = start(tmp_path)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -88,5 +109,6 @@ def test_a_worker_names_its_segments_after_its_parent():
     names = context.Queue()
     worker = context.Process(target=_make, args=[names])
     worker.start()
-    assert names.get(timeout=60).startswith(prefix_of(os.getpid()))
+    name = names.get(timeout=60)
+    assert name.startswith(prefix_of(os.getpid())) and len(name) == 8 + 16
     worker.join()
