@@ -20,6 +20,13 @@ def saved_state(workdir: pathlib.Path, step: int | None = None) -> dict[str, np.
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
+def assert_same_state(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    """The same arrays, bit for bit."""
+    assert one.keys() == other.keys() and len(one) > 50
+    for name, array in one.items():
+        assert array.dtype == other[name].dtype and array.tobytes() == other[name].tobytes(), name
+
+
 def losses(workdir: pathlib.Path) -> list[tuple[int, str, float]]:
     records = read_metrics(workdir / "metrics.jsonl")
     return [(record["step"], record["stage"], record["loss"]) for record in records if "loss" in record]

@@ -24,14 +24,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import psutil
 
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from compile_options import FLAGS  # noqa: E402
-from run_files import losses, saved_state  # noqa: E402
+from run_files import assert_same_state, losses, saved_state  # noqa: E402
 
 from experiments.timing import made_with  # noqa: E402
 from vlab_jax.data import builders  # noqa: E402
@@ -314,11 +313,7 @@ def _wait(reached: Callable[[], bool], start: Start, otherwise: str) -> None:
 
 def assert_same_end(killed: pathlib.Path, undisturbed: pathlib.Path, steps: int) -> None:
     """The bits of all parameters, each step's loss once, and every figure."""
-    one, other = saved_state(killed), saved_state(undisturbed)
-    assert one.keys() == other.keys() and len(one) > 50
-    for name, array in one.items():
-        assert array.dtype == other[name].dtype and np.array_equal(array, other[name], equal_nan=True), name
-        assert array.tobytes() == other[name].tobytes(), name
+    assert_same_state(saved_state(killed), saved_state(undisturbed))
     assert losses(killed) == losses(undisturbed)
     assert [step for step, *_ in losses(killed)] == list(range(1, steps + 1))
     assert _figures(killed) == _figures(undisturbed)

@@ -10,9 +10,8 @@ import sys
 import time
 from collections.abc import Callable
 
-import numpy as np
 import pytest
-from run_files import losses, saved_state
+from run_files import assert_same_state, losses, saved_state
 
 from vlab_jax.errors import InputError
 from vlab_jax.training.loop import train
@@ -39,12 +38,6 @@ def wait_for(reached: Callable[[], object], process: subprocess.Popen, otherwise
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline, otherwise
         time.sleep(0.01)
-
-
-def assert_same_state(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
-    assert one.keys() == other.keys() and len(one) > 50
-    for name, array in one.items():
-        assert array.dtype == other[name].dtype and array.tobytes() == other[name].tobytes(), name
 
 
 @pytest.mark.parametrize("stop", [2, 4, 6])

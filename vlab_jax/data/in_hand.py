@@ -75,12 +75,12 @@ class InHand:
 NOWHERE = InHand()
 
 
-def guilty(notes: Sequence[Note], exit_code: int, read: Any, seconds: float | int) -> dict[tuple[int, str], str]:
+def guilty(notes: Sequence[Note], exit_code: int | None, read: Any, seconds: float | int) -> dict[tuple[int, str], str]:
     """Which of the clips that dead workers were at are to blame, and why.
 
     Args:
       notes: the longest in hand first.
-      exit_code: of the process whose end was seen first.
+      exit_code: of the process whose end was seen first, where it is known.
       read: decodes a note's clip again; pickled.
       seconds: after which a process that is at one clip is ended.
     """

@@ -286,16 +286,18 @@ class Batches(Iterator[Batch]):
     def _replace_workers(self, error: RuntimeError) -> None:
         """Begins anew behind the last batch that was delivered, without the clips that are to blame."""
         self._iterator.close()
-        code = re.search(r"exit code (-?\d+)", str(error))
+        told = re.search(r"exit code (-?\d+)", str(error))
+        code = int(told.group(1)) if told else None
         reader = self._reader
-        found = guilty(reader.in_hand.left(), int(code.group(1)) if code else 0, reader.again, reader.in_hand.seconds)
+        found = guilty(reader.in_hand.left(), code, reader.again, reader.in_hand.seconds)
         if found:
             self._reader = dataclasses.replace(reader, lost={**reader.lost, **found})
         else:
-            self._count_death(f"a worker process that decodes was ended with exit code {code and code.group(1)}", error)
+            self._count_death("unknown" if code is None else str(code), error)
         self._start()
 
-    def _count_death(self, ended: str, error: RuntimeError) -> None:
+    def _count_death(self, code: str, error: RuntimeError) -> None:
+        ended = f"a worker process that decodes was ended with exit code {code}"
         self._deaths += 1
         if self._deaths > MOST_DEATHS:
             raise RunStopped(

@@ -87,7 +87,7 @@ def read_json(file: AnyFile) -> Any:
     with file.open() as opened:
         content = opened.read()
     try:
-        value = json.loads(content.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        value = json.loads(content.decode("utf-8-sig"), parse_constant=refuse_constant)
         if _SURROGATE_ESCAPE.search(content):
             json.dumps(value, ensure_ascii=False).encode()
         return value
@@ -106,7 +106,8 @@ def read_json(file: AnyFile) -> Any:
         raise InputError(f"{file} is not JSON that can be read ({error}); get the file anew") from error
 
 
-def _refuse_constant(name: str) -> None:
+def refuse_constant(name: str) -> None:
+    """For `json.loads`: NaN and infinities, which JSON does not have, raise ValueError."""
     raise ValueError(f"{name} is no number")
 
 

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from vlab_jax.data.builders.media import is_utf8
 from vlab_jax.errors import InputError, RunStopped
 from vlab_jax.inference.embedder import Embedder
-from vlab_jax.inference.media_files import media_files
+from vlab_jax.inference.media_files import media_files, readable
 from vlab_jax.inference.search_index import File, Indexed, SearchIndex
 from vlab_jax.inference.window_reader import Cut, Read, Task, read_windows
 from vlab_jax.inference.windows import Window
@@ -118,9 +119,9 @@ def _plan(
     for name, file in media.items():
         if name in index.failures:
             continue
-        if not _is_utf8(name):
-            index.failures[name] = {"size": file.size, "time": file.time, "error": "its name is not UTF-8; rename it"}
-            told(f"{name.encode('utf-8', 'backslashreplace').decode()}: its name is not UTF-8; rename it")
+        if not is_utf8(name):
+            index.failures[name] = _failure(file, "its name is not UTF-8; rename it")
+            told(f"{readable(name)}: {index.failures[name]['error']}")
         elif name in known and (known[name].size, known[name].time) == (file.size, file.time):
             summary.unchanged += 1
         else:
@@ -129,13 +130,8 @@ def _plan(
     return work
 
 
-def _is_utf8(name: str) -> bool:
-    """Whether the name can be written down; the system hands out other bytes as lone surrogates."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _failure(file: File, error: str) -> dict[str, Any]:
+    return {"size": file.size, "time": file.time, "error": error}
 
 
 def _is_same(failure: Mapping[str, Any], file: File) -> bool:
@@ -241,8 +237,7 @@ class _Writer:
             return
         self._index.remove([each.file.file for each in failed if each.file.file in self._known])
         for each in failed:
-            reason = {"size": each.file.size, "time": each.file.time, "error": each.error}
-            self._index.failures[each.file.file] = reason
+            self._index.failures[each.file.file] = _failure(each.file, each.error)
             self._told(f"{each.file.file}: {each.error}")
         self._index.save_failures()
 

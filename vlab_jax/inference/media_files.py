@@ -24,6 +24,11 @@ def media_files(name: str) -> list[str]:
     return found
 
 
+def readable(name: str) -> str:
+    """A name as any terminal takes it, also one that is not UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def _walk(folder: str) -> Iterator[str]:
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error

@@ -133,6 +133,11 @@ class SearchIndex:
                 "or make an index in another directory"
             )
 
+    def check_filled(self) -> None:
+        """Raises InputError where there is nothing to search."""
+        if not len(self):
+            raise InputError(f"the index in {self.directory} is empty; fill it by python -m vlab_jax.predict index")
+
     def put(self, files: Sequence[Indexed], known: Mapping[str, File]) -> None:
         """Writes files, in place of the rows that those in `known` have. Killed in between, they are without rows."""
         if not files:

@@ -139,7 +139,7 @@ class Run:
         self.pretrained = start.open_pretrained(config) if fresh and config.model.pretrained else None
         with processes.primary_first("tokenizer"):
             made_here = fresh and processes.is_primary()
-            self.tokenizer = start.make_tokenizer(config, workdir, made_here, self.pretrained)
+            self.tokenizer = start.make_tokenizer(config, workdir, made_here, self.pretrained, self.data.training())
         # Too long texts would be missed only when evaluated.
         Search.of(dict(config.generation), self.tokenizer.end, self.tokenizer.context_length)
 

@@ -26,10 +26,10 @@ _STAGE, _STEP, _IDS = "_stage", "_step", "_ids"
 def keep_batch(workdir: pathlib.Path, stage: str, step: int, ids: Any, batch: Mapping[str, np.ndarray]) -> pathlib.Path:
     """Writes this process's part of a batch to `<workdir>/replay`; the file."""
     path = workdir / FOLDER / f"{stage}-{step}-process-{jax.process_index()}.npz"
-    named = {_STAGE: np.array(stage), _STEP: np.array(step), _IDS: np.array(ids, str)}
+    about = {_STAGE: np.array(stage), _STEP: np.array(step), _IDS: np.array(ids, str)}
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(path, **batch, **named)
+        np.savez_compressed(path, **batch, **about)
     return path
 
 

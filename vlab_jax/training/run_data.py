@@ -35,8 +35,7 @@ class RunData:
         self.validated = start.validates(config, self._options)
         for split in ("validation", "test") if self.validated else ("test",):
             self.open(config.data.evaluate, split)  # missing, it would be missed only after training
-        for spec in start.training_sets(config):
-            self.open(spec, "train")
+        self.training()
 
     def open(self, spec: str, split: str) -> Any:
         """A split of a data set."""
@@ -44,6 +43,10 @@ class RunData:
             retry = self._config.data.retry_seconds
             self._sources[spec, split] = builders.open_split(spec, split, self._options, retry)
         return self._sources[spec, split]
+
+    def training(self) -> list[Any]:
+        """The training splits of all stages."""
+        return [self.open(spec, "train") for spec in start.training_sets(self._config)]
 
     def evaluated(self, split: str) -> Any:
         """A split of the data set that is evaluated."""

@@ -97,9 +97,9 @@ def origin(pretrained: Pretrained) -> dict[str, Any]:
 
 
 def make_tokenizer(
-    config: ConfigDict, workdir: pathlib.Path, fresh: bool, pretrained: Pretrained | None
+    config: ConfigDict, workdir: pathlib.Path, fresh: bool, pretrained: Pretrained | None, sources: Sequence[Sequence]
 ) -> tokenizers.Tokenizer:
-    """The tokenizer of an export that the run starts from, or CLIP's, or a BPE of the training texts.
+    """The tokenizer of an export that the run starts from, or CLIP's, or a BPE of the texts of training `sources`.
 
     It is kept in the workdir, so that this suffices later.
 
@@ -118,9 +118,6 @@ def make_tokenizer(
     else:
         asks = any(config.stage[name].objectives.question_answering for name in config.stages)
         without = tuple(config.evaluation.multiple_choice) if asks else None
-        options = BuildOptions.from_fields(dict(config.data))
-        given = ("train", options, config.data.retry_seconds)
-        sources = [builders.open_split(spec, *given) for spec in training_sets(config)]
         made = tokenizers.train_bpe(_texts(sources, without), vocab_size, length)
     if fresh:
         with writing(workdir):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vlab_jax.data.schema import Question
+from vlab_jax.data.text_files import refuse_constant
 from vlab_jax.errors import InputError
 
 ANNOTATIONS = "annotations.jsonl"
@@ -87,7 +88,7 @@ def _report(problems: list[str], directory: pathlib.Path) -> str:
 def _parse(line: bytes) -> tuple[dict[str, Any], list[str]]:
     """The JSON object of a line, without its nulls, and what keeps the line from being one."""
     try:
-        fields = json.loads(line.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant)
+        fields = json.loads(line.decode(), object_pairs_hook=_object, parse_constant=refuse_constant)
     except UnicodeDecodeError:
         return {}, ["is not UTF-8; save the file in that encoding"]
     except json.JSONDecodeError as error:
@@ -105,10 +106,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
         raise ValueError(f"the key {_called(twice)} is given twice")
     return {key: value for key, value in pairs if value is not None}
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
 
 
 def _problems(fields: dict[str, Any], directory: pathlib.Path) -> Iterator[str]:

@@ -166,7 +166,7 @@ class MediaIndex:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
-                    if not _is_utf8(entry.name):
+                    if not is_utf8(entry.name):
                         raise InputError(f"the name of {shown}/{entry.name!a} is not UTF-8; rename it")
                     if entry.is_dir():
                         below = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
@@ -198,7 +198,7 @@ def checked_name(name: str) -> str:
     return without_extension(posixpath.normpath(name))
 
 
-def _is_utf8(name: str) -> bool:
+def is_utf8(name: str) -> bool:
     """Whether the name can be written down; the system hands out other bytes as lone surrogates."""
     try:
         name.encode()

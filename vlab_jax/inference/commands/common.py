@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vlab_jax.inference.clip import Clip
     from vlab_jax.inference.predictor import Predictor
+    from vlab_jax.inference.search_index import About
 
 
 def add_command(
@@ -78,6 +79,17 @@ def open_model(given: argparse.Namespace) -> "Predictor":
         workers=given.workers,
         dtype=given.dtype,
     )
+
+
+def open_model_of(about: "About", given: argparse.Namespace) -> "Predictor":
+    """The model that made an index, from where it was then unless the arguments name another place.
+
+    Raises:
+      InputError: as `open_model`.
+    """
+    given.model = given.model or about.model
+    given.frames = about.num_frames if given.frames is None else given.frames
+    return open_model(given)
 
 
 def open_videos(given: argparse.Namespace) -> "list[Clip]":

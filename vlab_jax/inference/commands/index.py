@@ -82,6 +82,8 @@ def _summary_line(summary: "Summary", index: "SearchIndex") -> str:
 
 def _failures(index: "SearchIndex") -> int:
     """Names the files that cannot be decoded; the exit status."""
+    from vlab_jax.inference.media_files import readable
+
     failures = sorted(index.failures)
     if not failures:
         return 0
@@ -89,15 +91,10 @@ def _failures(index: "SearchIndex") -> int:
     files, they = ("file", "it changes") if len(failures) == 1 else ("files", "they change")
     print(
         f"error: {len(failures)} {files} cannot be decoded, and will not be tried again until {they} (or by --retry): "
-        f"{', '.join(map(_readable, failures[:_NAMED]))}{more}",
+        f"{', '.join(map(readable, failures[:_NAMED]))}{more}",
         file=sys.stderr,
     )
     return 2
-
-
-def _readable(name: str) -> str:
-    """A name as any terminal takes it, also one that is not UTF-8."""
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _tell(line: str) -> None:

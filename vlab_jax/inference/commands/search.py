@@ -49,13 +49,10 @@ def run(given: argparse.Namespace) -> int:
 
     directory = pathlib.Path(given.index)
     about = open_index(directory).about
-    given.model = given.model or about.model
-    given.frames = about.num_frames if given.frames is None else given.frames
-    model = common.open_model(given)
+    model = common.open_model_of(about, given)
     index = open_index(directory)  # as it is by now
     index.check_model(model.fingerprint, given.model)
-    if not len(index):
-        raise InputError(f"the index in {directory} is empty; fill it by python -m vlab_jax.predict index")
+    index.check_filled()
     hits = index.search(_query(model, given.text, given.clip), given.top)
     folder = pathlib.Path(about.folder)
     print(_as_json(hits, folder) if given.json else _as_lines(hits))

@@ -49,18 +49,15 @@ def run(given: argparse.Namespace) -> int:
     directory = pathlib.Path(given.index)
     about = open_index(directory).about
     with _listening(given.host, given.port) as listener, tempfile.TemporaryDirectory(prefix="vlab-jax-") as scratch:
-        given.model = given.model or about.model
-        given.frames = about.num_frames if given.frames is None else given.frames
-        service = Service(directory, common.open_model(given), pathlib.Path(scratch))
-        windows = service.about()["windows"]
-        if not windows:
-            raise InputError(f"the index in {directory} is empty; fill it by python -m vlab_jax.predict index")
+        service = Service(directory, common.open_model_of(about, given), pathlib.Path(scratch))
+        index = service.index()
+        index.check_filled()
         address, port = listener.getsockname()[:2]
         local = ipaddress.ip_address(address).is_loopback
         if not local:
             print(f"warning: whoever reaches {given.host} by network can see {about.folder}", file=sys.stderr)
         shown = f"[{given.host}]" if ":" in given.host else given.host
-        print(f"{windows} windows of {about.folder}: http://{shown}:{port}/ (Ctrl-C ends)", flush=True)
+        print(f"{len(index)} windows of {about.folder}: http://{shown}:{port}/ (Ctrl-C ends)", flush=True)
         config = uvicorn.Config(
             make_app(service, _HOSTS if local else ("*",)),
             log_level="warning",

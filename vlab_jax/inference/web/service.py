@@ -75,7 +75,7 @@ class Service:
 
     def about(self) -> dict[str, Any]:
         """Which model and which index these are."""
-        index = self._index()
+        index = self.index()
         return {"model": self._model.name, "folder": index.about.folder, "windows": len(index)}
 
     def search(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Service:
         text, top = _text(request, "text", "write what to look for"), request.get("top", 12)
         if not isinstance(top, int) or not 1 <= top <= MOST_HITS:
             raise InputError(f"top must be a whole number from 1 to {MOST_HITS}")
-        index = self._index()
+        index = self.index()
         with self._working:
             vector = self._model.embed_texts([text])[0]
         hits = [self._shown_hit(index, hit) for hit in index.search(vector, top)]
@@ -131,7 +131,8 @@ class Service:
         place = {"upload": token, "start": 0.0, "end": None}
         return {**place, "file": name, "span": "", **self._how_shown(path, place)}
 
-    def _index(self) -> SearchIndex:
+    def index(self) -> SearchIndex:
+        """The index as it is by now. Raises InputError where it cannot be searched by the model."""
         index = open_index(self._directory)
         index.check_model(self._model.fingerprint, self._model.name)
         return index
@@ -144,7 +145,7 @@ class Service:
             if path is None:
                 raise InputError("this upload is not kept any more; upload it again")
             return Place(path, self._names[token], start, end)
-        if not isinstance(file, str) or not _is_within(file) or not (index := self._index()).holds(file):
+        if not isinstance(file, str) or not _is_within(file) or not (index := self.index()).holds(file):
             raise InputError("the index knows no such file")
         return Place(pathlib.Path(index.about.folder) / file, file, start, end)
 
