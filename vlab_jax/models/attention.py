@@ -24,8 +24,26 @@ def attend(
     mask: Bool[Array, "#B 1 #L K"] | None = None,
 ) -> Float[Array, "B L H d"]:
     """Softmax attention; `mask` is true where a query may look."""
+    if jax.default_backend() == "cpu" and query.shape[1] > 1:
+        return _heads_in_front(query, key, value, mask)
     implementation = attention_implementation(jax.default_backend(), query.dtype, query.shape[-1])
     return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)
+
+
+def _heads_in_front(
+    query: Float[Array, "B L H d"],
+    key: Float[Array, "B K H d"],
+    value: Float[Array, "B K H d"],
+    mask: Bool[Array, "#B 1 #L K"] | None,
+) -> Float[Array, "B L H d"]:
+    """The same with heads moved in front once. XLA for CPUs would give the operands of both products layouts of their
+    own, for a tenth of the vision tower's time (`experiments/speed`)."""
+    query, key, value = (x.swapaxes(1, 2) for x in (query * query.shape[-1] ** -0.5, key, value))
+    scores = jnp.einsum("bhld,bhkd->bhlk", query, key, preferred_element_type=jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum("bhlk,bhkd->bhld", weights, value).swapaxes(1, 2)
 
 
 def stored(x: Float[Array, "B K H d"]) -> Float[Array, "B _ _ _"]:
