@@ -15,6 +15,7 @@ difference is above `--close` of 256 levels.
 
 import argparse
 import collections
+import contextlib
 import functools
 import json
 import pathlib
@@ -26,7 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.speed.readers import READERS
+from experiments.speed.readers import READERS, NotRead
 from experiments.timing import add_record, made_with, medians
 from vlab_jax.data import builders, pipeline, video
 from vlab_jax.data.builders.options import BuildOptions
@@ -35,6 +36,7 @@ from vlab_jax.data.tokenizer import train_bpe
 
 RESULTS = pathlib.Path(__file__).with_name("decode.json")
 FRAMES, SIZE = 8, 224
+MOST_DRAWN = 20  # times that a reader may fail before the measurement does
 
 
 class Clip(NamedTuple):
@@ -115,7 +117,10 @@ def decoding(group: Sequence[Clip], repeats: int) -> dict[str, Any]:
 
 
 class Random:
-    """A PyTorch data set: a clip's random frames of equal segments, by a reader; endless, in random order."""
+    """A PyTorch data set: a clip's random frames of equal segments, by a reader; endless, in random order.
+
+    Where the reader fails at the frames that are drawn, as at the last ones of some files, others are drawn.
+    """
 
     def __init__(self, group: Sequence[Clip], reader: str, length: int) -> None:
         self.group, self.reader, self.length = list(group), reader, length
@@ -125,9 +130,12 @@ class Random:
 
     def __getitem__(self, index: int) -> np.ndarray:
         rng = np.random.default_rng(index)
-        clip = self.group[rng.integers(len(self.group))]
-        numbers = segment_times(0, clip.count, FRAMES, rng).astype(int)
-        return read(self.reader, clip._replace(numbers=tuple(numbers.tolist())))
+        for _ in range(MOST_DRAWN):
+            clip = self.group[rng.integers(len(self.group))]
+            numbers = segment_times(0, clip.count, FRAMES, rng).astype(int)
+            with contextlib.suppress(Exception):  # whatever a library makes of a file
+                return read(self.reader, clip._replace(numbers=tuple(numbers.tolist())))
+        raise NotRead(f"{self.reader} fails at {MOST_DRAWN} draws in a row")
 
 
 def our_batches(group: Sequence[Clip], folder: pathlib.Path, batch: int, workers: int) -> pipeline.Batches:
