@@ -85,7 +85,7 @@ def installed(arguments: list[str]) -> None:
 def test_every_shell_line_is_taken_by_its_program(line, weights, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = shlex.split(WEIGHTS.sub(weights, line), comments=True)
-    while re.fullmatch(r"[A-Z_]+=\S*", words[0]):  # a variable of the environment
+    while re.fullmatch(r"[A-Z_]+=.*", words[0]):  # a variable of the environment
         words.pop(0)
     match words:
         case ["python", "-m", "vlab_jax.main", *arguments]:
