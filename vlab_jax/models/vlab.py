@@ -12,6 +12,7 @@ Dimensions: `B` clips or texts, `N` texts of the decoder (several a clip), `T` f
 first), `D` vision width, `E` joint embedding width, `L` text tokens, `V` vocabulary.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -261,6 +262,7 @@ def example_inputs(model: VLAB, frames: int) -> tuple[jax.Array, jax.Array, jax.
     )
 
 
+@functools.lru_cache(maxsize=8)
 def parameter_shapes(model: VLAB, frames: int) -> Any:
-    """The parameter tree as shapes and dtypes, without computing anything."""
+    """The parameter tree as shapes and dtypes, without computing anything; not to be changed, since it is kept."""
     return jax.eval_shape(lambda: model.init(jax.random.key(0), *example_inputs(model, frames)))["params"]

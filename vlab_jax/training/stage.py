@@ -1,6 +1,8 @@
 """A stage made ready: its parameter groups and optimiser, the shapes and placement of its state, its compiled step."""
 
 import dataclasses
+import functools
+import json
 from typing import Any
 
 import jax
@@ -75,6 +77,9 @@ def check(model: VLAB, config: ConfigDict, mesh: Mesh) -> None:
 def prepare(model: VLAB, stage: ConfigDict, config: ConfigDict, mesh: Mesh) -> Stage:
     """Makes the stage of a config ready, for any parameters of the model's shape.
 
+    The last ones are kept, with what is compiled of them: a run that is started again in the same process, as in a
+    notebook, trains at once.
+
     Args:
       stage: fields of `config.stage_config`.
       config: fields of `config.training_config`.
@@ -82,6 +87,14 @@ def prepare(model: VLAB, stage: ConfigDict, config: ConfigDict, mesh: Mesh) -> S
     Raises:
       InputError: the parameter groups do not fit the model.
     """
+    own = ConfigDict({"frames": config.frames, "image_frames": config.image_frames, "seed": config.seed})
+    return _prepare(model, stage.to_json(), own.to_json(), mesh)
+
+
+@functools.lru_cache(maxsize=8)
+def _prepare(model: VLAB, stage_fields: str, config_fields: str, mesh: Mesh) -> Stage:
+    """`prepare`, from the fields that it looks at, as JSON."""
+    stage, config = ConfigDict(json.loads(stage_fields)), ConfigDict(json.loads(config_fields))
     shapes = parameter_shapes(model, config.frames)
     groups = optim.parse_groups(stage.groups)
     learns = optim.trainable(shapes, groups)
