@@ -167,8 +167,15 @@ def test_no_figure_is_drawn_from_results_without_retrieval(figures):
     assert report.results_figure(figures) is None
 
 
-def test_no_figure_is_drawn_from_records_without_losses():
-    assert report.training_figure([{"step": 1, "stage": "a", "clips_per_second": 3.0}]) is None
+def test_the_training_figure_shows_how_fast_it_went_and_what_it_waited_for():
+    records = [{"step": n, "stage": "a", "loss": 1.0, "clips_per_second": 3.0 * n, "mfu": 0.1 * n} for n in (1, 2)]
+    figure = report.training_figure(records)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "clips/s", "share"]
+    assert [list(axes.lines[0].get_ydata()) for axes in figure.axes[1:]] == [[3.0, 6.0], [0.1, 0.2]]
+
+
+def test_no_figure_is_drawn_from_records_without_anything_to_show():
+    assert report.training_figure([{"step": 1, "stage": "a", "gradient_norm": 3.0}]) is None
 
 
 def sheet(path, queries, *, size=48, frames=8, k=5, correct=None, **kwargs):

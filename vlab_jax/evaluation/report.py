@@ -78,16 +78,22 @@ def _write(path: pathlib.Path, text: str) -> pathlib.Path:
 
 
 def training_figure(records: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """Loss per objective, and learning rates if recorded, over the global step; stages shaded and named.
+    """Loss per objective, learning rates, clips a second, and shares (of time that the model waits for clips, of the
+    chip's peak), as far as they are recorded, over the global step; stages shaded and named.
 
     Args:
         records: lines of `metrics.jsonl` (`meters.read_metrics`).
 
     Returns:
-        The figure, or None where neither a loss nor a learning rate was recorded.
+        The figure, or None where none of these was recorded.
     """
     keys = sorted({key for record in records for key in record})
-    panels = {"loss": [k for k in keys if _is_loss(k)], "learning rate": [k for k in keys if _is_rate(k)]}
+    panels = {
+        "loss": [k for k in keys if _is_loss(k)],
+        "learning rate": [k for k in keys if _is_rate(k)],
+        "clips/s": [k for k in keys if k == "clips_per_second"],
+        "share": [k for k in keys if k in ("input_wait_share", "mfu")],
+    }
     panels = {name: curves for name, curves in panels.items() if curves}
     if not panels:
         return None
