@@ -27,18 +27,18 @@ def test_attention_and_its_gradient_are_those_of_jax(kind):
     rng = np.random.default_rng(0)
     given = [jnp.asarray(rng.normal(0, 2, (CLIPS, n, HEADS, WIDTH)), jnp.float32) for n in (QUERIES, KEYS, KEYS)]
     allowed = mask(kind)
-    reference = jax.nn.dot_product_attention(*given, mask=allowed, implementation="xla")
-    np.testing.assert_allclose(attend(*given, allowed), reference, rtol=0, atol=1e-5)
 
-    def total(function, *given):
-        return (function(*given) ** 2).sum()
+    def ours(*given):
+        return attend(*given, allowed)
 
-    found = jax.grad(lambda *given: total(lambda *x: attend(*x, allowed), *given), (0, 1, 2))(*given)
-    expected = jax.grad(
-        lambda *given: total(lambda *x: jax.nn.dot_product_attention(*x, mask=allowed, implementation="xla"), *given),
-        (0, 1, 2),
-    )(*given)
-    for one, other in zip(found, expected, strict=True):
+    def reference(*given):
+        return jax.nn.dot_product_attention(*given, mask=allowed, implementation="xla")
+
+    def gradient(attention):
+        return jax.grad(lambda *given: (attention(*given) ** 2).sum(), (0, 1, 2))(*given)
+
+    np.testing.assert_allclose(ours(*given), reference(*given), rtol=0, atol=1e-5)
+    for one, other in zip(gradient(ours), gradient(reference), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * float(jnp.abs(other).max()))
 
 

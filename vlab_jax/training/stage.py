@@ -2,12 +2,11 @@
 
 import dataclasses
 import functools
-import json
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from vlab_jax.data import sampling
 from vlab_jax.errors import InputError
@@ -87,14 +86,13 @@ def prepare(model: VLAB, stage: ConfigDict, config: ConfigDict, mesh: Mesh) -> S
     Raises:
       InputError: the parameter groups do not fit the model.
     """
-    own = ConfigDict({"frames": config.frames, "image_frames": config.image_frames, "seed": config.seed})
-    return _prepare(model, stage.to_json(), own.to_json(), mesh)
+    looked_at = {name: config[name] for name in ("frames", "image_frames", "seed")}
+    return _prepare(model, FrozenConfigDict(stage), FrozenConfigDict(looked_at), mesh)
 
 
 @functools.lru_cache(maxsize=8)
-def _prepare(model: VLAB, stage_fields: str, config_fields: str, mesh: Mesh) -> Stage:
-    """`prepare`, from the fields that it looks at, as JSON."""
-    stage, config = ConfigDict(json.loads(stage_fields)), ConfigDict(json.loads(config_fields))
+def _prepare(model: VLAB, stage: FrozenConfigDict, config: FrozenConfigDict, mesh: Mesh) -> Stage:
+    """`prepare`, from the fields that it looks at alone."""
     shapes = parameter_shapes(model, config.frames)
     groups = optim.parse_groups(stage.groups)
     learns = optim.trainable(shapes, groups)
