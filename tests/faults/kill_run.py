@@ -66,12 +66,13 @@ class Kill:
     seconds: float
     recorded: int
     checkpoint: int
+    began: bool  # a stage; before that, what the kill before it cost is still recorded
     orphans_seconds: float = 0.0
 
     @property
     def lost(self) -> int:
-        """Steps that were computed and are computed again."""
-        return self.recorded - self.checkpoint
+        """Steps that the killed start computed and that are computed again."""
+        return self.recorded - self.checkpoint if self.began else 0
 
 
 def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
@@ -119,6 +120,10 @@ class Start:
     def seconds(self) -> float:
         return time.monotonic() - self.began
 
+    def in_stage(self) -> bool:
+        """Whether it has come to a stage; `metrics.jsonl` ends at the checkpoint that it resumed at before that."""
+        return "\nstage " in f"\n{self.said()}"
+
     def resumed_at(self) -> int | None:
         found = re.search(r"resuming from .*/checkpoints/(\d+)", self.said())
         return int(found.group(1)) if found else None
@@ -128,7 +133,7 @@ class Start:
         said = self.said()
         if is_saving(self.workdir, self.wall):
             return "saving"
-        if "\nstage " not in f"\n{said}":
+        if not self.in_stage():
             return "starting"
         if recorded_steps(self.workdir) <= min(self.had, self.resumed_at() or 0):
             return "compiling the step"
@@ -218,7 +223,8 @@ class KilledRun:
         self._check_resumed(start)
         self._prefixes()
         steps = checkpoint_steps(self.workdir)
-        kill = Kill(aim, group, struck, seconds, recorded_steps(self.workdir), steps[-1] if steps else 0)
+        newest = steps[-1] if steps else 0
+        kill = Kill(aim, group, struck, seconds, recorded_steps(self.workdir), newest, start.in_stage())
         self.kills.append(kill)
         # A save that is under way when the next is due is waited for: at most one is incomplete.
         most = self.length.every * (2 if struck == "saving" else 1)
@@ -235,7 +241,7 @@ class KilledRun:
             return lambda start: start.seconds() >= seconds
         delay = rng.uniform(0.0, {"the first step": 5.0, "training": 0.1, "saving": 0.15, "end": 6.0}[aim])
         reached = {
-            "the first step": lambda start: "\nstage " in f"\n{start.said()}",
+            "the first step": Start.in_stage,
             "training": _more_steps(workdir, rng.randint(1, max(2 * length.every, 2))),
             "saving": _nth_save(workdir, rng.randint(1, 3)),
             "end": lambda start: recorded_steps(workdir) in (length.steps, length.total),
@@ -244,7 +250,7 @@ class KilledRun:
 
     def _check_resumed(self, start: Start) -> None:
         """A start that came so far must have resumed at the newest complete checkpoint."""
-        if "\nstage " in f"\n{start.said()}":
+        if start.in_stage():
             assert (start.resumed_at() or 0) == self._newest, f"resumed at {start.resumed_at()}, not {self._newest}"
 
     def _prefixes(self) -> set[str]:
@@ -286,7 +292,7 @@ def _more_steps(workdir: pathlib.Path, count: int) -> Callable[[Start], bool]:
     """When a start has recorded so many steps of its own."""
 
     def reached(start: Start) -> bool:
-        if "\nstage " not in f"\n{start.said()}":
+        if not start.in_stage():
             return False
         return recorded_steps(workdir) >= (start.resumed_at() or 0) + count
 
@@ -297,7 +303,7 @@ def _nth_save(workdir: pathlib.Path, count: int) -> Callable[[Start], bool]:
     """While a start's n-th checkpoint is written."""
 
     def reached(start: Start) -> bool:
-        if "\nstage " not in f"\n{start.said()}" or not is_saving(workdir, start.wall):
+        if not start.in_stage() or not is_saving(workdir, start.wall):
             return False
         resumed = start.resumed_at() or 0
         return sum(step > resumed for step in checkpoint_steps(workdir)) >= count - 1
