@@ -1,5 +1,5 @@
-"""What the experiments have in common: how their tiny models are trained (`configs/pretrain.py:long`, in a quarter of
-the steps), and which figures are shown.
+"""What the experiments have in common: how their tiny models are trained (`configs/pretrain.py`, on the clips of
+`:long`), and which figures are shown.
 """
 
 from collections.abc import Collection
@@ -20,19 +20,12 @@ FIGURES = {
     "QA order": "QA order",
 }
 
-# Lower rates than in `configs/pretrain.py`, and more weight for answers: questions are learned sooner like this.
-ADAPTER, DECODER, ANSWERS = 5e-3, 1.5e-3, 4.0
-
 
 def tiny(steps: int) -> ConfigDict:
-    """A tiny model on `motion/large` that learns end to end for so many steps, from four questions a clip."""
+    """A tiny model on `motion/large` that learns end to end for so many steps."""
     config = pretrain.get_config("tiny")
     config.data.train = ("motion/large",)
-    for stage in (config.stage.adapt, config.stage.blend):
-        rates = {"^video_adapter/": ADAPTER, "^decoder/": DECODER}
-        stage.groups = tuple((pattern, rates.get(pattern, rate)) for pattern, rate in stage.groups)
-    config.stage.blend.update({"steps": steps, "questions_per_clip": 4})
-    config.stage.blend.objectives.question_answering = ANSWERS
+    config.stage.blend.steps = steps
     config.evaluation.closed_list = 0
     config.generation.beams = 1
     return config
