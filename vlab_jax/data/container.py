@@ -6,12 +6,12 @@ listed here are used, whatever a file's name says and whatever its first bytes c
 """
 
 import contextlib
-import io
 from collections.abc import Iterator
 
 import av
 
 from vlab_jax.data.limits import DecodeError, Watch
+from vlab_jax.data.media import Encoded, WatchedReader, size
 
 # As FFmpeg calls its demuxers: containers, raw streams, images.
 FORMATS = (
@@ -31,14 +31,15 @@ _READ_HERE = "mp4, mov, mkv, webm, avi, mpg, ts, wmv, flv, ogv, rm, mxf, gif, an
 
 
 @contextlib.contextmanager
-def open_media(media: bytes, watch: Watch) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def open_media(media: Encoded, watch: Watch) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """The opened media and its video stream, whose decoder refuses frames that are larger than they may be.
 
     Raises `DecodeError`, and whatever PyAV raises, on media that cannot be opened.
     """
-    if not media:
+    if not size(media):
         raise DecodeError("the media is empty (0 bytes)")
-    watch.limits.check_bytes(len(media), "the media is a file")
+    if isinstance(media, bytes):
+        watch.limits.check_bytes(len(media), "the media is a file")
     with _opened(media, watch) as container:
         stream = _video_stream(container)
         context = stream.codec_context
@@ -52,7 +53,7 @@ def open_media(media: bytes, watch: Watch) -> Iterator[tuple[av.container.InputC
         yield container, stream
 
 
-def _opened(media: bytes, watch: Watch) -> av.container.InputContainer:
+def _opened(media: Encoded, watch: Watch) -> av.container.InputContainer:
     options = {
         # A playlist must not make us read other files: with no protocol allowed, only these bytes can be read.
         "protocol_whitelist": "none",
@@ -61,7 +62,7 @@ def _opened(media: bytes, watch: Watch) -> av.container.InputContainer:
     }
     try:
         return av.open(
-            _WatchedBytes(media, watch),
+            WatchedReader(media, watch),
             metadata_errors="ignore",
             container_options=options,
             options=_decoder_options(watch),  # opening may decode a frame
@@ -84,15 +85,3 @@ def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
 def _decoder_options(watch: Watch) -> dict[str, str]:
     # Decoders count the edges that they add to a frame, too.
     return {"max_pixels": str(min(watch.limits.max_pixels * 5 // 4 + 2**17, 2**31 - 1))}
-
-
-class _WatchedBytes(io.BytesIO):
-    """Bytes that are read within the time that the clip has: reading is all that a container's headers can ask for."""
-
-    def __init__(self, media: bytes, watch: Watch) -> None:
-        super().__init__(media)
-        self._watch = watch
-
-    def read(self, size: int | None = -1) -> bytes:
-        self._watch.check_time()
-        return super().read(size)

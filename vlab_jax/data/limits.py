@@ -27,7 +27,8 @@ class MediaLimits:
       max_pixels: of a frame, as stored and as resized; the default is twice that of 8K (7680 x 4320), for photographs.
       max_frames: of a clip; in seconds of 30 frames, the default is a day.
       max_seconds: that a clip lasts; the default is a day and a bit.
-      max_bytes: of a file, and of a clip's stored frames; no record of a data set can be larger than the default.
+      max_bytes: of a file that a data set is built of, and of a clip's stored frames; no record can be larger than the
+        default.
       decode_seconds: of computing for one clip. A worker process that does not come back within twice that time, by the
         clock, is ended, and the clip counts as one that cannot be decoded.
     """

@@ -1,8 +1,7 @@
 """The packets of an interval of a media, and the frames they hold (PyAV).
 
-Packets are read without decoding, which gives every frame's time and where the key frames are, and only the
-stretches from a key frame to a wanted frame are decoded. The packets of the interval are kept, so that going
-back to a key frame needs no second seek in the file, which many containers do inexactly.
+Packets are read without decoding (`packet_reader.py`), which gives every frame's time and where the key frames are,
+and only the stretches from a key frame to a wanted frame are decoded.
 
 Where packets carry no usable times (AVI and raw streams with B-frames), the interval is decoded in full, and
 frames are counted as the decoder hands them out.
@@ -23,6 +22,8 @@ from jaxtyping import Float
 
 from vlab_jax.data.container import open_media
 from vlab_jax.data.limits import FIELDS, DecodeError, Watch
+from vlab_jax.data.media import Encoded
+from vlab_jax.data.packet_reader import Packets, Stretch, read_packets
 from vlab_jax.data.sampling import even_times, fill_times
 
 # How far before the start of an interval to seek, in seconds, until a key frame lies before it.
@@ -50,7 +51,7 @@ class Interval:
     """
 
     stream: av.VideoStream
-    packets: list[av.Packet]
+    packets: Packets
     watch: Watch
     origin: Fraction
     times: Float[np.ndarray, " n"]
@@ -60,7 +61,7 @@ class Interval:
 
 
 @contextlib.contextmanager
-def open_interval(media: bytes, start: float, end: float, watch: Watch) -> Iterator[Interval]:
+def open_interval(media: Encoded, start: float, end: float, watch: Watch) -> Iterator[Interval]:
     """The packets that show [start, end), in seconds: from a key frame before `start` on.
 
     Raises `DecodeError`, and whatever PyAV raises, on media that cannot be read.
@@ -68,9 +69,10 @@ def open_interval(media: bytes, start: float, end: float, watch: Watch) -> Itera
     for seek in [start - margin for margin in _SEEK_MARGINS if start > margin] + [None]:
         with open_media(media, watch) as (container, stream):
             origin = _origin(container)
-            packets, ended = _read_packets(container, stream, watch, origin, seek, start, end)
-            if packets or seek is None:
-                yield _with_packet_times(stream, packets, watch, origin, ended)
+            packets, ended = read_packets(media, container, stream, watch, Stretch(origin, seek, start, end))
+            if len(packets) or seek is None:
+                with contextlib.closing(packets):
+                    yield _with_packet_times(stream, packets, watch, origin, ended)
                 return
 
 
@@ -100,6 +102,12 @@ def decode_packets(
             watch.oversized |= width > context.width or isinstance(error, OverflowError)
 
 
+def decode_all(interval: Interval) -> Iterator[av.VideoFrame]:
+    """The frames of all packets of an interval, in display order; see `decode_packets`."""
+    packets = interval.packets.read(0, len(interval.packets))
+    return decode_packets(interval.stream.codec_context, packets, interval.watch)
+
+
 def decode_frames(interval: Interval, wanted: Sequence[int], take: Callable[[av.VideoFrame], T]) -> dict[int, T]:
     """What `take` makes of the frames at these places in display order, each decoded from the key frame before it.
 
@@ -112,14 +120,14 @@ def decode_frames(interval: Interval, wanted: Sequence[int], take: Callable[[av.
     """
     wanted = sorted(set(wanted))
     if interval.places is None:
-        counted = enumerate(decode_packets(interval.stream.codec_context, interval.packets, interval.watch))
+        counted = enumerate(decode_all(interval))
         return _some(_collect(counted, wanted, take)[0], interval.watch)
     frames: dict[int, T] = {}
     damaged: list[int] = []
     for key, group in itertools.groupby(wanted, key=lambda frame: _key_place(interval, frame)):
         targets = list(group)
         last = max(interval.places[target] for target in targets)
-        stretch = interval.packets[key : last + 1]
+        stretch = interval.packets.read(key, last + 1)
         stamps = {interval.stamps[target] for target in targets}
         # AVI's stamps are checked against the decoder's order, which takes every frame.
         wanted_only = None if _stores_no_times(interval.stream) else stamps
@@ -128,7 +136,8 @@ def decode_frames(interval: Interval, wanted: Sequence[int], take: Callable[[av.
         damaged += inexact
     # An open GOP, or a key frame that is damaged itself, can need packets from before the key frame.
     if damaged:
-        frames |= _collect(_decode_numbered(interval, interval.packets, None), damaged, take)[0]
+        every = interval.packets.read(0, len(interval.packets))
+        frames |= _collect(_decode_numbered(interval, every, None), damaged, take)[0]
     return _some(frames, interval.watch)
 
 
@@ -150,8 +159,7 @@ def with_decoded_times(interval: Interval) -> Interval:
     Frames keep the decoder's order; their times are their presentation stamps where these increase, else
     their decoding stamps, else they are counted at the mean rate.
     """
-    decoded = decode_packets(interval.stream.codec_context, interval.packets, interval.watch)
-    frames = _some([(frame.pts, frame.dts) for frame in decoded], interval.watch)
+    frames = _some([(frame.pts, frame.dts) for frame in decode_all(interval)], interval.watch)
     step = _mean_step(interval.stream)
     for stamps in (*zip(*frames, strict=True), [None] * len(frames)):
         ticks = fill_times(stamps, step)
@@ -170,72 +178,25 @@ def _origin(container: av.container.InputContainer) -> Fraction:
     return min(starts, default=Fraction(0))
 
 
-def _read_packets(
-    container: av.container.InputContainer,
-    stream: av.VideoStream,
-    watch: Watch,
-    origin: Fraction,
-    seek: float | None,
-    start: float,
-    end: float,
-) -> tuple[list[av.Packet], bool]:
-    """Packets from before `start` to `end`, and whether the media ended first.
-
-    Empty where seeking to `seek` gives no key frame at or before `start`.
-    """
-
-    def tick(seconds: float) -> float:
-        return (seconds + float(origin)) / float(stream.time_base)
-
-    packets: list[av.Packet] = []
-    # Damage ends the reading; what was read before it can still be shown.
-    with contextlib.suppress(av.error.FFmpegError):
-        if seek is not None:
-            container.seek(math.floor(tick(seek)), stream=stream)
-        for packet in _demux(container, stream):
-            if not packet.size:
-                continue
-            if seek is not None and not packets:
-                if not packet.is_keyframe:  # MPEG streams are cut anywhere
-                    continue
-                if packet.pts is None or packet.pts > tick(start):
-                    return [], False
-            if packet.dts is not None and packet.dts >= tick(end):
-                return packets, False
-            packets.append(packet)
-            watch.check_time()
-            watch.limits.check_frames(len(packets))
-    return packets, True
-
-
-def _demux(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
-    while True:
-        try:
-            yield from container.demux(stream)
-            return
-        except IndexError:  # PyAV does not expect a stream that first appears late, as MPEG files allow
-            continue
-
-
 def _with_packet_times(
-    stream: av.VideoStream, packets: list[av.Packet], watch: Watch, origin: Fraction, ended: bool
+    stream: av.VideoStream, packets: Packets, watch: Watch, origin: Fraction, ended: bool
 ) -> Interval:
     """The interval with times from its packets, or without any where these do not tell."""
-    stop = 0.0 if ended else math.inf
+    stop, stamped = 0.0 if ended else math.inf, packets.stamps
     # A frame that comes before the first key frame refers to frames that are not there.
-    first = packets[0].pts if packets and packets[0].is_keyframe else None
+    first = stamped[0].pts if stamped and stamped[0].is_keyframe else None
     shown = [
         place
-        for place, packet in enumerate(packets)
+        for place, packet in enumerate(stamped)
         if not packet.is_discard and (first is None or packet.pts is None or packet.pts >= first)
     ]
     if not shown:
         raise DecodeError("the media holds no frame in the interval")
-    if not _tell_times(stream, [packets[place].pts for place in shown]):
+    if not _tell_times(stream, [stamped[place].pts for place in shown]):
         return Interval(stream, packets, watch, origin, np.zeros(0), stop)
-    places = sorted(shown, key=lambda place: packets[place].pts)
-    stamps = [packets[place].pts for place in places]
-    duration = float(packets[places[-1]].duration or 0)
+    places = sorted(shown, key=lambda place: stamped[place].pts)
+    stamps = [stamped[place].pts for place in places]
+    duration = float(stamped[places[-1]].duration or 0)
     times, shown_until = _seconds(stream, np.array(stamps, dtype=np.float64), watch, origin, duration)
     return Interval(stream, packets, watch, origin, times, max(stop, shown_until), stamps, places)
 
@@ -278,7 +239,7 @@ def _key_place(interval: Interval, frame: int) -> int:
     """The packet to decode from: the last key frame that is neither stored nor shown after `frame`."""
     place, stamp = interval.places[frame], interval.stamps[frame]
     while place > 0:
-        packet = interval.packets[place]
+        packet = interval.packets.stamps[place]
         if packet.is_keyframe and packet.pts is not None and packet.pts <= stamp:
             return place
         place -= 1
@@ -286,7 +247,7 @@ def _key_place(interval: Interval, frame: int) -> int:
 
 
 def _decode_numbered(
-    interval: Interval, packets: Sequence[av.Packet], wanted: Container[int] | None
+    interval: Interval, packets: Iterable[av.Packet], wanted: Container[int] | None
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Frames of some of the interval's packets, with their places in display order."""
     stamps, previous = interval.stamps, -1

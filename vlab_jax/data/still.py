@@ -1,13 +1,13 @@
 """Photographs: decoded by Pillow, as CLIP's preprocessing has it, and stood upright by their EXIF data."""
 
 import contextlib
-import io
 
 import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from vlab_jax.data.limits import DecodeError, MediaLimits
+from vlab_jax.data.media import Encoded, as_file, head
 
 # How files of photographs begin.
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG"
@@ -26,15 +26,16 @@ EXIF_ORIENTATIONS = {
 }
 
 
-def decode_still(media: bytes, limits: MediaLimits) -> UInt8[np.ndarray, "h w 3"] | None:
+def decode_still(media: Encoded, limits: MediaLimits) -> UInt8[np.ndarray, "h w 3"] | None:
     """A photograph, upright, by the decoder that CLIP's preprocessing has; None where the media is none.
 
     FFmpeg spreads a JPEG's colours over the pixels by another filter, which is off by up to 40 of 255 at edges.
     """
-    if not (media.startswith((_JPEG, _PNG)) or (media.startswith(b"RIFF") and media[8:12] == b"WEBP")):
+    begins = head(media, 12)
+    if not (begins.startswith((_JPEG, _PNG)) or (begins.startswith(b"RIFF") and begins[8:12] == b"WEBP")):
         return None
     with _opened(media) as image:
-        if getattr(image, "n_frames", 1) > 1 and not media.startswith(_JPEG):  # animated
+        if getattr(image, "n_frames", 1) > 1 and not begins.startswith(_JPEG):  # animated
             return None
         limits.check_picture(*image.size)
         orientation = np.array(EXIF_ORIENTATIONS[exif_orientation(image) or 1])
@@ -55,11 +56,11 @@ def upright(frame: UInt8[np.ndarray, "h w 3"], orientation: Int[np.ndarray, "2 2
     return frame[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
 
 
-def is_upright_jpeg(media: bytes, short_side: int) -> bool:
+def is_upright_jpeg(media: Encoded, short_side: int) -> bool:
     """Whether the media is a JPEG that stands upright as stored, with a short side of at most so many pixels."""
-    if not media.startswith(_JPEG):
+    if head(media, len(_JPEG)) != _JPEG:
         return False
-    with Image.open(io.BytesIO(media)) as image:
+    with Image.open(as_file(media)) as image:
         return (exif_orientation(image) or 1) == 1 and min(image.size) <= short_side
 
 
@@ -71,14 +72,14 @@ def exif_orientation(image: Image.Image) -> int | None:
     return None
 
 
-def exif_rotation(media: bytes) -> int:
+def exif_rotation(media: Encoded) -> int:
     """The counterclockwise angle by which EXIF turns an image, in degrees; a mirror image counts as not turned."""
     with _opened(media) as image:
         return {3: 180, 6: -90, 8: 90}.get(exif_orientation(image) or 1, 0)
 
 
-def _opened(media: bytes) -> Image.Image:
+def _opened(media: Encoded) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(media))
+        return Image.open(as_file(media))
     except UnidentifiedImageError as error:  # its message has an address of the memory in it
         raise DecodeError("the media begins like an image and cannot be read as one") from error

@@ -6,7 +6,6 @@ are settled. Decoding runs in one thread: the pipeline's worker processes are th
 
 import contextlib
 import dataclasses
-import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -18,11 +17,12 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from vlab_jax.data.limits import DEFAULT_LIMITS, DecodeError, MediaLimits, Watch
+from vlab_jax.data.media import Encoded, as_file
 from vlab_jax.data.packets import (
     Interval,
     UnreliableTimes,
+    decode_all,
     decode_frames,
-    decode_packets,
     no_frame,
     open_interval,
     with_decoded_times,
@@ -75,7 +75,7 @@ class MediaInfo:
 
 
 def decode_clip(
-    media: bytes | Sequence[bytes],
+    media: Encoded | Sequence[bytes],
     *,
     num_frames: int,
     size: int,
@@ -88,9 +88,9 @@ def decode_clip(
     """`num_frames` RGB frames of a clip, upright, resized and cropped to `size` x `size`.
 
     Args:
-        media: an encoded video, or an image (a one-frame video), or a list of JPEGs: frames evenly spread
-            over the clip (the `frames` variant). `start` and `end` do not apply to a list, which holds the
-            clip alone.
+        media: an encoded video, or an image (a one-frame video): its bytes or an open file; or a list of JPEGs:
+            frames evenly spread over the clip (the `frames` variant). `start` and `end` do not apply to a list,
+            which holds the clip alone.
         num_frames: frames to show: one of each of as many equal segments of the interval, chosen by time.
         size: side of the square, in pixels, after CLIP's preprocessing (`resize_and_crop`).
         start: beginning of the interval, in seconds from the beginning of the media.
@@ -105,7 +105,7 @@ def decode_clip(
         InputError: an argument that no media could satisfy.
     """
     _check_arguments(num_frames, size, short)
-    if not isinstance(media, bytes):
+    if not isinstance(media, Encoded):
         return _decode_images(media, num_frames, size, rng, short, limits)
 
     def choose(times: Float[np.ndarray, " n"], stop: float) -> Int[np.ndarray, " t"]:
@@ -121,7 +121,7 @@ def decode_clip(
 
 
 def read_frames(
-    media: bytes,
+    media: Encoded,
     start: float | int,
     end: float | int,
     choose: Callable[[Float[np.ndarray, " n"], float], Int[np.ndarray, " t"]],
@@ -131,7 +131,7 @@ def read_frames(
     """What `take` makes of each frame that `choose` picks of the interval [start, end), in seconds.
 
     Args:
-        media: an encoded video, or an image: a one-frame video.
+        media: an encoded video, or an image, a one-frame video: its bytes or an open file.
         choose: gets the times (seconds, increasing) at which the frames of the interval start, and when the last
             one ends; returns which of them to take, in order. A frame may be picked more than once.
         take: gets an upright RGB frame, and the width of its pixels over their height. Called once for each frame
@@ -155,7 +155,7 @@ def read_frames(
             return _read_video(with_decoded_times(interval), media, choose, take)
 
 
-def probe(media: bytes, limits: MediaLimits = DEFAULT_LIMITS) -> MediaInfo:
+def probe(media: Encoded, limits: MediaLimits = DEFAULT_LIMITS) -> MediaInfo:
     """What the media holds, by reading every packet and decoding one frame. Raises `DecodeError`."""
     watch = Watch(limits)
     with _one_kind_of_error():
@@ -166,11 +166,11 @@ def probe(media: bytes, limits: MediaLimits = DEFAULT_LIMITS) -> MediaInfo:
         return _probe_video(media, watch)
 
 
-def _probe_video(media: bytes, watch: Watch) -> MediaInfo:
+def _probe_video(media: Encoded, watch: Watch) -> MediaInfo:
     with open_interval(media, 0.0, math.inf, watch) as interval:
         if interval.places is None:
             interval = with_decoded_times(interval)
-        frame = next(decode_packets(interval.stream.codec_context, interval.packets, watch), None)
+        frame = next(decode_all(interval), None)
         if frame is None:
             raise DecodeError(no_frame(watch))
         orientation = _orientation(frame, media)
@@ -231,7 +231,7 @@ def shown_interval(
 
 def _read_video(
     interval: Interval,
-    media: bytes,
+    media: Encoded,
     choose: Callable[[Float[np.ndarray, " n"], float], Int[np.ndarray, " t"]],
     take: Callable[[UInt8[np.ndarray, "h w 3"], float], T],
 ) -> list[T]:
@@ -291,7 +291,7 @@ def _choose(
     return frames_at(segment_times(first, last, num_frames, rng), times)
 
 
-def _orientation(frame: av.VideoFrame, media: bytes) -> Int[np.ndarray, "2 2"]:
+def _orientation(frame: av.VideoFrame, media: Encoded) -> Int[np.ndarray, "2 2"]:
     """The frame's display matrix (libavutil/display.h) rounded to quarter turns and mirrors."""
     try:
         matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
@@ -299,7 +299,7 @@ def _orientation(frame: av.VideoFrame, media: bytes) -> Int[np.ndarray, "2 2"]:
         # PyAV 18.1 cannot list side data with EXIF in it (its pull request 2392), which photos have.
         number = None
         with contextlib.suppress(Exception):  # an image that Pillow cannot read
-            number = exif_orientation(Image.open(io.BytesIO(media)))
+            number = exif_orientation(Image.open(as_file(media)))
         number = number or {0: 1, 1: 8, 2: 3, 3: 6}[round(frame.rotation / 90) % 4]
         return np.array(EXIF_ORIENTATIONS[number])
     if matrix is None:

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vlab_jax.data import sampling, video
+from vlab_jax.data.media import opened
 from vlab_jax.errors import InputError
 
 Media = str | os.PathLike | bytes | np.ndarray
@@ -96,15 +97,12 @@ def show(clip: Clip, frames: FrameShape) -> UInt8[np.ndarray, "t s s 3"]:
     """
     if isinstance(clip.media, np.ndarray):
         return _chosen(clip.media if clip.media.ndim == 4 else clip.media[None], frames)
-    media = clip.media if isinstance(clip.media, bytes) else local_path(clip.media)
+    given = {"num_frames": frames.num_frames, "size": frames.size, "start": clip.start, "end": clip.end}
     try:
-        return video.decode_clip(
-            media if isinstance(media, bytes) else media.read_bytes(),
-            num_frames=frames.num_frames,
-            size=frames.size,
-            start=clip.start,
-            end=clip.end,
-        )
+        if isinstance(clip.media, bytes):
+            return video.decode_clip(clip.media, **given)
+        with opened(local_path(clip.media)) as media:
+            return video.decode_clip(media, **given)
     except video.DecodeError as error:
         raise InputError(f"{clip.name}: {error}") from error
     except FileNotFoundError as error:

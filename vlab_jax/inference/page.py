@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vlab_jax.data import video
+from vlab_jax.data.media import opened
 from vlab_jax.data.sampling import frames_at, segment_times
 from vlab_jax.inference.search_index import Hit
 
@@ -70,7 +71,8 @@ def frames_of(path: pathlib.Path, start: float, end: float, count: int = FRAMES)
         shown = video.shown_interval(times, stop, start, end)
         return np.unique(frames_at(segment_times(*shown, count), times))
 
-    return video.read_frames(path.read_bytes(), start, end, choose, _jpeg)
+    with opened(path) as media:
+        return video.read_frames(media, start, end, choose, _jpeg)
 
 
 def _jpeg(frame: np.ndarray, aspect: float) -> bytes:

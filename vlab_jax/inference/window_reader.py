@@ -1,13 +1,14 @@
 """The windows of media files, decoded by worker processes: what one task of a worker is, and what comes of it.
 
 A task is some windows of one file: the first of a file opens it, and says which windows there are; the others follow
-from that. So a video of hours is decoded by all workers, a few windows in memory at a time. Each task reads the file
-anew (from the system's cache, mostly), and holds it in memory meanwhile.
+from that. So a video of hours is decoded by all workers, a few windows in memory at a time. Each task opens the file
+anew, and reads what its windows need.
 """
 
 import collections
 import dataclasses
 import hashlib
+import io
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -15,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from vlab_jax.data import video
-from vlab_jax.data.files import read_file
 from vlab_jax.data.limits import DEFAULT_LIMITS
+from vlab_jax.data.media import Encoded
 from vlab_jax.data.workers import map_in_order
 from vlab_jax.inference.windows import Window, split
 
@@ -89,16 +90,19 @@ def read_windows(tasks: Iterable[Task], workers: int) -> Iterator[Read]:
 def do(task: Task) -> Read:
     """Opens the file where the task names no windows, and decodes windows."""
     try:
-        media = read_file(task.path, DEFAULT_LIMITS.max_bytes)
-        if task.windows:
-            return _decoded(task, media, task.windows)
-        content = hashlib.blake2b(media, digest_size=16).hexdigest()
-        if content == task.content:
-            return Read(task, content=content, same=True)
-        windows = tuple(split(*_span(media), task.cut.window, task.cut.stride))
+        with open(task.path, "rb") as media:
+            return _decoded(task, media, task.windows) if task.windows else _opened(task, media)
     except (video.DecodeError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         return Read(task, error=" ".join(str(reason or error).split()))
+
+
+def _opened(task: Task, media: io.BufferedReader) -> Read:
+    """What a file's first task gives; raises `DecodeError` and `OSError`."""
+    content = hashlib.file_digest(media, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    if content == task.content:
+        return Read(task, content=content, same=True)
+    windows = tuple(split(*_span(media), task.cut.window, task.cut.stride))
     first, rest = windows[:_WINDOWS_A_TASK], windows[_WINDOWS_A_TASK:]
     return dataclasses.replace(_decoded(task, media, first), rest=rest, content=content)
 
@@ -120,7 +124,7 @@ class _Queue:
         return self._first.popleft() if self._first else next(self._tasks)
 
 
-def _decoded(task: Task, media: bytes, windows: tuple[Window, ...]) -> Read:
+def _decoded(task: Task, media: Encoded, windows: tuple[Window, ...]) -> Read:
     shown, frames, error = [], [], ""
     for window in windows:
         try:
@@ -131,11 +135,11 @@ def _decoded(task: Task, media: bytes, windows: tuple[Window, ...]) -> Read:
     return Read(task, tuple(shown), tuple(frames), error=error)
 
 
-def _frames(cut: Cut, media: bytes, window: Window) -> np.ndarray:
+def _frames(cut: Cut, media: Encoded, window: Window) -> np.ndarray:
     return video.decode_clip(media, num_frames=cut.num_frames, size=cut.size, start=window.start, end=window.end)
 
 
-def _span(media: bytes) -> tuple[float, float]:
+def _span(media: Encoded) -> tuple[float, float]:
     """When the first frame begins and when the last ends; a sound track may begin before, and end after."""
     found = []
 

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from vlab_jax.data import video
+from vlab_jax.data.media import Encoded, opened
 from vlab_jax.data.sampling import frames_at
 from vlab_jax.errors import InputError
 
@@ -103,11 +104,11 @@ class Playable:
     def _make(self, path: pathlib.Path, shown: Shown, start: float, end: float) -> pathlib.Path:
         target = self._folder / f"{next(self._numbers)}{'.mp4' if shown.kind == 'video' else '.jpg'}"
         try:
-            media = path.read_bytes()
-            if shown.kind == "video":
-                write_clip(target, media, start, end)
-            else:
-                target.write_bytes(_jpeg(media))
+            with opened(path) as media:
+                if shown.kind == "video":
+                    write_clip(target, media, start, end)
+                else:
+                    target.write_bytes(_jpeg(media))
         except (video.DecodeError, OSError) as error:
             target.unlink(missing_ok=True)
             raise InputError(f"{path.name}: {getattr(error, 'strerror', None) or error}") from error
@@ -118,7 +119,7 @@ class Playable:
             self._made.popitem(last=False)[1].unlink()
 
 
-def write_clip(target: pathlib.Path, media: bytes, start: float, end: float) -> None:
+def write_clip(target: pathlib.Path, media: Encoded, start: float, end: float) -> None:
     """Writes an mp4 of [start, end), at most `MOST_SECONDS` of it: H.264, 15 frames a second, at most 640 x 320.
 
     Raises:
@@ -173,7 +174,7 @@ def _even(side: float) -> int:
     return max(round(side / 2) * 2, 2)
 
 
-def _jpeg(media: bytes) -> bytes:
+def _jpeg(media: Encoded) -> bytes:
     def choose(times: np.ndarray, last: float) -> np.ndarray:
         return np.zeros(1, np.int64)
 
