@@ -43,8 +43,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "kept_with_stills": {**KEPT, "stage.blend.train": ("motion/glyphs@0.9", "motion/glyphs_still@0.1")},
 }
-HEADLINE = ("concat_separate", "concat_shared", "none", "image_only", "concat_kept")
-ARMS = {arm: 5 if arm in HEADLINE else 3 for arm in CHANGES}
+HEADLINE = ("concat_separate", "none", "image_only")
+ARMS = {arm: 5 if arm in HEADLINE else 2 for arm in CHANGES}
 ROW = recipe.ROW
 FIGURES = {
     "R@1": "text_to_video/R@1",

@@ -13,6 +13,7 @@ from inference.colours import ColourEmbedder, colour_video, open_colours
 
 from vlab_jax import predict
 from vlab_jax.inference.commands import common
+from vlab_jax.inference.commands import index as index_command
 from vlab_jax.inference.search_index import open_index
 from vlab_jax.runtime.workdir_lock import only_holder
 
@@ -185,6 +186,23 @@ def run(folder, index, killed):
         stdout=subprocess.PIPE,
         text=True,
     )
+
+
+def test_the_bar_fills_while_a_long_file_is_read(folder, tmp_path, embedders, monkeypatch):
+    (folder / "long.mp4").write_bytes(colour_video(("red", 20)))
+    seen, totals = [], []
+
+    def watched(shares, total):
+        totals.append(total)
+        for share in shares:
+            seen.append(share)
+            yield share
+
+    monkeypatch.setattr(index_command, "_bar", watched)
+    assert predict.main(command(folder, tmp_path / "index")) == 0
+    assert sum(seen) == pytest.approx(4) and len(seen) == 3 + 3  # 20 windows are three tasks of eight
+    assert predict.main(command(folder, tmp_path / "index")) == 0
+    assert totals == [4, 0]
 
 
 def test_after_kills_at_any_moment_the_next_run_goes_on_without_a_loss_or_a_duplicate(folder, tmp_path, embedders):

@@ -11,7 +11,7 @@ import os
 import pathlib
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,7 @@ def index_folder(
     batch: int = 16,
     retry: bool = False,
     told: Callable[[str], object] = lambda line: None,
-    progress: Callable[[Iterable[File], int], Iterable[Any]] = lambda files, total: files,
+    progress: Callable[[Iterable[float], int], Iterable[float]] = lambda shares, total: shares,
 ) -> Summary:
     """Brings an index up to date with its folder.
 
@@ -78,7 +78,8 @@ def index_folder(
       batch: windows that are embedded at once.
       retry: files that could not be decoded are tried again, though they have not changed.
       told: gets a line for each file that cannot be decoded.
-      progress: wraps the files that are done, one by one; gets how many there will be.
+      progress: wraps the work that is done, piece by piece, in files: a piece of a long one is a fraction. Gets how
+        many files there are to do.
 
     Raises:
       InputError: the folder has no media, or cannot be listed.
@@ -91,7 +92,7 @@ def index_folder(
     cut = Cut(index.about.window, index.about.stride, index.about.num_frames, index.about.size)
     tasks = (Task(file.file, str(folder / file.file), cut, _content(known, file.file)) for file in work)
     writer = _Writer(index, embedder, media, known, batch, summary, told)
-    for _ in progress(_finished(read_windows(tasks, workers), writer), len(work)):
+    for _ in progress(map(writer.take, read_windows(tasks, workers)), len(work)):
         writer.commit_if_due()
     writer.commit()
     index.tidy()
@@ -142,13 +143,6 @@ def _content(known: Mapping[str, File], file: str) -> str:
     return known[file].content if file in known else ""
 
 
-def _finished(reads: Iterable[Read], writer: "_Writer") -> Iterator[str]:
-    """The names of files as they are done."""
-    for read in reads:
-        if writer.take(read):
-            yield read.task.file
-
-
 @dataclasses.dataclass(eq=False)
 class _Open:
     """A file of which not everything is read and embedded."""
@@ -157,6 +151,7 @@ class _Open:
     windows: list[Window] = dataclasses.field(default_factory=list)
     vectors: list[np.ndarray] = dataclasses.field(default_factory=list)
     error: str = ""
+    tasks: int = 1
 
 
 class _Writer:
@@ -179,28 +174,30 @@ class _Writer:
         self._done: list[_Open] = []
         self._committed, self._commits = time.monotonic(), 0
 
-    def take(self, read: Read) -> bool:
-        """Takes what has come of a task; whether its file is done by that."""
+    def take(self, read: Read) -> float:
+        """Takes what has come of a task; which share of its file that is."""
         name = read.task.file
         if read.same:
             self._index.touch(self._media[name])
             self._summary.touched += 1
-            return True
+            return 1.0
         open_file = self._open.setdefault(name, _Open(self._media[name]))
         if read.content:
             open_file.file = dataclasses.replace(open_file.file, content=read.content)
+            open_file.tasks = read.tasks
         open_file.error = read.error or open_file.error
         for window, frames in zip(read.windows, read.frames, strict=True):
             self._waiting.append((open_file, window, frames))
             if len(self._waiting) >= self._batch:
                 self._embed()
-        if read.rest or not read.task.last:
-            return False
-        self._done.append(self._open.pop(name))
-        return True
+        if not read.rest and read.task.last:
+            self._done.append(self._open.pop(name))
+        return 1 / open_file.tasks
 
     def commit_if_due(self) -> None:
         """Writes where there is much to write, or some that has waited long."""
+        if not self._done:
+            return
         late = time.monotonic() - self._committed > _COMMIT_SECONDS
         if late or sum(len(done.windows) for done in self._done) >= _COMMIT_WINDOWS:
             self.commit()

@@ -15,6 +15,16 @@ def counted(results: Iterable[R], total: int | None, shown: bool, unit: str = " 
     yield from tqdm(results, total=total, unit=unit, disable=not shown, file=sys.stderr, mininterval=interval)
 
 
+def filled(shares: Iterable[float], total: int, shown: bool, unit: str) -> Iterator[float]:
+    """Shares of so many things, added up on the bar as they are done, if it is to be shown."""
+    interval = 0.2 if sys.stderr.isatty() else 10.0
+    looks = f"{{percentage:3.0f}}%|{{bar}}| {{n:.1f}}/{{total}} {unit} [{{elapsed}}<{{remaining}}]"
+    with tqdm(total=total, bar_format=looks, disable=not shown, file=sys.stderr, mininterval=interval) as bar:
+        for share in shares:
+            bar.update(share)
+            yield share
+
+
 def print_beside(line: str, stream: Any) -> None:
     """Prints a line on a line of its own, where a bar may be in its way."""
     if stream is sys.stderr or (sys.stderr.isatty() and stream.isatty()):

@@ -69,6 +69,11 @@ class Read:
     same: bool = False
     error: str = ""
 
+    @property
+    def tasks(self) -> int:
+        """How many tasks the file takes, where this one opened it."""
+        return 1 + math.ceil(len(self.rest) / _WINDOWS_A_TASK)
+
 
 def read_windows(tasks: Iterable[Task], workers: int) -> Iterator[Read]:
     """What comes of tasks, and of those that follow from them; of each file in the order of its windows.

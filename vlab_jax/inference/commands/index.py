@@ -103,7 +103,7 @@ def _tell(line: str) -> None:
     print_beside(line, sys.stderr)
 
 
-def _bar(files: Iterable[Any], total: int) -> Iterable[Any]:
-    from vlab_jax.inference.progress import counted
+def _bar(shares: Iterable[float], total: int) -> Iterable[float]:
+    from vlab_jax.inference.progress import filled
 
-    return counted(files, total, total > 0, unit=" files")
+    return filled(shares, total, total > 0, "files")
