@@ -11,7 +11,7 @@ from multiprocessing import shared_memory
 
 import pytest
 
-from vlab_jax.data.left import name_by_parent, prefix_of, take_over
+from vlab_jax.data.left import name_by_parent, prefix_of, remove_undelivered, tag_of, take_over
 
 ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not pathlib.Path("/dev/shm").is_dir(), reason="no /dev/shm to look into")
@@ -112,3 +112,33 @@ def test_a_worker_names_its_segments_after_its_parent():
     name = names.get(timeout=60)
     assert name.startswith(prefix_of(os.getpid())) and len(name) == 8 + 16
     worker.join()
+
+
+def _make_two_and_end(names: multiprocessing.Queue, tag: str) -> None:
+    name_by_parent(tag)
+    for _ in range(2):
+        names.put(shared_memory.SharedMemory(create=True, size=64).name)
+
+
+def test_what_ended_workers_made_and_nobody_opened_is_removed_and_no_other_group_s(capfd):
+    context = multiprocessing.get_context("spawn")
+    names, ours, theirs = context.Queue(), tag_of("/tmp/ours"), tag_of("/tmp/theirs")
+    for tag in (ours, theirs):
+        worker = context.Process(target=_make_two_and_end, args=[names, tag])
+        worker.start()
+        worker.join()
+    opened, undelivered, other, another = (names.get(timeout=60) for _ in range(4))
+    segment = shared_memory.SharedMemory(opened)
+    try:
+        assert remove_undelivered(ours) == 1
+        assert {path.name for path in pathlib.Path("/dev/shm").glob(f"{prefix_of(os.getpid())}*")} == {
+            opened,
+            other,
+            another,
+        }
+        assert remove_undelivered(theirs) == 2
+    finally:
+        segment.close()
+        segment.unlink()
+    assert undelivered.startswith(prefix_of(os.getpid()) + ours)
+    assert "KeyError" not in capfd.readouterr().err  # of the process that Python removes segments by

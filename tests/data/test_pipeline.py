@@ -5,7 +5,9 @@ import itertools
 import logging
 import multiprocessing
 import os
+import pathlib
 import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from listed_source import DeadlySource, ListedSource, StampedFrames, grey_clips
 
-from vlab_jax.data import builders, pipeline, schema
+from vlab_jax.data import builders, left, pipeline, schema
 from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.data.tokenizer import train_bpe
 from vlab_jax.data.workers import default_workers
@@ -45,10 +47,10 @@ def draw(sources: list, count: int, *, batch_size: int = 4, seed: int = 0, **opt
 
 def assert_same(one: list[pipeline.Batch], other: list[pipeline.Batch]) -> None:
     assert len(one) == len(other) > 0
-    for left, right in zip(one, other, strict=True):
-        assert left.keys() == right.keys() == {"video", "tokens", "lengths", "clip", "ids", "failures"}
-        for key in left:
-            assert left[key].dtype == right[key].dtype and np.array_equal(left[key], right[key]), key
+    for first, second in zip(one, other, strict=True):
+        assert first.keys() == second.keys() == {"video", "tokens", "lengths", "clip", "ids", "failures"}
+        for key in first:
+            assert first[key].dtype == second[key].dtype and np.array_equal(first[key], second[key]), key
 
 
 def differ(one: list[pipeline.Batch], other: list[pipeline.Batch], key: str) -> bool:
@@ -287,13 +289,22 @@ def batches_of(source: ListedSource, workers: int) -> pipeline.Batches:
     return pipeline.training_batches([source], [1.0], STAMPS, TOKENIZER, batch_size=2, seed=0, workers=workers)
 
 
+def assert_no_shared_memory_is_left() -> None:
+    deadline = time.monotonic() + 10  # what was delivered goes in the background
+    while left_behind := [*pathlib.Path("/dev/shm").glob(f"{left.prefix_of(os.getpid())}*")]:
+        assert time.monotonic() < deadline, left_behind
+        time.sleep(0.01)
+
+
 def test_no_worker_process_outlives_its_iterator():
-    with pytest.raises(ZeroDivisionError), batches_of(grey_clips(6), 2) as left:
-        next(left)
+    with pytest.raises(ZeroDivisionError), batches_of(grey_clips(6), 2) as batches:
+        next(batches)
         assert len(multiprocessing.active_children()) == 2
         raise ZeroDivisionError
     assert not multiprocessing.active_children()
-    left.close()
+    assert_no_shared_memory_is_left()
+    batches.close()
+    assert next(batches, "closed") == "closed"
 
     dropped = batches_of(grey_clips(6), 1)
     next(dropped)
@@ -312,6 +323,7 @@ def test_a_worker_process_that_the_system_ends_is_replaced_and_the_batches_are_t
         (other,) = multiprocessing.active_children()
         assert other.pid != worker.pid
     assert got == expected
+    assert_no_shared_memory_is_left()
     assert [each.getMessage() for each in caplog.records if "others make its batches anew" in each.getMessage()] == [
         "a worker process that decodes was ended with exit code -9; others make its batches anew"
     ]

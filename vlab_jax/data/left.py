@@ -10,7 +10,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from multiprocessing import shared_memory
+from multiprocessing import resource_tracker, shared_memory
 
 _SEGMENTS = pathlib.Path("/dev/shm")
 _PREFIX = "_SHM_NAME_PREFIX"  # of Python's module; a version without it names as it likes, and nothing is removed
@@ -38,12 +38,48 @@ def _lives(prefix: str) -> bool:
     return any(prefix_of(pid) == prefix and _status(pid)[:1] not in (["Z"], ["X"], []) for pid in numbers)
 
 
-def name_by_parent() -> None:
-    """In a worker process: what it makes from now on is named after its parent."""
+def name_by_parent(tag: str = "") -> None:
+    """In a worker process: what it makes from now on is named after its parent, and then by the tag."""
     if hasattr(shared_memory, _PREFIX) and hasattr(shared_memory, _LENGTH):
-        prefix = f"/{prefix_of(os.getppid())}"
+        prefix = f"/{prefix_of(os.getppid())}{tag}"
         setattr(shared_memory, _PREFIX, prefix)
         setattr(shared_memory, _LENGTH, len(prefix) + 16)  # as many letters at random
+
+
+def tag_of(folder: str) -> str:
+    """Four characters that tell one group of a process's workers from another, by a folder that is the group's own."""
+    return hashlib.sha256(folder.encode()).hexdigest()[:4]
+
+
+def remove_undelivered(tag: str) -> int:
+    """Removes segments that worker processes of that tag, which have ended, made and this process has not opened.
+
+    A worker that is ended while it hands a batch over leaves them; Python would remove them when this process ends, and
+    warn.
+
+    Returns:
+      How many there were.
+    """
+    count, opened = 0, _opened_segments()
+    for path in _SEGMENTS.glob(f"{prefix_of(os.getpid())}{tag}*"):
+        if path.name in opened:  # whoever has opened it removes it
+            continue
+        try:
+            path.unlink()
+        except FileNotFoundError:  # it was being removed
+            continue
+        resource_tracker.unregister(f"/{path.name}", "shared_memory")
+        count += 1
+    return count
+
+
+def _opened_segments() -> set[str]:
+    """The names of the segments that this process has mapped (proc(5), `maps`)."""
+    try:
+        lines = pathlib.Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return set()
+    return {line.rpartition("/")[2] for line in lines if f" {_SEGMENTS}/" in line}
 
 
 def folder() -> tempfile.TemporaryDirectory:

@@ -9,6 +9,7 @@ Dimensions: `b` clips of this process, `T` frames, `S` pixels, `L` text tokens.
 import collections
 import dataclasses
 import functools
+import gc
 import hashlib
 import logging
 import math
@@ -257,6 +258,7 @@ class Batches(Iterator[Batch]):
     def __init__(self, make: Callable[[Reader], grain.MapDataset], reader: Reader, workers: int) -> None:
         self._folder = left.folder()
         shared = pathlib.Path(self._folder.name)
+        self._tag = left.tag_of(self._folder.name)
         if workers:
             (shared / "in_hand").mkdir()
             in_hand = InHand(str(shared / "in_hand"), reader.frames.limits.clock_seconds)
@@ -264,13 +266,15 @@ class Batches(Iterator[Batch]):
         sources = tuple(each.within(shared) if isinstance(each, Patient) else each for each in reader.sources)
         self._make, self._reader, self._workers = make, dataclasses.replace(reader, sources=sources), workers
         self._delivered = self._deaths = 0
+        self._iterator: grain.DatasetIterator | None = None
         self._start()
 
     def _start(self) -> None:
-        self._iterator = iter(_in_background(self._make(self._reader)[self._delivered :], self._workers))
+        batches = self._make(self._reader)[self._delivered :]
+        self._iterator = iter(_in_background(batches, self._workers, self._tag))
 
     def __next__(self) -> Batch:
-        while True:
+        while self._iterator is not None:
             try:
                 batch = next(self._iterator)
             except (InputError, CannotRead) as error:
@@ -282,10 +286,21 @@ class Batches(Iterator[Batch]):
                 continue
             self._delivered, self._deaths = self._delivered + 1, 0
             return batch
+        raise StopIteration  # closed
+
+    def _end_workers(self) -> None:
+        iterator, self._iterator = self._iterator, None
+        if iterator is None:
+            return
+        iterator.close()
+        if self._workers:
+            del iterator
+            gc.collect()  # it refers to itself, and holds batches in shared memory
+            left.remove_undelivered(self._tag)
 
     def _replace_workers(self, error: RuntimeError) -> None:
         """Begins anew behind the last batch that was delivered, without the clips that are to blame."""
-        self._iterator.close()
+        self._end_workers()
         told = re.search(r"exit code (-?\d+)", str(error))
         code = int(told.group(1)) if told else None
         reader = self._reader
@@ -315,18 +330,21 @@ class Batches(Iterator[Batch]):
     def close(self) -> None:
         """Ends threads and worker processes, those too that wait for their data; a second time, does nothing."""
         self._folder.cleanup()
-        self._iterator.close()
+        self._end_workers()
 
 
-def _in_background(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
-    """Two batches ahead: by threads of this process, or by worker processes with one reading thread each."""
+def _in_background(batches: grain.MapDataset, workers: int, tag: str) -> grain.IterDataset:
+    """Two batches ahead: by threads of this process, or by worker processes with one reading thread each.
+
+    `tag` is in the names of the memory that the worker processes share.
+    """
     if workers == 0:
         return batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain asks for its own flags; a program without a command line has none
     quiet = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-    return batches.to_iter_dataset(quiet).mp_prefetch(options, begin_worker)
+    return batches.to_iter_dataset(quiet).mp_prefetch(options, functools.partial(begin_worker, tag))
 
 
 @dataclasses.dataclass

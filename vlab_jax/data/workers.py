@@ -27,10 +27,10 @@ def default_workers(asked: int) -> int:
     return asked if asked >= 0 else min(max((os.cpu_count() or 1) - 1, 1), 16)
 
 
-def begin_worker(*_: int) -> None:
-    """What a worker process does first: see to its end, and to the names of the memory that it shares."""
+def begin_worker(tag: str, *_: int) -> None:
+    """What a worker process does first: see to its end, and to the names of the memory that it shares (`left.py`)."""
     end_with_parent()
-    name_by_parent()
+    name_by_parent(tag)
 
 
 def end_with_parent() -> None:
