@@ -368,7 +368,7 @@ def test_mistakes_on_the_command_line_are_one_line(home, tmp_path, monkeypatch, 
             assert message in error and error.startswith("error: ") and error.count("\n") == 1
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert serve(index) == 2
-    assert 'pip install "vlab-jax[page]"' in capsys.readouterr().err
+    assert 'pip install -e ".[page]"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("0.0.0.0", True)])

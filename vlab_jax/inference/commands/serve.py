@@ -42,7 +42,9 @@ def run(given: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "uvicorn"):
             raise
-        raise InputError(f'the page needs the package {error.name}: pip install "vlab-jax[page]"') from None
+        raise InputError(
+            f'the page needs the package {error.name}: pip install -e ".[page]" in the project\'s folder'
+        ) from None
     from vlab_jax.inference.search_index import open_index
     from vlab_jax.inference.web.service import Service
 
