@@ -68,7 +68,7 @@ class Playable:
 
     def __init__(self, folder: pathlib.Path, most: int = CACHE_BYTES) -> None:
         self._folder, self._most = folder, most
-        self._making = threading.Lock()  # one at a time: each holds its file and its frames in memory
+        self._making = threading.Lock()  # one at a time: each holds its frames in memory
         self._numbers = itertools.count()
         self._known: collections.OrderedDict[_Version, Shown] = collections.OrderedDict()
         self._made: collections.OrderedDict[tuple[_Version, float, float], pathlib.Path] = collections.OrderedDict()
