@@ -17,6 +17,7 @@ from vlab_jax import config
 from vlab_jax.data import frames, limits, pipeline, video
 from vlab_jax.data.files import read_file
 from vlab_jax.data.limits import DecodeError, MediaLimits
+from vlab_jax.data.packet_reader import HeldPackets
 from vlab_jax.data.tokenizer import train_bpe
 from vlab_jax.errors import InputError
 
@@ -83,7 +84,7 @@ def test_media_of_which_every_frame_is_larger_than_its_header_says_name_the_limi
         stream.codec_context.options = {"max_pixels": str(SIDE**2)}
         from vlab_jax.data import packets
 
-        lying = packets.Interval(stream, [av.Packet(frame)], watch, Fraction(0), np.zeros(0), 1.0)
+        lying = packets.Interval(stream, HeldPackets([av.Packet(frame)]), watch, Fraction(0), np.zeros(0), 1.0)
         with pytest.raises(DecodeError, match=r"max_pixels(=4,096| allows 4,096)"):
             packets.with_decoded_times(lying)
 

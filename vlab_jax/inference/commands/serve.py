@@ -8,6 +8,7 @@ machine by network can see the indexed videos; there is no password. It ends by 
 """
 
 import argparse
+import contextlib
 import ipaddress
 import os
 import pathlib
@@ -67,10 +68,10 @@ def run(given: argparse.Namespace) -> int:
             server_header=False,
             timeout_graceful_shutdown=2,
         )
-        try:
+        # The server ends at Ctrl-C, and raises it again, or not: that depends on where its loop was.
+        with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listener])
-        except KeyboardInterrupt:
-            print("ended", file=sys.stderr)
+        print("ended", file=sys.stderr)
     return 0
 
 
