@@ -66,13 +66,13 @@ class Kill:
     seconds: float
     recorded: int
     checkpoint: int
-    began: bool  # a stage; before that, what the kill before it cost is still recorded
+    in_stage: bool  # before that, what the kill before it cost is still recorded
     orphans_seconds: float = 0.0
 
     @property
     def lost(self) -> int:
         """Steps that the killed start computed and that are computed again."""
-        return self.recorded - self.checkpoint if self.began else 0
+        return self.recorded - self.checkpoint if self.in_stage else 0
 
 
 def checkpoint_steps(workdir: pathlib.Path) -> list[int]:

@@ -28,10 +28,7 @@ def size(media: Encoded) -> int:
 
 def head(media: Encoded, count: int) -> bytes:
     """The first bytes."""
-    if isinstance(media, bytes):
-        return media[:count]
-    media.seek(0)
-    return media.read(count)
+    return as_file(media).read(count)
 
 
 def as_file(media: Encoded) -> io.BytesIO | io.BufferedReader:

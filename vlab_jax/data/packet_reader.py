@@ -113,11 +113,11 @@ def read_packets(
     There are none where seeking to `stretch.seek` gives no key frame at or before `stretch.start`.
     """
     packets: list[av.Packet | Stamp] = []
-    size, ended = 0, True
+    size, ended, until = 0, True, stretch.tick(stream, stretch.end)
     # Damage ends the reading; what was read before it can still be shown.
     with contextlib.suppress(av.error.FFmpegError):
         for packet in _following(container, stream, stretch):
-            if packet.dts is not None and packet.dts >= stretch.tick(stream, stretch.end):
+            if packet.dts is not None and packet.dts >= until:
                 ended = False
                 break
             if size <= _MOST_HELD < size + packet.size:
