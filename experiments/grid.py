@@ -1,8 +1,8 @@
-"""Runs every arm of an experiment with every seed, and records what each reached.
+"""Runs every arm of experiments with every seed, and records what each reached.
 
     python -m experiments.grid adapting --workdir=/somewhere/large
     python -m experiments.grid adapting --arms=conv,none --seeds=2 --workdir=/somewhere/large
-    python -m experiments.grid adapting --jobs=2 --workdir=/somewhere/large
+    python -m experiments.grid adapting blending objectives --jobs=2 --workdir=/somewhere/large
 
 With `--jobs`, so many runs go at a time, each on its part of the CPUs: a tiny model keeps one core busy, and two much
 less than twice as much.
@@ -32,7 +32,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -46,6 +46,14 @@ ROOT = HERE.parent
 RESULTS = "results.json"
 
 Record = dict[str, Any]
+
+
+class Run(NamedTuple):
+    """One arm of an experiment, with one seed."""
+
+    experiment: str
+    arm: str
+    seed: int
 
 
 def arms_of(experiment: str) -> dict[str, int]:
@@ -77,16 +85,22 @@ def config_hash(config: ConfigDict) -> str:
     return hashlib.sha256(json.dumps(given).encode()).hexdigest()[:12]
 
 
-def read_records(path: pathlib.Path) -> list[Record]:
-    """What a `results.json` records; nothing where there is none."""
+def results_of(experiment: str) -> pathlib.Path:
+    """The file where an experiment's runs are recorded."""
+    return HERE / experiment / RESULTS
+
+
+def read_records(experiment: str) -> list[Record]:
+    """What is recorded of an experiment; nothing where it has not been run."""
+    path = results_of(experiment)
     return json.loads(path.read_text())["runs"] if path.is_file() else []
 
 
-def pending(experiment: str, records: list[Record], arms: dict[str, int]) -> list[tuple[str, int]]:
-    """The runs (arm, seed) that are not recorded, seed by seed, so that early results compare all arms."""
+def pending(experiment: str, records: list[Record], arms: dict[str, int]) -> list[Run]:
+    """The runs that are not recorded, seed by seed, so that early results compare all arms."""
     done = {(record["arm"], record["seed"]) for record in current(experiment, records)}
     return [
-        (arm, seed)
+        Run(experiment, arm, seed)
         for seed in range(max(arms.values(), default=0))
         for arm, seeds in arms.items()
         if seed < seeds and (arm, seed) not in done
@@ -99,12 +113,13 @@ def current(experiment: str, records: list[Record]) -> list[Record]:
     return [record for record in records if record["config"] == hashes.get(record["arm"])]
 
 
-def run(experiment: str, workdir: pathlib.Path, arm: str, seed: int, cpus: set[int] | None = None) -> Record:
-    """Trains one arm with one seed in a process of its own, below `workdir`, on these CPUs or on all; its record.
+def train(workdir: pathlib.Path, run: Run, cpus: set[int] | None = None) -> Record:
+    """Trains one run in a process of its own, below `workdir`, on these CPUs or on all; its record.
 
     Raises:
       InputError: the run failed; its log is named.
     """
+    experiment, arm, seed = run
     digest = config_hash(config_of(experiment, arm, seed))
     folder = workdir / f"{arm}-{seed}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,13 +144,11 @@ def run(experiment: str, workdir: pathlib.Path, arm: str, seed: int, cpus: set[i
     }
 
 
-def run_all(
-    todo: list[tuple[str, int]], path: pathlib.Path, jobs: int, start: Callable[[str, int, set[int] | None], Record]
-) -> None:
-    """Starts the runs, `jobs` at a time, and adds the record of each to the file at `path` as soon as it is done.
+def run_all(todo: list[Run], jobs: int, start: Callable[[Run, set[int] | None], Record]) -> None:
+    """Starts the runs, `jobs` at a time, and adds the record of each to its experiment's file as soon as it is done.
 
     Args:
-      start: (arm, seed, CPUs) → record. CPUs are a share of those of this process, None with one job.
+      start: (run, CPUs) → record. CPUs are a share of those of this process, None with one job.
 
     Raises:
       InputError: a run failed. Those under way are recorded, the others are not started.
@@ -145,18 +158,19 @@ def run_all(
         shares.put(share)
     writing = threading.Lock()
 
-    def one(number: int, arm: str, seed: int) -> None:
-        print(f"run {number} of {len(todo)}: {arm}, seed {seed}\n", end="", flush=True)  # one piece: threads write
+    def one(number: int, run: Run) -> None:
+        line = f"run {number} of {len(todo)}: {run.experiment} {run.arm}, seed {run.seed}\n"
+        print(line, end="", flush=True)  # one piece: threads write
         share = shares.get()
         try:
-            record = start(arm, seed, share)
+            record = start(run, share)
         finally:
             shares.put(share)
         with writing:  # and read anew: grids of several processes may share the file
-            write_json(path, {"runs": [*read_records(path), record]})
+            write_json(results_of(run.experiment), {"runs": [*read_records(run.experiment), record]})
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        started = [pool.submit(one, number, *each) for number, each in enumerate(todo, 1)]
+        started = [pool.submit(one, number, run) for number, run in enumerate(todo, 1)]
         done, _ = concurrent.futures.wait(started, return_when=concurrent.futures.FIRST_EXCEPTION)
         pool.shutdown(wait=True, cancel_futures=True)
     for future in done:
@@ -189,19 +203,28 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _chosen(given: argparse.Namespace) -> dict[str, int]:
-    arms = arms_of(given.experiment)
-    names = given.arms.split(",") if given.arms else list(arms)
-    unknown = [name for name in names if name not in arms]
-    if unknown:
-        raise InputError(f"{given.experiment} has no arm {unknown[0]!r}; it has {', '.join(arms)}")
-    return {name: given.seeds or arms[name] for name in names}
+def _chosen(given: argparse.Namespace) -> list[Run]:
+    """The runs that are asked for and not recorded, one experiment after the other."""
+    if given.arms and len(given.experiments) > 1:
+        raise InputError("--arms is of one experiment; leave it out, or name one experiment")
+    todo = []
+    for experiment in given.experiments:
+        arms = arms_of(experiment)
+        names = given.arms.split(",") if given.arms else list(arms)
+        unknown = [name for name in names if name not in arms]
+        if unknown:
+            raise InputError(f"{experiment} has no arm {unknown[0]!r}; it has {', '.join(arms)}")
+        seeds = {name: given.seeds or arms[name] for name in names}
+        todo += pending(experiment, read_records(experiment), seeds)
+    return todo
 
 
 def main() -> None:
     """Runs what is not recorded yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", help="a folder beside this file that has a config.py")
+    parser.add_argument(
+        "experiments", nargs="+", metavar="experiment", help="folders beside this file that have a config.py"
+    )
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="where the runs go, each in its own folder")
     parser.add_argument("--arms", default="", help="these arms alone, joined by commas")
     parser.add_argument(
@@ -210,11 +233,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=0, help="seeds of each arm, instead of what config.py says")
     given = parser.parse_args()
     try:
-        arms = _chosen(given)
-        path = HERE / given.experiment / RESULTS
-        todo = pending(given.experiment, read_records(path), arms)
-        start = functools.partial(run, given.experiment, given.workdir.absolute())
-        run_all(todo, path, given.jobs, start)
+        run_all(_chosen(given), given.jobs, functools.partial(train, given.workdir.absolute()))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

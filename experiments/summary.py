@@ -102,11 +102,11 @@ def summarise(experiment: str) -> tuple[pathlib.Path, pathlib.Path]:
     Raises:
       InputError: nothing is recorded yet, or there is no such experiment.
     """
-    module, folder = grid.module_of(experiment), grid.HERE / experiment
-    records = grid.current(experiment, grid.read_records(folder / grid.RESULTS))
+    module, recorded = grid.module_of(experiment), grid.results_of(experiment)
+    records = grid.current(experiment, grid.read_records(experiment))
     if not records:
-        raise InputError(f"{folder / grid.RESULTS} records no run of {experiment}; run experiments.grid first")
-    written, drawn = folder / "table.md", folder / "results.png"
+        raise InputError(f"{recorded} records no run of {experiment}; run experiments.grid first")
+    written, drawn = recorded.with_name("table.md"), recorded.with_name("results.png")
     written.write_text(table(module, records), encoding="utf-8")
     plot(module, records).savefig(drawn, dpi=110)
     return written, drawn

@@ -38,22 +38,26 @@ def test_runs_at_a_time_share_the_cpus_evenly(monkeypatch):
     assert grid.cpu_shares(6) == [None] * 6
 
 
-def test_runs_at_a_time_are_all_recorded_and_a_failure_stops_what_has_not_begun(tmp_path):
-    path = tmp_path / "results.json"
+def test_runs_at_a_time_are_all_recorded_and_a_failure_stops_what_has_not_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "HERE", tmp_path)
+    for experiment in ("first", "second"):
+        (tmp_path / experiment).mkdir()
     both = threading.Barrier(2, timeout=60)
 
-    def start(arm: str, seed: int, cpus: set[int] | None) -> grid.Record:
-        if arm == "good":
+    def start(run: grid.Run, cpus: set[int] | None) -> grid.Record:
+        if run.arm == "good":
             both.wait()  # none goes on before two are under way
-        if (arm, seed) == ("bad", 1):
+        if (run.arm, run.seed) == ("bad", 1):
             raise InputError("bad with seed 1 ended")
-        return {"arm": arm, "seed": seed}
+        return {"arm": run.arm, "seed": run.seed}
 
-    grid.run_all([("good", seed) for seed in range(4)], path, 2, start)
-    assert sorted(record["seed"] for record in grid.read_records(path)) == [0, 1, 2, 3]
+    good = [grid.Run(experiment, "good", seed) for experiment in ("first", "second") for seed in range(3)]
+    grid.run_all(good, 2, start)
+    for experiment in ("first", "second"):
+        assert sorted(record["seed"] for record in grid.read_records(experiment)) == [0, 1, 2]
     with pytest.raises(InputError, match="bad with seed 1 ended"):
-        grid.run_all([("bad", 0), ("bad", 1), *(("bad", seed) for seed in range(2, 50))], path, 2, start)
-    recorded = [record["seed"] for record in grid.read_records(path) if record["arm"] == "bad"]
+        grid.run_all([grid.Run("first", "bad", seed) for seed in range(50)], 2, start)
+    recorded = [record["seed"] for record in grid.read_records("first") if record["arm"] == "bad"]
     assert 1 not in recorded and len(recorded) < 10
 
 
@@ -68,11 +72,12 @@ def test_arms_differ_in_their_hash_and_seeds_do_not():
 
 def test_what_is_recorded_is_left_out_and_seeds_come_in_turns():
     arms = {"conv": 2, "none": 3}
-    assert grid.pending("adapting", [], arms) == [("conv", 0), ("none", 0), ("conv", 1), ("none", 1), ("none", 2)]
-    left = grid.pending("adapting", [recorded("none", 0), recorded("conv", 1)], arms)
+    every = [run[1:] for run in grid.pending("adapting", [], arms)]
+    assert every == [("conv", 0), ("none", 0), ("conv", 1), ("none", 1), ("none", 2)]
+    left = [run[1:] for run in grid.pending("adapting", [recorded("none", 0), recorded("conv", 1)], arms)]
     assert left == [("conv", 0), ("none", 1), ("none", 2)]
     old = {**recorded("conv", 0), "config": "of another config"}
-    assert ("conv", 0) in grid.pending("adapting", [old], arms)
+    assert grid.Run("adapting", "conv", 0) in grid.pending("adapting", [old], arms)
 
 
 def test_unknown_names_are_one_line():
@@ -80,6 +85,19 @@ def test_unknown_names_are_one_line():
         grid.arms_of("adaptin")
     with pytest.raises(InputError, match="takes one of conv, none"):
         grid.config_of("adapting", "convv", 0)
+
+
+def test_several_experiments_are_one_grid_and_arms_are_of_one(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(grid, "run_all", lambda todo, jobs, start: asked.extend(todo))
+    monkeypatch.setattr(grid, "read_records", lambda experiment: [])
+    monkeypatch.setattr(sys, "argv", ["grid", "objectives", "blending", "--workdir=nowhere", "--seeds=1"])
+    grid.main()
+    assert asked == [grid.Run(name, arm, 0) for name in ("objectives", "blending") for arm in grid.arms_of(name)]
+    sys.argv.append("--arms=both")
+    with pytest.raises(SystemExit):
+        grid.main()
+    assert capsys.readouterr().err == "error: --arms is of one experiment; leave it out, or name one experiment\n"
 
 
 @pytest.fixture
@@ -107,8 +125,8 @@ def test_a_grid_runs_records_and_goes_on_where_it_stopped(tiny, tmp_path, monkey
         grid.main()
         return capsys.readouterr().out
 
-    assert call("--arms=one", "--seeds=1") == "run 1 of 1: one, seed 0\n"
-    assert call("--seeds=1") == "run 1 of 1: two, seed 0\n"
+    assert call("--arms=one", "--seeds=1") == "run 1 of 1: tiny one, seed 0\n"
+    assert call("--seeds=1") == "run 1 of 1: tiny two, seed 0\n"
     assert call("--seeds=1") == ""
     first, second = json.loads((tiny / "results.json").read_text())["runs"]
     assert (first["arm"], second["arm"], first["seed"]) == ("one", "two", 0)
