@@ -2,7 +2,7 @@
 
     python -m vlab_jax.main --config=experiments/blending/config.py:concat_separate --workdir=workdir_concat
 
-The first stage sees a glyph in every still, and half of the words tell it. The videos that the other stages see have
+The first stage sees a glyph in every still, and the words tell it. The videos that the other stages see have
 glyphs too, and 5 % of their words tell them. The test asks for what moves and for the glyph. `README.md` says what the
 arms are for.
 """
@@ -74,7 +74,7 @@ def get_config(arm: str = "concat_separate") -> ConfigDict:
     recipe.check_arm("blending", arm, CHANGES)
     config = recipe.tiny(BLEND_STEPS)
     config.data.train, config.data.evaluate = ("motion/glyphs",), "motion/glyphs"
-    config.stage.clip.update({"train": ("motion/glyphs_still",), "steps": 200})
+    config.stage.clip.update({"train": ("motion/glyphs_still",), "steps": 300})
     config.evaluation.multiple_choice = ("twin", "detail")
     changes = dict(CHANGES[arm])
     groups = changes.pop("stage.blend.groups", ())

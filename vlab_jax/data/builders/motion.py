@@ -15,9 +15,9 @@ Configurations and their splits (examples in train / validation / test):
 - `still` (6000 / 200 / 400): one frame of such a scene as a JPEG, all its shapes in full view, with captions
   and questions on appearance alone. An image model learns the shapes here; many images share a caption.
 - `glyphs` and `glyphs_still`: `large` and `still` with a *glyph* in each picture (`motion_glyph`), a detail that
-  stills teach and videos hardly mention: the words of half of the stills tell it, and of 5 % of the training
-  clips. In validation and test, where `glyphs` asks for it, every other caption tells it; a question of type
-  `glyph` asks which it is, and one of type `detail` offers a caption told with each kind.
+  stills teach and videos hardly mention: the words of all stills tell it, and of 5 % of the training clips. In
+  validation and test, where `glyphs` asks for it, every other caption tells it; a question of type `glyph` asks
+  which it is, and one of type `detail` offers a caption told with each kind.
 - `tiny` (48 / 16 / 16) and `tiny_still` (48 / 16 / 16): the same in small, for tests.
 
 What is balanced: a scene played backwards is as likely as the scene, so a bag of frames tells nothing of
@@ -99,6 +99,7 @@ class Motion(ClipBuilder):
 
     VERSION = tfds.core.Version("2.1.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "2.2.0": "The words of all stills tell their glyph.",
         "2.1.0": "Training clips have every question that they answer.",
         "2.0.0": "Three kinds of shapes, a little larger; more scenes with two.",
         "1.0.0": "First version.",
@@ -110,13 +111,14 @@ class Motion(ClipBuilder):
         MotionConfig(name="glyphs", description="`large` with glyphs.", train=16000, glyphs=True, glyphs_told=0.05),
         MotionConfig(
             name="glyphs_still",
+            version=tfds.core.Version("2.2.0"),
             description="`still` with glyphs.",
             still=True,
             train=6000,
             validation=200,
             test=400,
             glyphs=True,
-            glyphs_told=0.5,
+            glyphs_told=1.0,
         ),
         MotionConfig(name="tiny", description="`video` in small, for tests.", **_SMALL),
         MotionConfig(name="tiny_still", description="`still` in small, for tests.", still=True, **_SMALL),
