@@ -15,35 +15,37 @@ from experiments import recipe
 
 BLEND_STEPS = 500
 SEPARATE = {"model.image_encoder": "separate"}
-# CLIP's own features stay as the stills taught them.
+# The image stream's CLIP stays as the stills taught it.
 KEPT = {**SEPARATE, "stage.blend.groups": (("^image_encoder/", "frozen"),)}
+VIDEO_ALONE = {"model.decoder.blending": "none", "stage.blend.streams": ("video",)}
+IMAGE_ALONE = {
+    "model.decoder.blending": "image_only",
+    "stage.adapt.streams": ("image",),
+    "stage.blend.streams": ("image",),
+}
+CLIP_FROZEN = {"stage.blend.groups": (("^vision/", "frozen"),)}
+# Stills go on being seen, one clip in ten.
+WITH_STILLS = {"stage.blend.train": ("motion/glyphs@0.9", "motion/glyphs_still@0.1")}
 # The fields in which each arm differs from the first; groups are put in front of those of `configs/pretrain.py`.
 CHANGES: dict[str, dict[str, Any]] = {
     "concat_separate": SEPARATE,
     "concat_shared": {},
-    "none": {"model.decoder.blending": "none", "stage.blend.streams": ("video",)},
-    "image_only": {
-        "model.decoder.blending": "image_only",
-        "stage.adapt.streams": ("image",),
-        "stage.blend.streams": ("image",),
-    },
     "concat_kept": KEPT,
-    "parallel_separate": {**SEPARATE, "model.decoder.blending": "parallel"},
-    "parallel_shared": {"model.decoder.blending": "parallel"},
-    "stacked_separate": {**SEPARATE, "model.decoder.blending": "stacked"},
-    "stacked_shared": {"model.decoder.blending": "stacked"},
-    # More of the embedding from the image stream.
-    "kept_blend_0.3": {**KEPT, "model.embedding_blend": 0.3},
-    "kept_blend_0.5": {**KEPT, "model.embedding_blend": 0.5},
-    # Stills go on being seen, one clip in ten.
-    "none_with_stills": {
-        "model.decoder.blending": "none",
-        "stage.blend.streams": ("video",),
-        "stage.blend.train": ("motion/glyphs@0.9", "motion/glyphs_still@0.1"),
+    "none": VIDEO_ALONE,
+    "none_kept": {**VIDEO_ALONE, **CLIP_FROZEN},
+    "image_only": IMAGE_ALONE,
+    "image_only_kept": {**IMAGE_ALONE, **CLIP_FROZEN},
+    **{
+        f"{blending}_{encoder}": {**changes, "model.decoder.blending": blending}
+        for blending in ("parallel", "stacked")
+        for encoder, changes in (("separate", SEPARATE), ("shared", {}), ("kept", KEPT))
     },
-    "kept_with_stills": {**KEPT, "stage.blend.train": ("motion/glyphs@0.9", "motion/glyphs_still@0.1")},
+    # More of the embedding from the image stream.
+    "kept_blend_0.5": {**KEPT, "model.embedding_blend": 0.5},
+    "kept_with_stills": {**KEPT, **WITH_STILLS},
+    "none_with_stills": {**VIDEO_ALONE, **WITH_STILLS},
 }
-HEADLINE = ("concat_separate", "none", "image_only")
+HEADLINE = ("concat_separate", "concat_kept", "none", "image_only_kept")
 ARMS = {arm: 5 if arm in HEADLINE else 2 for arm in CHANGES}
 ROW = recipe.ROW
 FIGURES = {
@@ -57,10 +59,10 @@ FIGURES = {
     "QA all": "QA all",
 }
 COMPARED = (
-    ("concat_separate", "none"),
-    ("concat_separate", "image_only"),
     ("concat_kept", "none"),
-    ("concat_kept", "image_only"),
+    ("concat_kept", "image_only_kept"),
+    ("concat_kept", "concat_separate"),
+    ("concat_separate", "none"),
     ("concat_shared", "none"),
 )
 
