@@ -49,8 +49,8 @@ class VLAB(nn.Module):
       decoder: fields of `MultimodalDecoder` beyond those that the text tower gives (its sizes are the text tower's).
       adapter: fields of `VideoAdapter`, and `blocks` (the vision blocks that carry one) and `before_mlp` (whether
         each carries a second one, before its MLP). No blocks: no adapter at all.
-      image_encoder: `shared` (the image stream reuses the video stream's CLIP parameters) or `separate` (it keeps
-        its own copy, so that the original features survive end-to-end training).
+      image_encoder: `shared` (the image stream reuses the video stream's CLIP parameters) or `separate` (it has its
+        own copy, which stays as it was where an optimiser freezes `image_encoder`).
       embedding_blend: the image stream's weight in the video embedding where both streams are present.
       frames: the number of frames that temporal positions are learned for.
       remat: what the backward pass recomputes (`none`, `dots`, `full`); unroll: blocks per iteration of the scan.
