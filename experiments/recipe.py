@@ -3,6 +3,7 @@
 """
 
 from collections.abc import Collection
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -19,6 +20,9 @@ FIGURES = {
     "QA motion": "QA motion",
     "QA order": "QA order",
 }
+
+# What an arm changes to see clips by the video stream alone.
+VIDEO_ALONE: dict[str, Any] = {"model.decoder.blending": "none", "stage.blend.streams": ("video",)}
 
 
 def tiny(steps: int) -> ConfigDict:

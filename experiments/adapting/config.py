@@ -46,9 +46,7 @@ def get_config(arm: str = "conv") -> ConfigDict:
     """
     recipe.check_arm("adapting", arm, CHANGES)
     config = recipe.tiny(BLEND_STEPS)
-    config.model.decoder.blending = "none"
     config.model.decoder.frame_positions = False
     config.image_frames = 1
-    config.stage.blend.streams = ("video",)
-    config.update_from_flattened_dict(CHANGES[arm])
+    config.update_from_flattened_dict({**recipe.VIDEO_ALONE, **CHANGES[arm]})
     return config

@@ -17,7 +17,7 @@ BLEND_STEPS = 500
 SEPARATE = {"model.image_encoder": "separate"}
 # The image stream's CLIP stays as the stills taught it.
 KEPT = {**SEPARATE, "stage.blend.groups": (("^image_encoder/", "frozen"),)}
-VIDEO_ALONE = {"model.decoder.blending": "none", "stage.blend.streams": ("video",)}
+ENCODERS = {"separate": SEPARATE, "shared": {}, "kept": KEPT}
 IMAGE_ALONE = {
     "model.decoder.blending": "image_only",
     "stage.adapt.streams": ("image",),
@@ -28,22 +28,19 @@ CLIP_FROZEN = {"stage.blend.groups": (("^vision/", "frozen"),)}
 WITH_STILLS = {"stage.blend.train": ("motion/glyphs@0.9", "motion/glyphs_still@0.1")}
 # The fields in which each arm differs from the first; groups are put in front of those of `configs/pretrain.py`.
 CHANGES: dict[str, dict[str, Any]] = {
-    "concat_separate": SEPARATE,
-    "concat_shared": {},
-    "concat_kept": KEPT,
-    "none": VIDEO_ALONE,
-    "none_kept": {**VIDEO_ALONE, **CLIP_FROZEN},
-    "image_only": IMAGE_ALONE,
-    "image_only_kept": {**IMAGE_ALONE, **CLIP_FROZEN},
     **{
         f"{blending}_{encoder}": {**changes, "model.decoder.blending": blending}
-        for blending in ("parallel", "stacked")
-        for encoder, changes in (("separate", SEPARATE), ("shared", {}), ("kept", KEPT))
+        for blending in ("concat", "parallel", "stacked")
+        for encoder, changes in ENCODERS.items()
     },
+    "none": recipe.VIDEO_ALONE,
+    "none_kept": {**recipe.VIDEO_ALONE, **CLIP_FROZEN},
+    "image_only": IMAGE_ALONE,
+    "image_only_kept": {**IMAGE_ALONE, **CLIP_FROZEN},
     # More of the embedding from the image stream.
     "kept_blend_0.5": {**KEPT, "model.embedding_blend": 0.5},
     "kept_with_stills": {**KEPT, **WITH_STILLS},
-    "none_with_stills": {**VIDEO_ALONE, **WITH_STILLS},
+    "none_with_stills": {**recipe.VIDEO_ALONE, **WITH_STILLS},
 }
 HEADLINE = ("concat_separate", "concat_kept", "none", "image_only_kept")
 ARMS = {arm: 5 if arm in HEADLINE else 2 for arm in CHANGES}
