@@ -27,7 +27,8 @@ from vlab_jax.models.vlab import VLAB, parameter_shapes
 def table(module: ModuleType, records: Sequence[grid.Record]) -> str:
     """Arms by figures: mean ± standard error over the seeds, then the differences of the compared arms, with p.
 
-    Beside the arms stands what they cost: parameters of the model, and GFLOPs of embedding one clip.
+    Beside the arms stands what they cost: parameters of the model, and GFLOPs of embedding one clip. The last line
+    says what p is, and how many tests there are, of which some come out small by chance.
     """
     headings = list(module.FIGURES)
     arms = ["arm", "seeds", "parameters", "GFLOPs", *headings]
@@ -40,6 +41,8 @@ def table(module: ModuleType, records: Sequence[grid.Record]) -> str:
     if differences:
         heads = ["difference", "seeds", *headings]
         lines += ["", _line(heads), _line(["---"] * len(heads)), *differences]
+        tests = sum(line.count("(p ") for line in differences)
+        lines += ["", f"p: two-sided paired t-test over the seeds, not corrected for the number of tests ({tests})."]
     return "\n".join(lines) + "\n"
 
 

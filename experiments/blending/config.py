@@ -60,7 +60,17 @@ COMPARED = (
     ("concat_kept", "image_only_kept"),
     ("concat_kept", "concat_separate"),
     ("concat_separate", "none"),
+    ("concat_separate", "image_only_kept"),
+    # What blends best, and what else keeps.
     ("concat_shared", "none"),
+    ("parallel_kept", "concat_kept"),
+    ("stacked_kept", "concat_kept"),
+    ("none_kept", "none"),
+    ("concat_kept", "none_kept"),
+    ("kept_blend_0.5", "concat_kept"),
+    ("none_with_stills", "none"),
+    ("kept_with_stills", "concat_kept"),
+    ("kept_with_stills", "none_with_stills"),
 )
 
 

@@ -39,6 +39,8 @@ def test_the_table_has_means_errors_and_paired_differences():
         "| difference | seeds | R@1 | order |",
         "| --- | --- | --- | --- |",
         "| new - old | 2 | 12.0 ± 1.0 (p 0.053) | - |",
+        "",
+        "p: two-sided paired t-test over the seeds, not corrected for the number of tests (1).",
     ]
 
 
