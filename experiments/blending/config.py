@@ -37,6 +37,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "none_kept": {**recipe.VIDEO_ALONE, **CLIP_FROZEN},
     "image_only": IMAGE_ALONE,
     "image_only_kept": {**IMAGE_ALONE, **CLIP_FROZEN},
+    # The image stream's CLIP learns at 1/25 of the adapters' rate, as `configs/pretrain.py` has it for large models.
+    "concat_slow": {**SEPARATE, "stage.blend.groups": (("^image_encoder/", 2e-4),)},
     # More of the embedding from the image stream.
     "kept_blend_0.5": {**KEPT, "model.embedding_blend": 0.5},
     "kept_with_stills": {**KEPT, **WITH_STILLS},
@@ -65,6 +67,7 @@ COMPARED = (
     ("concat_shared", "none"),
     ("parallel_kept", "concat_kept"),
     ("stacked_kept", "concat_kept"),
+    ("concat_slow", "concat_kept"),
     ("none_kept", "none"),
     ("concat_kept", "none_kept"),
     ("kept_blend_0.5", "concat_kept"),
