@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from experiments import grid
-from experiments.comparison import Mean, paired, values
+from experiments.comparison import Mean, Paired, paired, values
 from vlab_jax.config import model_fields, plain
 from vlab_jax.errors import InputError
 from vlab_jax.models.flops import Work, forward_flops
@@ -37,12 +37,13 @@ def table(module: ModuleType, records: Sequence[grid.Record]) -> str:
         seeds = {record["seed"] for record in records if record["arm"] == arm}
         if seeds:
             lines.append(_line([arm, str(len(seeds)), *cost(module.get_config(arm)), *_cells(module, records, arm)]))
-    differences = [line for pair in module.COMPARED for line in _difference(module, records, *pair)]
-    if differences:
+    compared = {pair: _tests(module, records, *pair) for pair in module.COMPARED}
+    count = sum(test is not None for tests in compared.values() for test in tests)
+    if count:
         heads = ["difference", "seeds", *headings]
-        lines += ["", _line(heads), _line(["---"] * len(heads)), *differences]
-        tests = sum(line.count("(p ") for line in differences)
-        lines += ["", f"p: two-sided paired t-test over the seeds, not corrected for the number of tests ({tests})."]
+        lines += ["", _line(heads), _line(["---"] * len(heads))]
+        lines += [_difference(*pair, tests) for pair, tests in compared.items() if any(tests)]
+        lines += ["", f"p: two-sided paired t-test over the seeds, not corrected for the number of tests ({count})."]
     return "\n".join(lines) + "\n"
 
 
@@ -64,15 +65,17 @@ def _cells(module: ModuleType, records: Sequence[grid.Record], arm: str) -> list
     return [str(Mean.of(each.values())) if each else "-" for each in found]
 
 
-def _difference(module: ModuleType, records: Sequence[grid.Record], one: str, other: str) -> list[str]:
-    tests = [
+def _tests(module: ModuleType, records: Sequence[grid.Record], one: str, other: str) -> list[Paired | None]:
+    """Of each figure, where two arms have seeds in common."""
+    return [
         paired(*(values(records, arm, module.ROW, figure) for arm in (one, other)))
         for figure in module.FIGURES.values()
     ]
-    if not any(tests):
-        return []
+
+
+def _difference(one: str, other: str, tests: Sequence[Paired | None]) -> str:
     cells = [f"{test.difference} (p {test.p:.2g})" if test else "-" for test in tests]
-    return [_line([f"{one} - {other}", str(max(test.difference.count for test in tests if test)), *cells])]
+    return _line([f"{one} - {other}", str(max(test.difference.count for test in tests if test)), *cells])
 
 
 def plot(module: ModuleType, records: Sequence[grid.Record]) -> Figure:
