@@ -7,6 +7,8 @@ README's results. An argument after a colon changes it; several are joined by co
 
     --config=configs/pretrain.py:long              the same with more clips and steps: an hour, for better answers
     --config=configs/pretrain.py:no_adapter        the control without adapters, all else equal
+    --config=configs/pretrain.py:end_to_end        everything learns in the last stage, as the paper has it; else the
+                                                   image stream's CLIP stays as it was before
     --config=configs/pretrain.py:data=folder:/my/videos
                                                    on one's own clips (a directory with annotations.jsonl)
     --config=configs/pretrain.py:b16               ViT-B/16; also b32, l14, l14_336, eva_g14: for accelerators
@@ -45,19 +47,19 @@ LEARNING, LONG_LEARNING = Learning(5e-3, 1.5e-3, 4.0), Learning(2e-2, 4e-3, 2.0)
 
 
 def get_config(argument: str = "tiny") -> ConfigDict:
-    """The config of a size (default `tiny`), changed by `long` (of `tiny`), `no_adapter`, `data=<data set>` and
-    `pretrained=<weights>`."""
+    """The config of a size (default `tiny`), changed by `long` (of `tiny`), `no_adapter`, `end_to_end`,
+    `data=<data set>` and `pretrained=<weights>`."""
     size, options = "", {}
     for part in filter(None, argument.split(",")):
         name, _, value = part.partition("=")
         if part in SIZES:
             size = part
-        elif part in ("long", "no_adapter") or (name in ("data", "pretrained") and value):
+        elif part in ("long", "no_adapter", "end_to_end") or (name in ("data", "pretrained") and value):
             options[name] = value
         else:
             raise InputError(
-                f"configs/pretrain.py takes {', '.join(SIZES)}, long, no_adapter, data=<data set> and "
-                f"pretrained=<weights>, not {part!r}"
+                f"configs/pretrain.py takes {', '.join(SIZES)}, long, no_adapter, end_to_end, data=<data set> "
+                f"and pretrained=<weights>, not {part!r}"
             )
     config = training_config()
     if size or "pretrained" not in options:
@@ -69,6 +71,8 @@ def get_config(argument: str = "tiny") -> ConfigDict:
         _tiny(config, LONG_LEARNING if "long" in options else LEARNING)
     else:
         _accelerator(config)
+    if "end_to_end" not in options:
+        _keep_image_encoder(config)
     if not size:
         start_from(config, options["pretrained"])
     if "long" in options:
@@ -115,6 +119,16 @@ def _tiny(config: ConfigDict, learning: Learning) -> None:
         config.stage[name].warmup_steps = 20
         config.stage[name].b2 = 0.95
     config.checkpoint.every = 100
+
+
+def _keep_image_encoder(config: ConfigDict) -> None:
+    """The image stream looks through its own CLIP, which stays as it was before `blend`.
+
+    `experiments/blending` chose this: tuned on videos, shared or on its own, at the rate of the video stream's CLIP or
+    at a fifth of it, the image stream's CLIP forgets what only stills had taught it.
+    """
+    config.model.image_encoder = "separate"
+    config.stage.blend.groups = (("^image_encoder/", "frozen"), *config.stage.blend.groups)
 
 
 def _long(config: ConfigDict) -> None:
@@ -179,7 +193,7 @@ def _blend(
     text_learning_rate: float,
     clip_learning_rate: float,
 ) -> ConfigDict:
-    """Everything learns, end to end, on both streams."""
+    """Everything learns, on both streams."""
     return stage_config(
         steps=steps,
         batch_size=batch_size,

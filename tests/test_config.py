@@ -3,6 +3,7 @@
 import pathlib
 import re
 
+import jax
 import jax.numpy as jnp
 import pytest
 import tiny_run
@@ -12,8 +13,10 @@ from saved_clip import save_clip
 from vlab_jax import config as configuration
 from vlab_jax import config_check, main
 from vlab_jax.errors import InputError
+from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.pretrained.export import write_vlab
 from vlab_jax.runtime.checkpoint import Checkpoints
+from vlab_jax.training import optim
 
 
 @pytest.fixture
@@ -57,10 +60,22 @@ def test_the_configs_of_the_repository_are_in_order(config):
 
     config_check.check(config)
     config_check.check(evaluate.get_config())
-    for argument in [*SIZES, "tiny,no_adapter", "long", "l14,data=folder:/my/videos", ""]:
+    for argument in [*SIZES, "tiny,no_adapter", "long", "b16,end_to_end", "l14,data=folder:/my/videos", ""]:
         config_check.check(pretrain.get_config(argument))
     changed = pretrain.get_config("b16,data=folder:/my/videos,no_adapter")
     assert changed.data.evaluate == "folder:/my/videos" and changed.model.adapter.blocks == "none"
+
+
+@pytest.mark.parametrize("size", ["tiny", "b16"])
+def test_blending_leaves_the_image_encoder_as_it_was_unless_all_learns_end_to_end(size):
+    from configs import pretrain
+
+    for argument, learning in ((size, {False}), (f"{size},end_to_end", {True})):
+        made = pretrain.get_config(argument)
+        shapes = parameter_shapes(VLAB.from_fields(configuration.model_fields(configuration.plain(made.to_dict()))), 8)
+        learns = optim.trainable(shapes, optim.parse_groups(made.stage.blend.groups))
+        assert set(jax.tree.leaves(learns.get("image_encoder", learns["vision"]))) == learning
+        assert all(jax.tree.leaves({part: tree for part, tree in learns.items() if part != "image_encoder"}))
 
 
 def test_every_misspelled_field_is_named_with_the_nearest_known_one(config):

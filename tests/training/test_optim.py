@@ -84,6 +84,12 @@ def test_a_learning_pattern_may_match_nothing():
     assert set(jax.tree.leaves(optim.assign_groups(tree(), groups))) == {1}
 
 
+def test_a_part_that_this_model_lacks_may_be_frozen():
+    """As where the image encoder of a config with a frozen one of its own is set to `shared`."""
+    groups = optim.parse_groups((("^image_encoder/", "frozen"), (".*", 1e-4)))
+    assert set(jax.tree.leaves(optim.assign_groups(tree(), groups))) == {1}
+
+
 @pytest.mark.parametrize(
     "pair", [("vision", "slow"), ("vi(sion", 1e-3), ("vision",), ("vision", 1e-3, 2), 3, ("vision", None), (5, 1e-3)]
 )

@@ -29,6 +29,8 @@ from vlab_jax.models.multimodal_decoder import MultimodalDecoder
 from vlab_jax.models.video_adapter import VideoAdapter
 
 STREAMS = ("video", "image")
+# Parts of the parameter tree that not every model has.
+OPTIONAL_PARTS = ("video_adapter", "image_encoder")
 # What the decoder takes from the text tower where it starts from CLIP.
 DECODER_FROM_TEXT = ("token_embedding", "position_embedding", "transformer", "ln_final")
 

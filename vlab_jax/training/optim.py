@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from vlab_jax.errors import InputError
+from vlab_jax.models.vlab import OPTIONAL_PARTS
 from vlab_jax.runtime.sharding import path_name
 
 # Weights that decay; biases, norms, positions and the temperature do not.
@@ -50,11 +51,13 @@ def assign_groups(parameters: Any, groups: Sequence[Group]) -> Any:
     """A tree like `parameters` that holds, for each, the number of its group.
 
     Raises:
-      InputError: a parameter that no group matches, or a frozen pattern that matches no parameter.
+      InputError: a parameter that no group matches, or a frozen pattern that matches no parameter, and would match
+        none if the model had all of its optional parts.
     """
     paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(parameters)]
+    possible = [*paths, *(f"{part}/" for part in OPTIONAL_PARTS)]
     for group in groups:
-        if group.learning_rate is None and not any(re.search(group.pattern, path) for path in paths):
+        if group.learning_rate is None and not any(re.search(group.pattern, path) for path in possible):
             raise InputError(f"the frozen pattern {group.pattern!r} matches no parameter")
 
     def number(path, _):
