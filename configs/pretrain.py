@@ -45,6 +45,10 @@ class Learning(NamedTuple):
 # 40.3 % of answers on order instead of 72.0 (one seed each). `:long` is as it was measured, with the higher rates.
 LEARNING, LONG_LEARNING = Learning(5e-3, 1.5e-3, 4.0), Learning(2e-2, 4e-3, 2.0)
 
+VARIANTS = ("long", "no_adapter", "end_to_end")
+# The parameter group of an image encoder of its own that stays as it was.
+KEPT_IMAGE_ENCODER = ("^image_encoder/", "frozen")
+
 
 def get_config(argument: str = "tiny") -> ConfigDict:
     """The config of a size (default `tiny`), changed by `long` (of `tiny`), `no_adapter`, `end_to_end`,
@@ -54,12 +58,12 @@ def get_config(argument: str = "tiny") -> ConfigDict:
         name, _, value = part.partition("=")
         if part in SIZES:
             size = part
-        elif part in ("long", "no_adapter", "end_to_end") or (name in ("data", "pretrained") and value):
+        elif part in VARIANTS or (name in ("data", "pretrained") and value):
             options[name] = value
         else:
             raise InputError(
-                f"configs/pretrain.py takes {', '.join(SIZES)}, long, no_adapter, end_to_end, data=<data set> "
-                f"and pretrained=<weights>, not {part!r}"
+                f"configs/pretrain.py takes {', '.join((*SIZES, *VARIANTS))}, data=<data set> and "
+                f"pretrained=<weights>, not {part!r}"
             )
     config = training_config()
     if size or "pretrained" not in options:
@@ -129,7 +133,7 @@ def _keep_image_encoder(config: ConfigDict) -> None:
     clip in ten of them in `stage.blend.train` keeps more still: the decoder goes on reading what the image stream sees.
     """
     config.model.image_encoder = "separate"
-    config.stage.blend.groups = (("^image_encoder/", "frozen"), *config.stage.blend.groups)
+    config.stage.blend.groups = (KEPT_IMAGE_ENCODER, *config.stage.blend.groups)
 
 
 def _long(config: ConfigDict) -> None:

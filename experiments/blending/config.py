@@ -11,12 +11,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs import pretrain
 from experiments import recipe
 
 BLEND_STEPS = 500
 SEPARATE = {"model.image_encoder": "separate"}
 # The image stream's CLIP stays as the stills taught it.
-KEPT = {**SEPARATE, "stage.blend.groups": (("^image_encoder/", "frozen"),)}
+KEPT = {**SEPARATE, "stage.blend.groups": (pretrain.KEPT_IMAGE_ENCODER,)}
 ENCODERS = {"separate": SEPARATE, "shared": {}, "kept": KEPT}
 IMAGE_ALONE = {
     "model.decoder.blending": "image_only",

@@ -78,15 +78,10 @@ def test_a_frozen_pattern_that_matches_nothing_is_named():
     assert "\n" not in str(error.value)
 
 
-def test_a_learning_pattern_may_match_nothing():
-    """As where a config has no adapters: the groups of the run with adapters serve it too."""
-    groups = optim.parse_groups((("^image_encoder/", 1e-3), (".*", 1e-4)))
-    assert set(jax.tree.leaves(optim.assign_groups(tree(), groups))) == {1}
-
-
-def test_a_part_that_this_model_lacks_may_be_frozen():
-    """As where the image encoder of a config with a frozen one of its own is set to `shared`."""
-    groups = optim.parse_groups((("^image_encoder/", "frozen"), (".*", 1e-4)))
+@pytest.mark.parametrize("rate", [1e-3, "frozen"])
+def test_the_pattern_of_a_part_that_this_model_lacks_may_match_nothing(rate):
+    """As where a config has no adapters, or shares its image encoder: the groups of the run with them serve it too."""
+    groups = optim.parse_groups((("^image_encoder/", rate), (".*", 1e-4)))
     assert set(jax.tree.leaves(optim.assign_groups(tree(), groups))) == {1}
 
 
