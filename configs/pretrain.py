@@ -128,9 +128,10 @@ def _tiny(config: ConfigDict, learning: Learning) -> None:
 def _keep_image_encoder(config: ConfigDict) -> None:
     """The image stream looks through its own CLIP, which stays as it was before `blend`.
 
-    `experiments/blending` chose this: tuned on videos, shared or on its own, at the rate of the video stream's CLIP or
-    at a fifth of it, the image stream's CLIP forgets what only stills had taught it. Where there are such stills, one
-    clip in ten of them in `stage.blend.train` keeps more still: the decoder goes on reading what the image stream sees.
+    `experiments/blending` chose this for `concat`: with the image stream's CLIP tuned on videos, shared or on its own,
+    at the rate of the video stream's CLIP or at a fifth of it, the model forgets what only stills had taught it. Where
+    there are such stills, one clip in ten of them in `stage.blend.train` keeps more still: the decoder goes on reading
+    what the image stream sees.
     """
     config.model.image_encoder = "separate"
     config.stage.blend.groups = (KEPT_IMAGE_ENCODER, *config.stage.blend.groups)
