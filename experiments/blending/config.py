@@ -45,12 +45,15 @@ CHANGES: dict[str, dict[str, Any]] = {
     "kept_with_stills": {**KEPT, **WITH_STILLS},
     "none_with_stills": {**recipe.VIDEO_ALONE, **WITH_STILLS},
 }
-# Five seeds also with stills: with them, the video stream alone forgot the glyph by one seed and not by another. And of
-# `stacked_separate`, whose first seed kept the glyph although it was trained end to end.
+# Five seeds also with stills: with them, the video stream alone forgot the glyph by one seed and not by another. Of
+# `stacked_separate`, whose first seed kept the glyph although it was trained end to end. And of each kind of blending
+# with CLIP's copy kept, since `configs/pretrain.py` takes one of them.
 HEADLINE = (
     "concat_separate",
     "concat_kept",
     "stacked_separate",
+    "stacked_kept",
+    "parallel_kept",
     "none",
     "image_only_kept",
     "kept_with_stills",
@@ -77,11 +80,15 @@ COMPARED = (
     ("stacked_separate", "none"),
     ("stacked_separate", "image_only_kept"),
     ("stacked_separate", "concat_separate"),
+    ("stacked_kept", "none"),
+    ("stacked_kept", "image_only_kept"),
+    ("stacked_kept", "stacked_separate"),
     # What blends best, and what else keeps.
     ("stacked_shared", "none"),
     ("concat_shared", "none"),
     ("parallel_kept", "concat_kept"),
     ("stacked_kept", "concat_kept"),
+    ("stacked_kept", "parallel_kept"),
     ("concat_slow", "concat_kept"),
     ("none_kept", "none"),
     ("concat_kept", "none_kept"),
