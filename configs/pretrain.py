@@ -95,9 +95,9 @@ def get_config(argument: str = "tiny") -> ConfigDict:
 def _tiny(config: ConfigDict, learning: Learning) -> None:
     """Minutes on two cores.
 
-    `experiments/adapting` decided for convolutions over 5 frames in every block, and 8 frames: attention over time
-    learned less, fewer blocks or frames found fewer clips, and 16 frames found no more. `experiments/objectives`
-    decided for contrastive and generative objectives in one model.
+    `experiments/adapting` bears out the adapter, convolutions over 5 frames in every block, and 8 frames: attention
+    over time learned less, a narrower kernel and fewer blocks or frames found fewer clips, and 16 frames no more.
+    `experiments/objectives` bears out contrastive and generative objectives in one model.
     """
     rates = {"learning_rate": learning.adapter, "decoder_learning_rate": learning.decoder}
     config.frames, config.image_frames = 8, 2
