@@ -28,6 +28,7 @@ VIDEO_ALONE: dict[str, Any] = {"model.decoder.blending": "none", "stage.blend.st
 def tiny(steps: int) -> ConfigDict:
     """A tiny model on `motion/large` that learns end to end for so many steps."""
     config = pretrain.get_config("tiny,end_to_end")
+    config.model.decoder.blending = "concat"  # which the arms started from, before `experiments/blending` chose another
     config.data.train = ("motion/large",)
     config.stage.blend.steps = steps
     config.evaluation.closed_list = 0

@@ -317,12 +317,13 @@ def test_a_config_from_a_clip_takes_its_sizes_and_from_an_export_the_whole_model
     config_check.check(made)
     training = configuration.plain(made.to_dict())
     training["frames"], training["data"]["train"] = 5, ["motion/tiny"]
-    training["model"]["decoder"]["blending"] = "stacked"
+    training["model"]["decoder"]["blending"] = "parallel"
     (tmp_path / "vlab").mkdir()
     write_vlab(tmp_path / "vlab", parameters, {"training": training})
-    made = captioning(f"pretrained={tmp_path / 'vlab'}")
-    config_check.check(made)
-    assert (made.frames, made.data.train, made.model.decoder.blending) == (5, ("motion/tiny",), "stacked")
+    for get_config in (captioning, pretrain):
+        made = get_config(f"pretrained={tmp_path / 'vlab'}")
+        config_check.check(made)
+        assert (made.frames, made.data.train, made.model.decoder.blending) == (5, ("motion/tiny",), "parallel")
     assert captioning(f"pretrained={tmp_path / 'vlab'},data=folder:/x").data.evaluate == "folder:/x"
     with pytest.raises(InputError, match=r"^configs/captioning\.py takes pretrained=<weights> and data=<data set>"):
         captioning("data=folder:/x")
