@@ -83,6 +83,8 @@ COMPARED = (
     ("stacked_kept", "none"),
     ("stacked_kept", "image_only_kept"),
     ("stacked_kept", "stacked_separate"),
+    ("parallel_kept", "none"),
+    ("parallel_kept", "image_only_kept"),
     # What blends best, and what else keeps.
     ("stacked_shared", "none"),
     ("concat_shared", "none"),

@@ -31,6 +31,11 @@ def test_what_an_experiment_compares_are_arms_of_its_own(experiment):
     assert len(hashes) == len(module.ARMS)
 
 
+@pytest.mark.parametrize("experiment", ["adapting", "blending", "objectives"])
+def test_every_run_is_recorded_under_the_config_that_its_arm_has_now(experiment):
+    assert grid.pending(experiment, grid.read_records(experiment), grid.arms_of(experiment)) == []
+
+
 def test_runs_at_a_time_share_the_cpus_evenly(monkeypatch):
     monkeypatch.setattr(grid.os, "sched_getaffinity", lambda _: {0, 2, 3, 5, 6}, raising=False)
     assert grid.cpu_shares(1) == [None]
