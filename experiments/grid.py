@@ -13,7 +13,8 @@ same for all arms, so that arms can be compared in pairs.
 
 Started again, it goes on: a run that is recorded is left out, and one that was interrupted resumes. What is recorded
 (in the folder's `results.json`): arm, seed, hash of the config, commit, machine, seconds, and every figure of the run.
-A run is recorded under the hash of its config; another config is another run.
+A run is recorded under the hash of its config; another config is another run. To run anew what is recorded, remove the
+file.
 """
 
 import argparse
@@ -233,7 +234,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=0, help="seeds of each arm, instead of what config.py says")
     given = parser.parse_args()
     try:
-        run_all(_chosen(given), given.jobs, functools.partial(train, given.workdir.absolute()))
+        todo = _chosen(given)
+        if not todo:
+            files = " and ".join(f"experiments/{name}/{RESULTS}" for name in given.experiments)
+            print(f"nothing to run: all of it is recorded; to run it again, remove {files}")
+        run_all(todo, given.jobs, functools.partial(train, given.workdir.absolute()))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

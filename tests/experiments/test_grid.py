@@ -132,7 +132,8 @@ def test_a_grid_runs_records_and_goes_on_where_it_stopped(tiny, tmp_path, monkey
 
     assert call("--arms=one", "--seeds=1") == "run 1 of 1: tiny one, seed 0\n"
     assert call("--seeds=1") == "run 1 of 1: tiny two, seed 0\n"
-    assert call("--seeds=1") == ""
+    again = "nothing to run: all of it is recorded; to run it again, remove experiments/tiny/results.json\n"
+    assert call("--seeds=1") == again
     first, second = json.loads((tiny / "results.json").read_text())["runs"]
     assert (first["arm"], second["arm"], first["seed"]) == ("one", "two", 0)
     assert "text_to_video/R@1" in first["rows"]["adapt (test)"] and first["config"] != second["config"]
