@@ -236,7 +236,7 @@ def main() -> None:
     try:
         todo = _chosen(given)
         if not todo:
-            files = " and ".join(f"experiments/{name}/{RESULTS}" for name in given.experiments)
+            files = " and ".join(str(results_of(name).relative_to(HERE.parent)) for name in given.experiments)
             print(f"nothing to run: all of it is recorded; to run it again, remove {files}")
         run_all(todo, given.jobs, functools.partial(train, given.workdir.absolute()))
     except InputError as error:

@@ -15,7 +15,8 @@ def recorded(arm: str, seed: int) -> grid.Record:
     return {"arm": arm, "seed": seed, "config": grid.config_hash(grid.config_of("adapting", arm, seed))}
 
 
-ARMS = [(name, arm) for name in ("adapting", "blending", "objectives") for arm in grid.arms_of(name)]
+EXPERIMENTS = ("adapting", "blending", "objectives")
+ARMS = [(name, arm) for name in EXPERIMENTS for arm in grid.arms_of(name)]
 
 
 @pytest.mark.parametrize(("experiment", "arm"), ARMS)
@@ -23,7 +24,7 @@ def test_every_arm_is_a_config_that_the_package_takes(experiment, arm):
     config_check.check(grid.config_of(experiment, arm, 3))
 
 
-@pytest.mark.parametrize("experiment", ["adapting", "blending", "objectives"])
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_what_an_experiment_compares_are_arms_of_its_own(experiment):
     module = grid.module_of(experiment)
     assert {arm for pair in module.COMPARED for arm in pair} <= set(module.ARMS)
@@ -31,7 +32,7 @@ def test_what_an_experiment_compares_are_arms_of_its_own(experiment):
     assert len(hashes) == len(module.ARMS)
 
 
-@pytest.mark.parametrize("experiment", ["adapting", "blending", "objectives"])
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_run_is_recorded_under_the_config_that_its_arm_has_now(experiment):
     assert grid.pending(experiment, grid.read_records(experiment), grid.arms_of(experiment)) == []
 
