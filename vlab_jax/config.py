@@ -24,6 +24,7 @@ FREE_ON_RESUME = (
     "checkpoint.keep",
     "log_every",
     "most_skipped",
+    "attention",
     "mesh",
     "stop_after",
     "report",
@@ -40,6 +41,9 @@ def training_config() -> ConfigDict:
             "seed": 0,
             # What matrix products are computed in; parameters, softmax, norms and losses are float32.
             "dtype": "float32",
+            # `auto`: attention by the accelerator's own kernel, where it takes the shapes and types and agrees with
+            # plain attention before the first step; `xla`: never.
+            "attention": "auto",
             # Precision of float32 matrix products on accelerators (jax.default_matmul_precision).
             "matmul_precision": "default",
             # Frames of a clip, and how many of them the image stream takes (reconstruction).
@@ -373,11 +377,18 @@ def plain(config: Any) -> Any:
     return config
 
 
-def model_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `models.vlab.VLAB` that a training config (or its JSON) says."""
+def model_fields(config: Mapping[str, Any], platform: str = "cpu") -> dict[str, Any]:
+    """The arguments of `models.vlab.VLAB` that a training config (or its JSON) says, for a platform of devices."""
     fields = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config["model"].items()}
     adapter = fields["adapter"]
     adapter["blocks"] = adapted_blocks(adapter["blocks"], fields["vision"]["depth"])
     adapter["kernel"] = tuple(adapter["kernel"])
     fields.pop("pretrained", None)
-    return {**fields, "frames": config["frames"], "dtype": config["dtype"]}
+    attention = config.get("attention", "auto")  # configs of earlier runs lack it
+    return {
+        **fields,
+        "frames": config["frames"],
+        "dtype": config["dtype"],
+        "platform": platform,
+        "attention": attention,
+    }

@@ -11,6 +11,7 @@ from vlab_jax.errors import InputError
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": ("float32", "bfloat16"),
+    "attention": ("auto", "xla"),
     "matmul_precision": ("default", "high", "highest"),
     "model.image_encoder": ("shared", "separate"),
     "model.remat": ("none", "dots", "full"),

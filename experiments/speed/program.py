@@ -84,7 +84,7 @@ def configured(
 def prepared(config: ConfigDict, stage: str, mesh: Mesh | None = None) -> Program:
     """The step of a stage of a config, on all devices by the config's mesh, or on another mesh."""
     mesh = sharding.make_mesh(**config.mesh) if mesh is None else mesh
-    model = VLAB.from_fields(model_fields(plain(config.to_dict())))
+    model = VLAB.from_fields(model_fields(plain(config.to_dict()), sharding.platform_of(mesh)))
     made = stages.prepare(model, config.stage[stage], config, mesh)
     clips, length, side = config.stage[stage].batch_size, config.model.text.context_length, model.vision["image_size"]
     shapes = {

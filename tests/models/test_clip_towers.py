@@ -9,7 +9,6 @@ import pytest
 from pytorch import pytorch
 from tiny_models import largest_difference, with_block_states
 
-from vlab_jax.models.attention import attention_implementation
 from vlab_jax.models.clip import PIXEL_DEVIATION, PIXEL_MEAN, TextTower, VisionTower, normalise_pixels, patches
 from vlab_jax.models.layers import ACTIVATIONS, LayerNorm
 
@@ -257,19 +256,3 @@ def test_pixels_are_normalised_by_clips_mean_and_deviation():
     ours = normalise_pixels(jnp.asarray(image))[0, 0, 0]
     expected = (np.array([1.0, 0.0, 0.2]) - PIXEL_MEAN) / PIXEL_DEVIATION
     assert largest_difference(ours, expected) < 1e-6
-
-
-@pytest.mark.parametrize(
-    ("platform", "dtype", "head_width", "expected"),
-    [
-        ("gpu", jnp.bfloat16, 64, "cudnn"),
-        ("gpu", jnp.bfloat16, 88, "cudnn"),
-        ("gpu", jnp.float32, 64, "xla"),
-        ("gpu", jnp.bfloat16, 20, "xla"),
-        ("gpu", jnp.float16, 256, "xla"),
-        ("cpu", jnp.bfloat16, 64, "xla"),
-        ("tpu", jnp.bfloat16, 64, "xla"),
-    ],
-)
-def test_the_fused_attention_is_chosen_only_where_it_runs(platform, dtype, head_width, expected):
-    assert attention_implementation(platform, dtype, head_width) == expected

@@ -178,10 +178,11 @@ def contrastive_step(model, parameters, pairs):
     labels = optim.assign_groups(parameters, groups)
     optimizer = optim.make_optimizer(groups, labels, optim.course(10, 0), weight_decay=DECAY, clip_norm=1.0)
     objective = Objective({"contrastive": 1.0}, ("video",), tuple(range(FRAMES)))
-    step = make_train_step(model, objective, optimizer, optim.trainable(parameters, groups), seed=0)
+    trainable = optim.trainable(parameters, groups)
+    step = make_train_step(model, objective, optimizer, trainable, seed=0)
 
     def initial(parameters):
-        return init_state(parameters, optimizer, averaged=False)
+        return init_state(parameters, optimizer, False, trainable)
 
     return jax.jit(step).lower(jax.eval_shape(initial, parameters), random_batch(2)), quick_jit(initial)
 

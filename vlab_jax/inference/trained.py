@@ -8,7 +8,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
-from vlab_jax.config import generation_config, model_fields
+from vlab_jax.config import generation_config
 from vlab_jax.data import tokenizer as tokenizers
 from vlab_jax.data.tokenizer import Tokenizer
 from vlab_jax.errors import InputError
@@ -17,7 +17,7 @@ from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.pretrained import vlab
 from vlab_jax.pretrained.files import may_be_on_hub
 from vlab_jax.pretrained.load import load_parameters, open_checkpoint
-from vlab_jax.restore import restore
+from vlab_jax.restore import model_for, restore
 from vlab_jax.runtime import sharding
 
 DTYPES = ("float32", "bfloat16")
@@ -88,7 +88,7 @@ def _from_export(name: str, path: pathlib.Path, mesh: Mesh) -> Trained:
         )
     saved = vlab.read_config(opened.files, name)
     config = saved["training"]
-    model = VLAB.from_fields(model_fields(config))
+    model = model_for(config, mesh)
     shapes = parameter_shapes(model, config["frames"])
     parameters, _ = load_parameters(opened, shapes, sharding.shardings(shapes, mesh))
     tokenizer = tokenizers.load(opened.files.folder, config["model"]["text"]["context_length"])

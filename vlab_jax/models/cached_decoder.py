@@ -16,7 +16,7 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from vlab_jax.models.attention import stored
+from vlab_jax.models.attention import to_cache_layout
 from vlab_jax.models.layers import (
     HeadProjection,
     Insertion,
@@ -26,6 +26,7 @@ from vlab_jax.models.layers import (
     transformer_of,
 )
 from vlab_jax.models.multimodal_decoder import KeysAndValues, MultimodalDecoder, texts_beside
+from vlab_jax.models.vocabulary import logits_of
 
 
 class Memory(struct.PyTreeNode):
@@ -57,9 +58,13 @@ class Remember(MultimodalDecoder):
         project = HeadProjection(2, biased=(0, 1), dtype=self.dtype, parent=None, **sizes)
 
         def keys_and_values(parameters: Any) -> dict[str, KeysAndValues]:
-            return {
-                name: KeysAndValues(*map(stored, project.apply({"params": parameters[name]["key_value"]}, tokens)))
+            projected = {
+                name: project.apply({"params": parameters[name]["key_value"]}, tokens)
                 for name, tokens in insertion.context.items()
+            }
+            return {
+                name: KeysAndValues(*(to_cache_layout(each, self.kernels) for each in pair))
+                for name, pair in projected.items()
             }
 
         kept = jax.vmap(keys_and_values)(insertion.parameters)
@@ -72,25 +77,26 @@ class NextTokens(MultimodalDecoder):
 
     @nn.compact
     def __call__(
-        self, tokens: Int[Array, "N L"], memory: Memory, cache: KeyValueCache
-    ) -> tuple[Float[Array, "N L V"], KeyValueCache]:
+        self, tokens: Int[Array, "N L"], memory: Memory, cache: KeyValueCache, states: bool = False
+    ) -> tuple[Float[Array, "N L _"], KeyValueCache]:
         """Logits of the token after each, in float32, and the cache with `tokens` in it, its lengths as they were.
 
         Args:
           tokens: of `N = B · R` texts, those of one clip beside each other; written behind each row's own.
           memory: of the `B` clips.
           cache: of the `N` texts.
+          states: return what logits are made of instead, `[N, L, W]`: see `vocabulary.py`.
         """
         places = cache.lengths[:, None] + jnp.arange(tokens.shape[1])  # [N, L]
         table = self.param("token_embedding", nn.initializers.zeros, (self.vocab_size, self.width))
         positions = self.param("position_embedding", nn.initializers.zeros, (self.context_length, self.width))
-        x = (table[tokens] + positions[jnp.minimum(places, self.context_length - 1)]).astype(self.dtype)
-        mask = jnp.arange(cache.key.shape[2]) <= places[..., None]  # [N, L, S]
+        x = table[tokens].astype(self.dtype)  # as in `text_embedding`
+        x = (x + positions[jnp.minimum(places, self.context_length - 1)]).astype(self.dtype)
         every = tuple(range(self.depth))
         attend = Insertion("mlp", self._attend, (memory.parameters, memory.stored), every, active=memory.active)
-        x, cache = transformer_of(self)(x, mask[:, None], (attend,), cache=cache)
+        x, cache = transformer_of(self)(x, insertions=(attend,), cache=cache)
         x = LayerNorm(self.epsilon, self.dtype, name="ln_final")(x)
-        return jnp.einsum("nlw,vw->nlv", x, table.astype(self.dtype), preferred_element_type=jnp.float32), cache
+        return x if states else logits_of(x, table), cache
 
     def _attend(self, block: tuple[Any, dict[str, KeysAndValues]], x: jax.Array, _: Any) -> jax.Array:
         """One block's cross-attention, to the keys and values that are stored."""

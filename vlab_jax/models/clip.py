@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from vlab_jax.models.layers import Insertion, LayerNorm, normal, transformer_of
+from vlab_jax.models.attention import Kernels
+from vlab_jax.models.layers import Insertion, LayerNorm, normal, transformer_of, whole_product
 from vlab_jax.models.rotary import Rotation, patch_rotation
 
 # Per-channel mean and standard deviation of RGB in [0, 1] (CLIP's preprocessing).
@@ -60,10 +61,11 @@ class VisionTower(nn.Module):
     remat: str = "none"
     unroll: int = 1
     dtype: Any = jnp.float32
+    kernels: Kernels = Kernels()
 
     def setup(self):
         scale, pixels = self.width**-0.5, 3 * self.patch_size**2
-        dense = {"dtype": self.dtype}
+        dense = {"dtype": self.dtype, "dot_general": whole_product()}
         self.patch_embedding = nn.Dense(
             self.width, use_bias=self.patch_bias, kernel_init=normal(pixels**-0.5), **dense, name="patch_embedding"
         )
@@ -130,6 +132,7 @@ class TextTower(nn.Module):
     remat: str = "none"
     unroll: int = 1
     dtype: Any = jnp.float32
+    kernels: Kernels = Kernels()
 
     @nn.compact
     def __call__(
@@ -140,14 +143,14 @@ class TextTower(nn.Module):
         `lengths` counts each text's tokens, start and end of text included: the end of text stands at `lengths - 1`.
         """
         x = text_embedding(self, tokens)
-        mask = jnp.tril(jnp.ones((tokens.shape[1], tokens.shape[1]), bool))[None, None]
-        x, _ = transformer_of(self)(x, mask)
+        x, _ = transformer_of(self)(x, causal=True)
         x = LayerNorm(self.epsilon, self.dtype, name="ln_final")(x)
         pooled = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]  # [B, D]
         project = nn.Dense(
             self.embed_width,
             use_bias=False,
             kernel_init=normal(self.width**-0.5),
+            dot_general=whole_product(),
             dtype=self.dtype,
             name="projection",
         )
@@ -161,7 +164,7 @@ def text_embedding(module: nn.Module, tokens: jax.Array, masked: jax.Array | Non
     """
     table = module.param("token_embedding", normal(module.token_deviation), (module.vocab_size, module.width))
     positions = module.param("position_embedding", normal(0.01), (module.context_length, module.width))
-    x = table[tokens]  # [B, L, D]
+    x = table[tokens].astype(module.dtype)  # [B, L, D]; so a table that is held in `dtype` gives the same
     if masked is not None:
         blank = module.param("mask_embedding", normal(0.02), (module.width,))
         x = jnp.where(masked[..., None], blank, x)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vlab_jax.errors import InputError
 from vlab_jax.models.cached_decoder import Memory, NextTokens, empty_cache, take_rows
 from vlab_jax.models.layers import KeyValueCache
+from vlab_jax.models.vocabulary import logits_of, token_losses
 
 NEVER = -1e9  # a log-probability that no token has; finite, so that sums of it stay comparable
 
@@ -111,9 +112,10 @@ def prefill(
 ) -> tuple[Float[Array, "N V"], KeyValueCache]:
     """Reads prefixes at once: the logits of the token after each, and a cache with `room` places that holds them."""
     cache = empty_cache(decoder, prefix.shape[0], room)
-    logits, cache = decoder.apply({"params": parameters}, prefix, memory, cache)
-    last = jnp.take_along_axis(logits, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    return last, cache._replace(lengths=lengths)  # what was written past them is overwritten
+    states, cache = decoder.apply({"params": parameters}, prefix, memory, cache, states=True)
+    last = jnp.take_along_axis(states, (lengths - 1)[:, None, None], axis=1)[:, 0]  # [N, W]
+    logits = logits_of(last, parameters["token_embedding"])
+    return logits, cache._replace(lengths=lengths)  # what was written past them is overwritten
 
 
 def log_likelihood(
@@ -146,12 +148,14 @@ def likelihood_behind(
     first, cache = read
     cache = take_rows(cache, jnp.repeat(jnp.arange(clips), count))
     rows = texts.reshape(clips * count, longest)
-    following, _ = decoder.apply({"params": parameters}, rows, memory, cache)  # [N, G, V]
-    first = jnp.repeat(first, count, axis=0)[:, None]
-    logits = jnp.concatenate([first, following[:, :-1]], axis=1)
-    each = jnp.take_along_axis(jax.nn.log_softmax(logits), rows[..., None], axis=2)[..., 0]  # [N, G]
     counted = jnp.arange(longest) < text_lengths.reshape(-1, 1)
-    total = jnp.where(counted, each, 0.0).sum(axis=1).reshape(clips, count)
+    head = jnp.take_along_axis(jax.nn.log_softmax(first), texts[:, :, 0], axis=1)  # [B, R]
+    total = jnp.where(text_lengths > 0, head, 0.0)
+    if longest > 1:
+        given = {"params": parameters}, rows[:, :-1], memory, cache
+        states, _ = decoder.apply(*given, states=True)  # [N, G - 1, W]
+        losses = token_losses(states, parameters["token_embedding"], rows[:, 1:], counted[:, 1:])
+        total = total - losses.sum(axis=1).reshape(clips, count)
     return jnp.where(text_lengths > 0, total, -jnp.inf)
 
 

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from vlab_jax.models.attention import attend
+from vlab_jax.models.attention import Kernels, attend
 from vlab_jax.models.rotary import Rotation, rotate
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -28,8 +28,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
 }
 
-# The axes of a mesh that split a batch (`runtime.sharding`).
+# The axes of a mesh that split a batch, and those that split parameters (`runtime.sharding`).
 BATCH_AXES = ("data", "fsdp")
+GATHERED_AXIS, TENSOR_AXIS = "fsdp", "tensor"
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -83,13 +84,43 @@ def split_by_batch(x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
     Without it, devices that hold a part of each kernel multiply all rows with their parts, and add up the results of
     all rows. Kernels are smaller than a batch's activations: they are what is to be sent around.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
-    devices = math.prod(mesh.shape[axis] for axis in axes)
+    devices = batch_devices()
     if devices == 1 or x.shape[0] % devices:
         return x
     rest = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes, *rest))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *rest))
+
+
+def batch_devices() -> int:
+    """How many devices share a batch: by the mesh that is set, or 1."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES if axis in mesh.axis_names)
+
+
+def gathered(kernel: Float[Array, "..."], tensor_axis: int | None = None) -> Float[Array, "..."]:
+    """A kernel that `fsdp` splits, whole on each device, where a mesh is set: to be called in the compute type.
+
+    Without it, XLA makes a ring of small products of each product along the split dimension (on TPUs).
+
+    Args:
+      tensor_axis: the dimension that `tensor` goes on splitting; None: none.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape.get(GATHERED_AXIS, 1) == 1:
+        return kernel
+    spec = [None] * kernel.ndim
+    if tensor_axis is not None and kernel.shape[tensor_axis] % mesh.shape[TENSOR_AXIS] == 0:
+        spec[tensor_axis] = TENSOR_AXIS
+    return jax.lax.with_sharding_constraint(kernel, PartitionSpec(*spec))
+
+
+def whole_product(tensor_axis: int | None = None) -> Callable[..., jax.Array]:
+    """`lax.dot_general` with the `gathered` kernel, for Flax's Dense layers, which cast the kernel first."""
+
+    def dot_general(x: jax.Array, kernel: jax.Array, *dimensions: Any, **options: Any) -> jax.Array:
+        return jax.lax.dot_general(x, gathered(kernel, tensor_axis), *dimensions, **options)
+
+    return dot_general
 
 
 def normal(stddev: float) -> nn.initializers.Initializer:
@@ -114,7 +145,8 @@ class HeadProjection(nn.Module):
     def __call__(self, x: Float[Array, "B L D"]) -> tuple[jax.Array, ...]:
         shape = (self.parts, self.heads, self.head_width)
         kernel = self.param("kernel", normal(self.stddev), (x.shape[-1], *shape))
-        y = jnp.einsum("bld,dphk->blphk", x.astype(self.dtype), kernel.astype(self.dtype))  # [B, L, parts, H, d]
+        kernel = gathered(kernel.astype(self.dtype), tensor_axis=2)
+        y = jnp.einsum("bld,dphk->blphk", x.astype(self.dtype), kernel)  # [B, L, parts, H, d]
         if self.biased:
             bias = self.param("bias", nn.initializers.zeros, (len(self.biased), *shape[1:]))
             full = jnp.zeros(shape, self.dtype).at[jnp.array(self.biased)].set(bias.astype(self.dtype))
@@ -130,20 +162,27 @@ class SelfAttention(nn.Module):
 
     heads: int
     depth: int
+    causal: bool = False
     key_bias: bool = True
     inner_norm: bool = False
     epsilon: float = 1e-5
     dtype: Any = jnp.float32
+    kernels: Kernels = Kernels()
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "B L D"],
-        mask: Bool[Array, "#B 1 #L K"] | None = None,
+        lengths: Int[Array, " B"] | None = None,
         rotation: Rotation | None = None,
         cache: KeyValueCache | None = None,
     ) -> tuple[Float[Array, "B L D"], KeyValueCache | None]:
-        """The output, and the cache (of this block) with the keys and values of `x` written behind each row's own."""
+        """The output, and the cache (of this block) with the keys and values of `x` written behind each row's own.
+
+        Args:
+          lengths: how many tokens each row has; those behind are not looked at. None: all of them.
+          cache: makes the attention causal, from each row's own length on.
+        """
         width = x.shape[-1]
         biased = (0, 1, 2) if self.key_bias else (0, 2)
         project = HeadProjection(
@@ -152,10 +191,12 @@ class SelfAttention(nn.Module):
         query, key, value = project(x)
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
+        seen: dict[str, Any] = {"causal": self.causal, "kv_lengths": lengths}
         if cache is not None:
             key, value = written(cache.key, key, cache.lengths), written(cache.value, value, cache.lengths)
             cache = KeyValueCache(key, value, cache.lengths)
-        y = attend(query, key, value, mask)  # [B, L, H, d]
+            seen = {"causal": True, "query_starts": cache.lengths}
+        y = attend(query, key, value, **seen, **self.kernels._asdict())  # [B, L, H, d]
         if self.inner_norm:
             norm = LayerNorm(self.epsilon, self.dtype, name="ln_inner")
             y = norm(y.reshape(x.shape)).reshape(y.shape)
@@ -176,7 +217,9 @@ def written(
 def output_projection(width: int, depth: int, dtype: Any) -> nn.Module:
     """The projection of `[B, L, H, d]` heads back to `[B, L, width]`, scaled at initialisation by depth as in CLIP."""
     stddev = width**-0.5 * (2 * depth) ** -0.5
-    return nn.DenseGeneral(width, axis=(-2, -1), kernel_init=normal(stddev), dtype=dtype, name="output")
+    # DenseGeneral multiplies by its kernel as `[H, d, width]`.
+    options = {"kernel_init": normal(stddev), "dot_general": whole_product(tensor_axis=0), "dtype": dtype}
+    return nn.DenseGeneral(width, axis=(-2, -1), **options, name="output")
 
 
 class MLP(nn.Module):
@@ -197,14 +240,15 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         outer = x.shape[-1]
-        inward = {"kernel_init": normal((2 * outer) ** -0.5), "dtype": self.dtype}
+        inward = {"kernel_init": normal((2 * outer) ** -0.5), "dtype": self.dtype, "dot_general": whole_product(1)}
         y = nn.Dense(self.width, **inward, name="input")(x)  # [B, L, M]
         activation = ACTIVATIONS[self.activation]
         y = y * activation(nn.Dense(self.width, **inward, name="gate")(x)) if self.gated else activation(y)
         if self.inner_norm:
             y = LayerNorm(self.epsilon, self.dtype, name="ln_inner")(y)
         stddev = outer**-0.5 * (2 * self.depth) ** -0.5
-        return nn.Dense(outer, kernel_init=normal(stddev), dtype=self.dtype, name="output")(y)
+        outward = {"kernel_init": normal(stddev), "dtype": self.dtype, "dot_general": whole_product(0)}
+        return nn.Dense(outer, **outward, name="output")(y)
 
 
 class Block(nn.Module):
@@ -218,20 +262,23 @@ class Block(nn.Module):
     key_bias: bool
     gated_mlp: bool
     inner_norms: bool
+    causal: bool
     collect: bool
     inserted: tuple[tuple[str, Callable], ...]
     dtype: Any = jnp.float32
+    kernels: Kernels = Kernels()
 
     @nn.compact
-    def __call__(self, x, mask, rotation, contexts, lengths, layer):
+    def __call__(self, x, rotation, contexts, lengths, layer):
         insertions, stored = layer
         x = split_by_batch(x)
         cache = None if stored is None else KeyValueCache(*stored, lengths)
         norms = {"inner_norm": self.inner_norms, "epsilon": self.epsilon, "dtype": self.dtype}
         x = self._insert("attention", x, contexts, insertions)
         y = LayerNorm(self.epsilon, self.dtype, name="ln_1")(x)
-        attention = SelfAttention(self.heads, self.depth, self.key_bias, **norms, name="attention")
-        y, cache = attention(y, mask, rotation, cache)
+        fields = {"causal": self.causal, "key_bias": self.key_bias, "kernels": self.kernels, **norms}
+        attention = SelfAttention(self.heads, self.depth, **fields, name="attention")
+        y, cache = attention(y, None if cache else lengths, rotation, cache)
         x = self._insert("mlp", x + y, contexts, insertions)
         y = LayerNorm(self.epsilon, self.dtype, name="ln_2")(x)
         x = x + MLP(self.mlp_width, self.activation, self.depth, self.gated_mlp, **norms, name="mlp")(y)
@@ -267,12 +314,14 @@ class Transformer(nn.Module):
     remat: str = "none"
     unroll: int = 1
     dtype: Any = jnp.float32
+    kernels: Kernels = Kernels()
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "B L D"],
-        mask: Bool[Array, "#B 1 #L K"] | None = None,
+        causal: bool = False,
+        lengths: Int[Array, " B"] | None = None,
         insertions: tuple[Insertion, ...] = (),
         collect: bool = False,
         rotation: Rotation | None = None,
@@ -282,9 +331,10 @@ class Transformer(nn.Module):
         """Returns the last block's output and, with `collect`, every block's, `[depth, B, L, D]`.
 
         Of the stack, `blocks` are run (initialisation runs all); insertions stand at their blocks' places in the whole.
+        Tokens behind a row's `lengths` are not looked at (None: all are).
 
-        With a `cache`, `x` are the tokens behind those in it, `mask` is over all of its places, and what is returned
-        beside the output is the cache with `x` in it, but for `lengths`, which are left as they are.
+        With a `cache`, `x` are the tokens behind those in it, each of which sees those before it, and what is returned
+        beside the output is the cache with `x` in it, but for its `lengths`, which are left as they are.
         """
         if self.is_initializing():
             blocks = slice(None)
@@ -298,7 +348,7 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
             length=last - first,
             unroll=min(self.unroll, last - first),
         )
@@ -317,17 +367,19 @@ class Transformer(nn.Module):
             key_bias=self.key_bias,
             gated_mlp=self.gated_mlp,
             inner_norms=self.inner_norms,
+            causal=causal,
             collect=collect,
             inserted=tuple((insertion.place, insertion.function) for insertion in insertions),
             dtype=self.dtype,
+            kernels=self.kernels,
             name="blocks",
         )
         contexts = tuple(insertion.context for insertion in insertions)
         inserted = tuple(_spread(insertion, range(first, last)) for insertion in insertions)
         if cache is None:
-            x, (every, _) = run(x, mask, rotation, contexts, None, (inserted, None))
+            x, (every, _) = run(x, rotation, contexts, lengths, (inserted, None))
             return x, every
-        x, (_, stored) = run(x, mask, rotation, contexts, cache.lengths, (inserted, (cache.key, cache.value)))
+        x, (_, stored) = run(x, rotation, contexts, cache.lengths, (inserted, (cache.key, cache.value)))
         return x, KeyValueCache(*stored, cache.lengths)
 
 
@@ -342,6 +394,7 @@ def transformer_of(tower: nn.Module, **block: bool) -> Transformer:
         remat=tower.remat,
         unroll=tower.unroll,
         dtype=tower.dtype,
+        kernels=tower.kernels,
         name="transformer",
         **block,
     )

@@ -15,7 +15,9 @@ from vlab_jax.models.cached_decoder import Memory, NextTokens
 from vlab_jax.models.generation import likelihood_behind, prefill
 from vlab_jax.models.vlab import VLAB, decoder_of
 
-TEXTS_AT_ONCE = 512  # rows of the decoder's cache in one step
+# Of the decoder's cache in one step: rows, and places of all rows, those of prefixes among them.
+TEXTS_AT_ONCE, TOKENS_AT_ONCE = 512, 16384
+LENGTH_STEP = 8  # texts are cut to the longest of them, in steps, so that few shapes are compiled
 
 
 def text_likelihoods(
@@ -28,7 +30,8 @@ def text_likelihoods(
 ) -> Float[np.ndarray, "Q R"]:
     """Log-likelihoods of each row's texts, their end included; of a text of length 0, `-inf`.
 
-    Prefixes are read and the rows' clips are gathered once; texts come in steps of as many as `TEXTS_AT_ONCE` allows.
+    Prefixes are read and the rows' clips are gathered once; texts come in steps of as many as `TEXTS_AT_ONCE`
+    and `TOKENS_AT_ONCE` allow.
 
     Args:
       rows: each row's clip, of those in `memory`; None: the rows are the clips, in their order.
@@ -36,8 +39,11 @@ def text_likelihoods(
       texts: token ids and their lengths, as `stacked` makes them.
     """
     ids, lengths = texts
+    longest = -(-max(1, int(lengths.max(initial=0))) // LENGTH_STEP) * LENGTH_STEP
+    ids = ids[:, :, :longest]
     seen, read = _read(model, ids.shape[2], decoder_parameters, memory, rows, *prefix)
-    width = min(max(1, TEXTS_AT_ONCE // len(ids)), ids.shape[1])
+    room = prefix[0].shape[1] + ids.shape[2]
+    width = min(max(1, min(TEXTS_AT_ONCE, TOKENS_AT_ONCE // room) // len(ids)), ids.shape[1])
     scores = []
     for first in range(0, ids.shape[1], width):
         part, counts = ids[:, first : first + width], lengths[:, first : first + width]

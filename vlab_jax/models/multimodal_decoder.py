@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from vlab_jax.models.attention import attend, recalled
+from vlab_jax.models.attention import Kernels, attend, from_cache_layout
 from vlab_jax.models.clip import text_embedding
 from vlab_jax.models.layers import (
     HeadProjection,
@@ -28,7 +28,9 @@ from vlab_jax.models.layers import (
     output_projection,
     stacked_init,
     transformer_of,
+    whole_product,
 )
+from vlab_jax.models.vocabulary import logits_of
 
 # The streams that each blending looks at, in the order of attention.
 BLENDINGS: dict[str, tuple[str, ...]] = {
@@ -41,7 +43,7 @@ BLENDINGS: dict[str, tuple[str, ...]] = {
 
 
 class KeysAndValues(NamedTuple):
-    """What a cross-attention sees, projected already: `[B, K, H, d]` each, as `attention.stored` keeps them."""
+    """What a cross-attention sees, projected already: `[B, K, H, d]` each, in `attention.to_cache_layout`."""
 
     key: jax.Array
     value: jax.Array
@@ -53,6 +55,7 @@ class Attend(nn.Module):
     heads: int
     depth: int
     dtype: Any = jnp.float32
+    kernels: Kernels = Kernels()
 
     @nn.compact
     def __call__(
@@ -62,11 +65,12 @@ class Attend(nn.Module):
         sizes = {"heads": self.heads, "head_width": width // self.heads, "stddev": width**-0.5}
         (query,) = HeadProjection(1, biased=(0,), dtype=self.dtype, name="query", **sizes)(x)
         if isinstance(visual, KeysAndValues):
-            key, value = (recalled(each, width // self.heads) for each in visual)
+            key, value = (from_cache_layout(each, self.kernels, width // self.heads) for each in visual)
         else:
             project = HeadProjection(2, biased=(0, 1), dtype=self.dtype, name="key_value", **sizes)
             key, value = project(visual)
-        return output_projection(width, self.depth, self.dtype)(attend(query, key, value))
+        y = attend(query, key, value, **self.kernels._asdict())
+        return output_projection(width, self.depth, self.dtype)(y)
 
 
 class CrossAttention(nn.Module):
@@ -77,6 +81,7 @@ class CrossAttention(nn.Module):
     depth: int
     epsilon: float
     dtype: Any = jnp.float32
+    kernels: Kernels = Kernels()
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L W"], seen: Mapping[str, Any]) -> Float[Array, "B L W"]:
@@ -91,7 +96,7 @@ class CrossAttention(nn.Module):
         return LayerNorm(self.epsilon, self.dtype, name=name)
 
     def _attend(self, name):
-        return Attend(self.heads, self.depth, self.dtype, name=name)
+        return Attend(self.heads, self.depth, self.dtype, self.kernels, name=name)
 
 
 def attended(blending: str, visual: Mapping[str, Float[Array, "B _ W"]]) -> dict[str, Float[Array, "B _ W"]]:
@@ -132,6 +137,7 @@ class MultimodalDecoder(nn.Module):
     remat: str = "none"
     unroll: int = 1
     dtype: Any = jnp.float32
+    kernels: Kernels = Kernels()
 
     @nn.compact
     def __call__(
@@ -141,8 +147,9 @@ class MultimodalDecoder(nn.Module):
         causal: bool,
         lengths: Int[Array, " N"] | None = None,
         masked: Bool[Array, "N L"] | None = None,
-    ) -> Float[Array, "N L V"]:
-        """Next-token logits (`causal`) or logits of the token itself (not `causal`), in float32.
+        states: bool = False,
+    ) -> Float[Array, "N L _"]:
+        """Next-token logits (`causal`) or logits of the token itself (not `causal`), `[N, L, V]` in float32.
 
         Args:
           tokens: of `N = B · R` texts, those of one clip beside each other.
@@ -151,21 +158,22 @@ class MultimodalDecoder(nn.Module):
           causal: whether a position sees only those before it.
           lengths: how many tokens each text has; those past it are not looked at. None: all of them.
           masked: the positions whose token is hidden behind the mask embedding.
+          states: return what logits are made of instead, `[N, L, W]`: see `vocabulary.py`.
         """
         if masked is None:
             masked = jnp.zeros(tokens.shape, bool)
         x = text_embedding(self, tokens, masked)  # [N, L, W]
         insertions = (self.cross_attention(self.seen(streams)),)
-        x, _ = transformer_of(self)(x, text_mask(tokens.shape[1], causal, lengths), insertions)
+        x, _ = transformer_of(self)(x, causal, lengths, insertions)
         x = LayerNorm(self.epsilon, self.dtype, name="ln_final")(x)
-        table = self.get_variable("params", "token_embedding").astype(self.dtype)
-        return jnp.einsum("blw,vw->blv", x, table, preferred_element_type=jnp.float32)
+        return x if states else logits_of(x, self.get_variable("params", "token_embedding"))
 
     def project_stream(self, stream: str, tokens: Float[Array, "B T M D"]) -> Float[Array, "B K W"]:
         """A stream's tokens as the cross-attention takes them: norm, projection, frame position, stream type."""
         clips, frames, count, width = tokens.shape
         y = LayerNorm(self.epsilon, self.dtype, name=f"{stream}_norm")(tokens)
-        y = nn.Dense(self.width, kernel_init=normal(width**-0.5), dtype=self.dtype, name=f"{stream}_projection")(y)
+        dense = {"kernel_init": normal(width**-0.5), "dot_general": whole_product(), "dtype": self.dtype}
+        y = nn.Dense(self.width, **dense, name=f"{stream}_projection")(y)
         kind = self.param(f"{stream}_type", normal(0.02), (self.width,))
         if self.frame_positions:
             # Of the size of what they are added to: much smaller, and the decoder is slow to see which frame is which.
@@ -191,7 +199,8 @@ class MultimodalDecoder(nn.Module):
 
     def cross_attention_module(self) -> CrossAttention:
         """One block's, without parameters."""
-        return CrossAttention(self.blending, self.heads, self.depth, self.epsilon, self.dtype, parent=None)
+        fields = (self.blending, self.heads, self.depth, self.epsilon, self.dtype, self.kernels)
+        return CrossAttention(*fields, parent=None)
 
 
 def texts_beside(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -202,13 +211,3 @@ def texts_beside(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]
         return function(parameters, x.reshape(clips, -1, x.shape[-1]), seen).reshape(x.shape)
 
     return inserted
-
-
-def text_mask(length: int, causal: bool, lengths: jax.Array | None) -> Bool[Array, "_ 1 L L"] | None:
-    """Which text positions (columns) each position (rows) may look at; None where all may look at all."""
-    mask = jnp.tril(jnp.ones((length, length), bool))[None, None] if causal else None
-    if lengths is None:
-        return mask
-    present = (jnp.arange(length) < lengths[:, None])[:, None, None]  # [B, 1, 1, L]
-    present = jnp.broadcast_to(present, (lengths.shape[0], 1, length, length))
-    return present if mask is None else present & mask

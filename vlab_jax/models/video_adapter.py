@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vlab_jax.models.attention import attend
-from vlab_jax.models.layers import ACTIVATIONS, interpolate_positions, normal
+from vlab_jax.models.attention import Kernels, attend
+from vlab_jax.models.layers import ACTIVATIONS, interpolate_positions, normal, whole_product
 
 MIXERS = ("conv", "attention")
 
@@ -42,12 +42,14 @@ class VideoAdapter(nn.Module):
     heads: int = 4
     activation: str = "gelu"
     dtype: Any = jnp.float32
+    kernels: Kernels = Kernels()
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T M D"]) -> Float[Array, "B T M D"]:
         outer = x.shape[-1]
-        down = nn.Dense(self.width, kernel_init=normal(outer**-0.5), dtype=self.dtype, name="down")
-        up = nn.Dense(outer, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="up")
+        dense = {"dtype": self.dtype, "dot_general": whole_product()}
+        down = nn.Dense(self.width, kernel_init=normal(outer**-0.5), **dense, name="down")
+        up = nn.Dense(outer, kernel_init=nn.initializers.zeros, **dense, name="up")
         if self.mixer == "conv":
             mixed = self._convolve(down(x[:, :, 1:]))  # [B, T, N, A]
             change = up(self._activate(mixed))
@@ -88,5 +90,5 @@ class VideoAdapter(nn.Module):
             name="qkv",
         )
         query, key, value = jnp.moveaxis(project(y), 2, 0)
-        y = attend(query, key, value).reshape(clips, count, frames, width)
+        y = attend(query, key, value, **self.kernels._asdict()).reshape(clips, count, frames, width)
         return y.transpose(0, 2, 1, 3)

@@ -23,6 +23,7 @@ from flax import linen as nn
 from flax.core import freeze
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
+from vlab_jax.models.attention import Kernels
 from vlab_jax.models.clip import TextTower, VisionTower, normalise_pixels
 from vlab_jax.models.layers import Insertion, apply_function, stacked_init
 from vlab_jax.models.multimodal_decoder import MultimodalDecoder
@@ -57,6 +58,7 @@ class VLAB(nn.Module):
       frames: the number of frames that temporal positions are learned for.
       remat: what the backward pass recomputes (`none`, `dots`, `full`); unroll: blocks per iteration of the scan.
       dtype: what matrix products are computed in.
+      platform, attention: what attention is computed by; see `attention.Kernels`.
     """
 
     vision: Mapping[str, Any]
@@ -69,6 +71,8 @@ class VLAB(nn.Module):
     remat: str = "none"
     unroll: int = 1
     dtype: Any = jnp.float32
+    platform: str = "cpu"
+    attention: str = "auto"
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> "VLAB":
@@ -76,7 +80,7 @@ class VLAB(nn.Module):
         return cls(**{key: freeze(value) if isinstance(value, Mapping) else value for key, value in fields.items()})
 
     def setup(self):
-        compute = {"remat": self.remat, "unroll": self.unroll, "dtype": self.dtype}
+        compute = {"remat": self.remat, "unroll": self.unroll, "dtype": self.dtype, "kernels": self.kernels}
         self.vision_tower = VisionTower(**self.vision, **compute, name="vision")
         self.text_tower = TextTower(**self.text, **compute, name="text")
         if self.image_encoder == "separate":
@@ -88,16 +92,22 @@ class VLAB(nn.Module):
         self.video_adapter = self._adapters()
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(math.log(1 / 0.07)), ())
 
+    @property
+    def kernels(self) -> Kernels:
+        """What attention is computed by."""
+        return Kernels(self.platform, self.attention)
+
     def _adapters(self) -> tuple[Insertion, ...]:
         fields = dict(self.adapter)
         blocks, before_mlp = tuple(fields.pop("blocks")), fields.pop("before_mlp")
         if not blocks:
             return ()
-        module = VideoAdapter(**fields, frames=self.frames, dtype=self.dtype, parent=None)
+        module = VideoAdapter(**fields, frames=self.frames, dtype=self.dtype, kernels=self.kernels, parent=None)
         places = ("attention", "mlp") if before_mlp else ("attention",)
         side = self.vision["image_size"] // self.vision["patch_size"]
         example = jnp.zeros((1, self.frames, side * side + 1, self.vision["width"]), self.dtype)
-        initialise = stacked_init(module, len(blocks), example)
+        # Several at once, for which cuDNN's attention takes no lengths; parameters depend on no kernel.
+        initialise = stacked_init(module.clone(kernels=Kernels()), len(blocks), example)
         parameters = self.param(
             "video_adapter",
             lambda rng: {
@@ -202,9 +212,10 @@ class VLAB(nn.Module):
         causal: bool,
         lengths: Int[Array, " N"] | None = None,
         masked: Bool[Array, "N L"] | None = None,
-    ) -> Float[Array, "N L V"]:
-        """Logits over the vocabulary; see `MultimodalDecoder`."""
-        return self.multimodal_decoder(tokens, streams, causal, lengths, masked)
+        states: bool = False,
+    ) -> Float[Array, "N L _"]:
+        """Logits over the vocabulary, or what they are made of; see `MultimodalDecoder`."""
+        return self.multimodal_decoder(tokens, streams, causal, lengths, masked, states)
 
 
 def _frames(clips: Shaped[Array, "B T ..."], chosen: tuple[int, ...]) -> Shaped[Array, "B _ ..."]:
@@ -223,7 +234,7 @@ def common_blocks(vision: Mapping[str, Any], adapter: Mapping[str, Any]) -> int:
 def decoder_of(model: VLAB, kind: type[MultimodalDecoder]) -> MultimodalDecoder:
     """The model's decoder as a module of its own: plain, or `Remember` or `NextTokens` of `cached_decoder.py`."""
     shape = {key: value for key, value in model.text.items() if key != "embed_width"}
-    compute = {"remat": "none", "unroll": model.unroll, "dtype": model.dtype}
+    compute = {"remat": "none", "unroll": model.unroll, "dtype": model.dtype, "kernels": model.kernels}
     return kind(**shape, **model.decoder, frames=model.frames, **compute, parent=None)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import checkpoint_managers
 
 from vlab_jax.errors import CannotRead, CannotWrite, InputError
@@ -135,7 +136,7 @@ class Checkpoints:
         return self._restore(step, ocp.args.StandardRestore(_placed(like, shardings)))
 
     def restore_parameters(self, step: int, like: Any, shardings: Any, averaged: bool) -> Any:
-        """The parameters alone (their moving average where the run kept one), without optimiser state.
+        """The parameters alone (of those with a moving average, that, where the run kept one), without optimiser state.
 
         Raises:
           InputError: there is no such checkpoint, or it is of another model.
@@ -144,14 +145,29 @@ class Checkpoints:
         """
         if step not in self._manager.all_steps():
             raise InputError(f"{self.directory / str(step)} is missing; without it the run cannot be evaluated")
-        key = "average" if averaged else "parameters"
-        target = {key: _placed(like, shardings)}
+        kept = set(self._saved_paths(step, "average")) if averaged else set()
+        placed = flatten_dict(_placed(like, shardings))
+        target = {
+            "average": unflatten_dict({path: leaf for path, leaf in placed.items() if path in kept}),
+            "parameters": unflatten_dict({path: leaf for path, leaf in placed.items() if path not in kept}),
+        }
+        target = {key: part for key, part in target.items() if part}
         partial = ocp.args.PyTreeRestore(
             target,
             restore_args=ocp.checkpoint_utils.construct_restore_args(target),
             partial_restore=True,
         )
-        return self._restore(step, partial)[key]
+        found = self._restore(step, partial)
+        leaves = {path: leaf for part in found.values() for path, leaf in flatten_dict(part).items()}
+        return unflatten_dict({path: leaves[path] for path in placed})
+
+    def _saved_paths(self, step: int, part: str) -> list[tuple[str, ...]]:
+        """The paths of the arrays that a part of a saved state holds."""
+        try:
+            tree = self._manager.item_metadata(step)[STATE].tree
+            return [path for path, leaf in flatten_dict(tree[part]).items() if leaf is not None]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _unreadable(self.directory / str(step), error) from error
 
     def _restore(self, step: int, how: Any) -> Any:
         try:

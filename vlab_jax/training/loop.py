@@ -19,6 +19,7 @@ from vlab_jax.errors import CannotRead, RunPreempted
 from vlab_jax.evaluation import run as evaluation
 from vlab_jax.evaluation import sheets
 from vlab_jax.evaluation.tasks import Outcome, Plan
+from vlab_jax.models.attention_check import with_sound_kernels
 from vlab_jax.models.generation import Search
 from vlab_jax.models.vlab import VLAB, parameter_shapes, start_from_clip
 from vlab_jax.runtime import meters, processes, sharding
@@ -28,7 +29,7 @@ from vlab_jax.runtime.stop_signal import StopSignal
 from vlab_jax.runtime.trace import StepTrace
 from vlab_jax.runtime.workdir_lock import only_run
 from vlab_jax.runtime.writing import writing
-from vlab_jax.training import optim, start
+from vlab_jax.training import frozen, optim, start
 from vlab_jax.training import stage as stages
 from vlab_jax.training.anomalies import Anomalies
 from vlab_jax.training.record import StepRecord
@@ -128,11 +129,14 @@ class Run:
         self.checkpoints, self.writer, self.trace, self.stop_signal = checkpoints, writer, trace, stop_signal
         self.saved_config = configuration.plain(config.to_dict())
         self.results: dict[str, dict[str, float]] = {}
+        self.originals: Any = None  # float32 values of what the stage in progress holds rounded, see frozen.py
         last = config.stages[-1]
         self.selection = Selection(workdir, dict(config.checkpoint), self._tasks(last), last)
         check_workdir(checkpoints, self.saved_config)
-        self.model = VLAB.from_fields(configuration.model_fields(self.saved_config))
+        platform = sharding.platform_of(mesh)
+        self.model = VLAB.from_fields(configuration.model_fields(self.saved_config, platform))
         stages.check(self.model, config, mesh)
+        self.model = with_sound_kernels(self.model, stages.attention_shapes_of(self.model, config))
         with processes.primary_first("data"):
             self.data = RunData(config)
         fresh = checkpoints.latest() is None
@@ -182,13 +186,14 @@ class Run:
         name = self.config.stages[number]
         stage = self.config.stage[name]
         if parameters is not None and stage.start_from_clip:
-            parameters = jax.jit(start_from_clip)(parameters)
+            parameters = start_from_clip(parameters)
         setup = stages.prepare(self.model, stage, self.config, self.mesh)
         logging.info("stage %s\n%s", name, optim.describe_groups(setup.shapes.parameters, setup.groups))
         if parameters is None:
-            state = self.checkpoints.restore(progress.total, setup.shapes, setup.shardings)
+            saved = self.checkpoints.restore(progress.total, setup.saved_shapes, setup.saved_shardings)
+            self.originals, state = setup.originals(saved.parameters), setup.resumed(saved)
         else:
-            state = setup.initial(parameters)
+            self.originals, state = setup.originals(parameters), setup.initial(parameters)
             progress = dataclasses.replace(progress, stage=number, step=0)
         offset = progress.total - progress.step
         self._evaluate_on_the_way(name, state, progress)  # what a run that was interrupted has left out
@@ -197,7 +202,11 @@ class Run:
             self._evaluate(name, state.evaluated, "validation", progress.total)
         if number == len(self.config.stages) - 1:
             self._add_to_selection(name, state, progress)
-        return state.evaluated, progress
+        return self._placed(frozen.exact(state, self.originals).evaluated), progress
+
+    def _placed(self, parameters: Any) -> Any:
+        """The same on the devices, where some of it is on the host."""
+        return jax.device_put(parameters, sharding.shardings(parameters, self.mesh))
 
     def _steps(
         self, name: str, setup: stages.Stage, state: TrainState, progress: Progress, offset: int
@@ -291,7 +300,8 @@ class Run:
         self.checkpoints.keep_also(self.selection.best())
 
     def _save(self, state: TrainState, progress: Progress) -> None:
-        self.checkpoints.save(progress.total, state, dataclasses.asdict(progress), self.saved_config)
+        exact = frozen.exact(state, self.originals)
+        self.checkpoints.save(progress.total, exact, dataclasses.asdict(progress), self.saved_config)
 
     def _stopped(self, name: str, bad: int, seen: tuple[Any, Any], state: TrainState, progress: Progress) -> str:
         """Keeps the batch of a bad step, and the state, to which bad steps do nothing; says where they are."""

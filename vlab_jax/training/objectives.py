@@ -1,14 +1,17 @@
 """What training minimises: pure functions of arrays, computed in float32.
 
-Dimensions: `B` clips with a caption each, `E` embedding width, `L` text tokens, `V` vocabulary.
+Dimensions: `B` clips with a caption each, `E` embedding width, `L` text tokens, `V` vocabulary, `W` the
+decoder's width.
 """
 
 import math
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Bool, Float, Int
+
+from vlab_jax.models.layers import batch_devices
+from vlab_jax.models.vocabulary import token_losses
 
 MAX_LOGIT_SCALE = 100.0  # CLIP's clamp of the inverse temperature
 
@@ -79,7 +82,8 @@ def clamp_temperature(logit_scale: Float[Array, ""]) -> Float[Array, ""]:
 
 
 def next_tokens(
-    logits: Float[Array, "B L V"],
+    states: Float[Array, "B L W"],
+    table: Float[Array, "V W"],
     tokens: Int[Array, "B L"],
     starts: Int[Array, " B"],
     lengths: Int[Array, " B"],
@@ -92,13 +96,14 @@ def next_tokens(
     first token; a text of which nothing is to be learned has `starts` equal to `lengths`).
 
     Args:
-      logits: at position i, for the token at i + 1.
+      states: the decoder's, at position i, for the token at i + 1.
+      table: the token embeddings, with which they make logits.
       starts: the place of the first token that counts, at least 1.
       smoothing: the share of probability that label smoothing spreads over the vocabulary.
       count: of tokens that count, over all batches whose losses are added up. None: the mean over these.
     """
     present = learned_from(tokens, starts, lengths)[:, 1:]
-    return _mean_cross_entropy(logits[:, :-1], tokens[:, 1:], present, smoothing, count)
+    return _mean_cross_entropy(states[:, :-1], table, tokens[:, 1:], present, smoothing, count)
 
 
 def learned_from(
@@ -110,13 +115,14 @@ def learned_from(
 
 
 def masked_lm(
-    logits: Float[Array, "B L V"],
+    states: Float[Array, "B L W"],
+    table: Float[Array, "V W"],
     tokens: Int[Array, "B L"],
     masked: Bool[Array, "B L"],
     count: Int[Array, ""] | None = None,
 ) -> Float[Array, ""]:
-    """Cross-entropy of the masked tokens; `count` as in `next_tokens`."""
-    return _mean_cross_entropy(logits, tokens, masked, 0.0, count)
+    """Cross-entropy of the masked tokens; the arguments are those of `next_tokens`."""
+    return _mean_cross_entropy(states, table, tokens, masked, 0.0, count)
 
 
 def choose_masked(
@@ -133,11 +139,7 @@ def choose_masked(
     return inner & ((draw < share) | lowest)
 
 
-def _mean_cross_entropy(logits, targets, present, smoothing, count):
-    logits = logits.astype(jnp.float32)
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    if smoothing:
-        uniform = -jax.nn.log_softmax(logits).mean(axis=-1)
-        loss = (1 - smoothing) * loss + smoothing * uniform
+def _mean_cross_entropy(states, table, targets, present, smoothing, count):
+    losses = token_losses(states, table, targets, present, smoothing, batch_devices())
     count = present.sum() if count is None else count
-    return jnp.where(present, loss, 0.0).sum() / jnp.maximum(count, 1)
+    return losses.sum() / jnp.maximum(count, 1)

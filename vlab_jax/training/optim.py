@@ -105,6 +105,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """AdamW for each group that learns, after clipping the norm of all gradients together.
 
+    It is of trees like `labels`, or of ones with None in place of what is frozen.
+
     Args:
       labels: the tree of `assign_groups`.
       schedule: the factor of each group's learning rate at a step.
@@ -128,5 +130,10 @@ def make_optimizer(
         index: optax.set_to_zero() if group.learning_rate is None else adam(group.learning_rate)
         for index, group in enumerate(groups)
     }
+    numbers = {path_name(path): number for path, number in jax.tree_util.tree_leaves_with_path(labels)}
+
+    def labels_of(tree: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda path, _: numbers[path_name(path)], tree)
+
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
-    return optax.chain(clip, optax.multi_transform(rules, labels))
+    return optax.chain(clip, optax.multi_transform(rules, labels_of))

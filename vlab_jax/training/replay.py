@@ -46,8 +46,10 @@ def replay(config: ConfigDict, workdir: pathlib.Path, path: pathlib.Path) -> str
     stage, step, ids, batch = _read(path)
     if stage not in config.stages:
         raise InputError(f"{path} is of stage {stage!r}, which this config has not; its are {', '.join(config.stages)}")
-    model = VLAB.from_fields(configuration.model_fields(configuration.plain(config.to_dict())))
-    shapes, mesh = parameter_shapes(model, config.frames), sharding.make_mesh()
+    mesh = sharding.make_mesh()
+    fields = configuration.model_fields(configuration.plain(config.to_dict()), sharding.platform_of(mesh))
+    model = VLAB.from_fields(fields)
+    shapes = parameter_shapes(model, config.frames)
     with Checkpoints(workdir / "checkpoints") as saved:
         latest = saved.latest()
         if latest is None:

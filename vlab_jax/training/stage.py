@@ -10,11 +10,12 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from vlab_jax.data import sampling
 from vlab_jax.errors import InputError
+from vlab_jax.models.attention_check import Shape, attention_shapes
 from vlab_jax.models.flops import Work, step_flops
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.runtime import sharding
 from vlab_jax.runtime.chips import peak_flops
-from vlab_jax.training import optim
+from vlab_jax.training import frozen, optim
 from vlab_jax.training.record import StepCost
 from vlab_jax.training.stage_objective import Objective
 from vlab_jax.training.step import TrainState, init_state, make_train_step
@@ -28,8 +29,11 @@ class Stage:
       groups: its parameter groups.
       cost: what a step goes through.
       schedule: the factor of their learning rates at a step.
-      shapes, shardings: of its `TrainState`.
-      initial: (parameters) → state at step 0.
+      shapes, shardings: of its `TrainState` on the devices.
+      rounded: which parameters are held in the compute type there (`frozen.py`).
+      saved_shapes, saved_shardings: of its `TrainState` as it is saved, with the float32 values of these.
+      dtype: the compute type.
+      init: (parameters) → state at step 0.
       step: (state, batch) → (state, metrics); the state that is passed in is used up.
     """
 
@@ -38,8 +42,27 @@ class Stage:
     schedule: Any
     shapes: TrainState
     shardings: TrainState
-    initial: Any
+    rounded: Any
+    saved_shapes: TrainState
+    saved_shardings: TrainState
+    dtype: Any
+    init: Any
     step: Any
+
+    def originals(self, parameters: Any) -> Any:
+        """The float32 values, on the host, of the parameters that are held rounded; None for the others."""
+        return frozen.originals(parameters, self.rounded, self.shardings.parameters)
+
+    def initial(self, parameters: Any) -> TrainState:
+        """The state at step 0; the arrays of `parameters` are used up."""
+        return self.init(self._held(parameters))
+
+    def resumed(self, saved: TrainState) -> TrainState:
+        """The state of what was saved; the arrays of `saved` are used up."""
+        return saved.replace(parameters=self._held(saved.parameters))
+
+    def _held(self, parameters: Any) -> Any:
+        return frozen.held(parameters, self.rounded, self.shardings.parameters, self.dtype)
 
 
 def check(model: VLAB, config: ConfigDict, mesh: Mesh) -> None:
@@ -95,7 +118,8 @@ def _prepare(model: VLAB, stage: FrozenConfigDict, config: FrozenConfigDict, mes
     """`prepare`, from the fields that it looks at alone."""
     shapes = parameter_shapes(model, config.frames)
     groups = optim.parse_groups(stage.groups)
-    learns = optim.trainable(shapes, groups)
+    trainable = optim.trainable(shapes, groups)
+    rounded = frozen.rounded(shapes, trainable, model.dtype)
     schedule = optim.course(stage.steps, stage.warmup_steps, stage.end_learning_rate_share)
     optimizer = optim.make_optimizer(
         groups,
@@ -108,15 +132,17 @@ def _prepare(model: VLAB, stage: FrozenConfigDict, config: FrozenConfigDict, mes
     )
 
     def initial(parameters):
-        return init_state(parameters, optimizer, bool(stage.average_decay))
+        return init_state(parameters, optimizer, bool(stage.average_decay), trainable)
 
-    state = jax.eval_shape(initial, shapes)
+    saved = jax.eval_shape(initial, shapes)
+    saved_at = sharding.shardings(saved, mesh)
+    state = saved.replace(parameters=frozen.held_shapes(shapes, rounded, model.dtype))
     placed = sharding.shardings(state, mesh)
     step = make_train_step(
         model,
         objective_of(stage, config),
         optimizer,
-        learns,
+        trainable,
         seed=config.seed,
         average_decay=stage.average_decay,
         parts=stage.micro_batches,
@@ -128,11 +154,15 @@ def _prepare(model: VLAB, stage: FrozenConfigDict, config: FrozenConfigDict, mes
 
     return Stage(
         groups,
-        _cost(model, stage, config, learns, mesh),
+        _cost(model, stage, config, trainable, mesh),
         schedule,
         state,
         placed,
-        jax.jit(initial, out_shardings=placed),
+        rounded,
+        saved,
+        saved_at.replace(parameters=frozen.on_host(saved_at.parameters, rounded)),
+        model.dtype,
+        jax.jit(initial, out_shardings=placed, donate_argnums=0),
         jax.jit(
             on_mesh,
             in_shardings=(placed, sharding.batch_sharding(mesh)),
@@ -156,6 +186,18 @@ def _cost(model: VLAB, stage: ConfigDict, config: ConfigDict, learns: Any, mesh:
     )
     parts = {name: any(jax.tree.leaves(part)) for name, part in learns.items()}
     return StepCost(clips, clips * frames, step_flops(model, work, parts), peak_flops(list(mesh.devices.flat)))
+
+
+def attention_shapes_of(model: VLAB, config: ConfigDict) -> list[Shape]:
+    """The attentions that the stages of a config compute, each once."""
+    shapes = []
+    for name in config.stages:
+        stage = config.stage[name]
+        frames, weights = stage.frames or config.frames, stage.objectives
+        texts = bool(weights.captioning) + stage.questions_per_clip * bool(weights.question_answering)
+        image_frames = min(frames, config.image_frames)
+        shapes += attention_shapes(model, frames, image_frames, stage.streams, texts, bool(weights.masked_lm))
+    return list(dict.fromkeys(shapes))
 
 
 def objective_of(stage: ConfigDict, config: ConfigDict) -> Objective:

@@ -88,21 +88,24 @@ class Objective:
         losses = {}
 
         def decode(texts: jax.Array, **options: Any) -> jax.Array:
-            return model.apply({"params": parameters}, texts, visual.streams, **options, method="decode")
+            options |= {"states": True, "method": "decode"}
+            return model.apply({"params": parameters}, texts, visual.streams, **options)  # [N, L, W]
 
         read = self._read_causally(clips)
+        table = parameters["decoder"]["token_embedding"]
         if read:
             beside = jnp.concatenate([texts for texts, _, _ in read.values()], axis=1)  # [B, R, L]
-            logits = decode(beside.reshape(-1, beside.shape[-1]), causal=True)
-            logits = logits.reshape(*beside.shape, -1)  # [B, R, L, V]
+            states = decode(beside.reshape(-1, beside.shape[-1]), causal=True)
+            states = states.reshape(*beside.shape, -1)  # [B, R, L, W]
         for name, (texts, starts, ends) in read.items():
-            own, logits = jnp.split(logits, [texts.shape[1]], axis=1)
-            flat = (part.reshape(-1, *part.shape[2:]) for part in (own, texts, starts, ends))
-            losses[f"{name}_loss"] = objectives.next_tokens(*flat, self.label_smoothing, counts[name])
+            own, states = jnp.split(states, [texts.shape[1]], axis=1)
+            own, texts, starts, ends = (part.reshape(-1, *part.shape[2:]) for part in (own, texts, starts, ends))
+            given = (own, table, texts, starts, ends, self.label_smoothing, counts[name])
+            losses[f"{name}_loss"] = objectives.next_tokens(*given)
         if self.weights.get("masked_lm"):
             tokens, masked = clips["tokens"], clips["masked"]
-            logits = decode(tokens, causal=False, lengths=clips["lengths"], masked=masked)
-            losses["masked_lm_loss"] = objectives.masked_lm(logits, tokens, masked, counts["masked_lm"])
+            states = decode(tokens, causal=False, lengths=clips["lengths"], masked=masked)
+            losses["masked_lm_loss"] = objectives.masked_lm(states, table, tokens, masked, counts["masked_lm"])
         return self._embed(model, parameters, clips, visual) if self.contrasts else None, losses
 
     def contrast(self, embeddings: Embeddings, logit_scale: jax.Array, identity: jax.Array) -> Metrics:

@@ -15,7 +15,13 @@ from vlab_jax.training.stage_objective import Metrics, Objective
 
 
 class TrainState(struct.PyTreeNode):
-    """What a step changes. `average` is the exponential moving average of the parameters, or None."""
+    """What a step changes.
+
+    Attributes:
+      parameters: all of them; frozen ones may be held in the compute type (`frozen.py`).
+      optimizer: of the trainable parameters alone.
+      average: the exponential moving average of the trainable parameters, with None for frozen ones; or None.
+    """
 
     step: Any
     parameters: Any
@@ -24,21 +30,39 @@ class TrainState(struct.PyTreeNode):
 
     @property
     def evaluated(self) -> Any:
-        """The parameters that are evaluated: their average, if it is kept."""
-        return self.parameters if self.average is None else self.average
+        """The parameters that are evaluated: the average, if it is kept, of those that train."""
+        return self.parameters if self.average is None else combine(self.average, self.parameters)
 
 
-def init_state(parameters: Any, optimizer: optax.GradientTransformation, averaged: bool) -> TrainState:
-    """A state at step 0 of a stage."""
-    average = jax.tree.map(jnp.copy, parameters) if averaged else None
-    return TrainState(jnp.zeros((), jnp.int32), parameters, optimizer.init(parameters), average)
+def trainable_part(tree: Any, trainable: Any) -> Any:
+    """The tree with None in place of what is frozen; `trainable` is a tree of bools like it."""
+    return jax.tree.map(lambda leaf, trains: leaf if trains else None, tree, trainable)
+
+
+def combine(part: Any, whole: Any) -> Any:
+    """`whole`, with the leaves of `part` where that has any."""
+    return jax.tree.map(lambda new, old: old if new is None else new, part, whole, is_leaf=lambda leaf: leaf is None)
+
+
+def init_state(
+    parameters: Any, optimizer: optax.GradientTransformation, averaged: bool, trainable: Any = None
+) -> TrainState:
+    """A state at step 0 of a stage, with the very arrays of `parameters` in it.
+
+    Args:
+      averaged: whether a moving average is kept.
+      trainable: a tree of bools like the parameters; None: all of them are.
+    """
+    learned = parameters if trainable is None else trainable_part(parameters, trainable)
+    average = jax.tree.map(jnp.copy, learned) if averaged else None
+    return TrainState(jnp.zeros((), jnp.int32), parameters, optimizer.init(learned), average)
 
 
 def make_train_step(
     model: VLAB,
     objective: Objective,
     optimizer: optax.GradientTransformation,
-    learns: Any,
+    trainable: Any,
     *,
     seed: int,
     average_decay: float = 0.0,
@@ -49,7 +73,8 @@ def make_train_step(
     Where the loss or its gradient is not finite, nothing but the number of steps changes, and `skipped` is 1.
 
     Args:
-      learns: a tree of bools like the parameters; the gradient of what does not learn is not computed.
+      optimizer: of the trainable parameters, a tree with None in place of frozen ones.
+      trainable: a tree of bools like the parameters; the gradient of what is frozen is not computed.
       seed: of what the step draws (masked tokens); the draw depends on it and on the step alone.
       average_decay: of the moving average of the parameters; 0 keeps none.
       parts: how many parts of the batch go through the model one after the other, see `gradient_cache.py`.
@@ -59,36 +84,24 @@ def make_train_step(
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
 
         def merge(learned):
-            return jax.tree.map(
-                lambda new, old, learn: new if learn else jax.lax.stop_gradient(old),
-                learned,
-                state.parameters,
-                learns,
-                is_leaf=lambda leaf: leaf is None,
-            )
+            return combine(learned, jax.lax.stop_gradient(state.parameters))
 
         def loss(learned):
             return objective(model, merge(learned), batch, rng)
 
-        learned = jax.tree.map(lambda leaf, learn: leaf if learn else None, state.parameters, learns)
+        learned = trainable_part(state.parameters, trainable)
         if parts == 1:
             gradients, metrics = jax.grad(loss, has_aux=True)(learned)
         else:
             gradients, metrics = gradient_in_parts(objective, model, merge, learned, batch, rng, parts)
-        gradients = jax.tree.map(
-            lambda gradient, leaf: jnp.zeros_like(leaf) if gradient is None else gradient,
-            gradients,
-            state.parameters,
-            is_leaf=lambda leaf: leaf is None,
-        )
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
-        parameters = optax.apply_updates(state.parameters, updates)
-        if learns["logit_scale"]:
-            clamped = objectives.clamp_temperature(parameters["logit_scale"])
-            parameters = {**parameters, "logit_scale": clamped}
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, learned)
+        learned = optax.apply_updates(learned, updates)
+        if trainable["logit_scale"]:
+            learned = {**learned, "logit_scale": objectives.clamp_temperature(learned["logit_scale"])}
         average = state.average
         if average is not None:
-            average = optax.incremental_update(parameters, average, 1 - average_decay)
+            average = optax.incremental_update(learned, average, 1 - average_decay)
+        parameters = combine(learned, state.parameters)
         norm = optax.global_norm(gradients)
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
         new = TrainState(state.step + 1, parameters, optimizer_state, average)
