@@ -5,6 +5,7 @@ import functools
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -156,6 +157,22 @@ def _cost(model: VLAB, stage: ConfigDict, config: ConfigDict, learns: Any, mesh:
     )
     parts = {name: any(jax.tree.leaves(part)) for name, part in learns.items()}
     return StepCost(clips, clips * frames, step_flops(model, work, parts), peak_flops(list(mesh.devices.flat)))
+
+
+def batch_shapes(model: VLAB, stage: ConfigDict, config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a stage's step is given of its clips, as `data.pipeline` makes it."""
+    clips, length, side = stage.batch_size, model.text["context_length"], model.vision["image_size"]
+    shapes = {
+        "video": ((clips, stage.frames or config.frames, side, side, 3), np.uint8),
+        "tokens": ((clips, length), np.int32),
+        "lengths": ((clips,), np.int32),
+        "clip": ((clips,), np.int32),
+    }
+    if stage.objectives.question_answering:
+        asked = (clips, stage.questions_per_clip)
+        shapes["question_tokens"] = ((*asked, length), np.int32)
+        shapes |= dict.fromkeys(("question_lengths", "answer_starts"), (asked, np.int32))
+    return {name: jax.ShapeDtypeStruct(*each) for name, each in shapes.items()}
 
 
 def objective_of(stage: ConfigDict, config: ConfigDict) -> Objective:
