@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "training": {"errors", "config", "models", "data", "runtime", "pretrained", "evaluation"},
     "inference": {"errors", "config", "models", "data", "runtime", "pretrained", "restore"},
     "main": {"errors", "config", "config_check", "config_file", "training", "evaluation", "runtime"},
+    "compile": {"errors", "config", "config_check", "config_file", "runtime", "training"},
     "predict": {"errors", "inference"},
     "export": {"errors", "data", "pretrained", "runtime", "restore"},
 }

@@ -7,20 +7,24 @@ the config's own tree, so that the answer does not depend on the words of a libr
 import contextlib
 import importlib.util
 import inspect
+import logging
 import pathlib
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+from absl import flags
 from ml_collections import ConfigDict
 
 from vlab_jax.config import nearest, type_name, unknown_keys
 from vlab_jax.errors import InputError
 
 FLAG = "config"
+HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort", "-?")
 
 
 def load(value: str) -> ConfigDict:
@@ -70,6 +74,43 @@ def value_of(arguments: Sequence[str]) -> str | None:
         if argument.startswith("-") and name == FLAG:
             value = rest if equals else "".join(arguments[place + 1 : place + 2])
     return value
+
+
+def parse(arguments: Sequence[str], values: flags.FlagValues, config: flags.FlagHolder) -> None:
+    """Parses a command line that names a config, and sets fields of it.
+
+    Args:
+      arguments: the command line, the program's name first; fields are looked for in `sys.argv`.
+      values: its flags, `config` among them.
+
+    Raises:
+      InputError: what is wrong with it.
+    """
+    _, *given = arguments
+    value = value_of(given)
+    logging.disable(logging.WARNING)  # what the libraries have to say of a config file is said below
+    try:
+        with importable(value or ""):
+            rest = values(list(arguments))
+        if value is not None and not isinstance(config.value, ConfigDict):
+            load(value)  # says why there is none
+    except Exception as error:  # a config file can raise anything
+        raise InputError(explain(given, error)) from error
+    finally:
+        logging.disable(logging.NOTSET)
+    if rest[1:]:
+        raise InputError(f"unexpected argument {rest[1]!r}; a config is named as in --{FLAG}=configs/pretrain.py")
+    if value is None:
+        raise InputError(f"say what to run, as in --{FLAG}=configs/pretrain.py (see --help)")
+
+
+def described(about: str, listed: Sequence[flags.FlagHolder], values: flags.FlagValues) -> str:
+    """What `--help` prints: what a program does, and its flags."""
+    lines = [about]
+    for flag in listed:
+        text = textwrap.fill(values[flag.name].help, 118, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        lines.append(f"  --{flag.name}\n{text}")
+    return "\n".join(lines)
 
 
 def explain(arguments: Sequence[str], error: Exception) -> str:

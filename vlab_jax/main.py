@@ -21,7 +21,6 @@ import os
 import pathlib
 import sys
 import tempfile
-import textwrap
 from collections.abc import Sequence
 
 from absl import app, flags
@@ -63,7 +62,6 @@ REPLAY = flags.DEFINE_string(
     "A batch that the run in the workdir stopped at, <workdir>/replay/*.npz: its losses and gradients are printed, and "
     "nothing is trained.",
 )
-HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort", "-?")
 
 
 def run(
@@ -172,35 +170,21 @@ def _log_plainly() -> None:
 def _parse(arguments: Sequence[str]) -> list[str]:
     """Parses the command line; what is wrong with it is one line."""
     _, *given = arguments
-    if any(argument in HELP for argument in given):
+    if any(argument in config_file.HELP for argument in given):
         print(_help())
         sys.exit(0)
     if not given:
         print(_help())
-    value = config_file.value_of(given)
-    logging.disable(logging.WARNING)  # what the libraries have to say of a config file is said below
     try:
-        with config_file.importable(value or ""):
-            rest = flags.FLAGS(list(arguments))
-        if value is not None and not isinstance(CONFIG.value, ConfigDict):
-            config_file.load(value)  # says why there is none
-    except Exception as error:  # a config file can raise anything
-        _exit(config_file.explain(given, error), 2)
-    finally:
-        logging.disable(logging.NOTSET)
-    if rest[1:]:
-        _exit(f"unexpected argument {rest[1]!r}; a config is named as in --config=configs/pretrain.py", 2)
-    if value is None:
-        _exit("say what to run, as in --config=configs/pretrain.py (see --help)", 2)
-    return rest
+        config_file.parse(arguments, flags.FLAGS, CONFIG)
+    except InputError as error:
+        _exit(str(error), 2)
+    return list(arguments[:1])
 
 
 def _help() -> str:
-    lines = [__doc__]
-    for flag in (CONFIG, WORKDIR, CHECKPOINT, MULTIHOST, PROFILE, REPLAY):
-        text = textwrap.fill(flags.FLAGS[flag.name].help, 118, initial_indent=" " * 6, subsequent_indent=" " * 6)
-        lines.append(f"  --{flag.name}\n{text}")
-    return "\n".join(lines)
+    listed = (CONFIG, WORKDIR, CHECKPOINT, MULTIHOST, PROFILE, REPLAY)
+    return config_file.described(__doc__, listed, flags.FLAGS)
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh
 from ml_collections import ConfigDict
@@ -86,14 +85,7 @@ def prepared(config: ConfigDict, stage: str, mesh: Mesh | None = None) -> Progra
     mesh = sharding.make_mesh(**config.mesh) if mesh is None else mesh
     model = VLAB.from_fields(model_fields(plain(config.to_dict()), sharding.platform_of(mesh)))
     made = stages.prepare(model, config.stage[stage], config, mesh)
-    clips, length, side = config.stage[stage].batch_size, config.model.text.context_length, model.vision["image_size"]
-    shapes = {
-        "video": ((clips, config.frames, side, side, 3), jnp.uint8),
-        "tokens": ((clips, length), jnp.int32),
-        "lengths": ((clips,), jnp.int32),
-        "clip": ((clips,), jnp.int32),
-    }
-    return Program(config, model, made, mesh, {name: jax.ShapeDtypeStruct(*each) for name, each in shapes.items()})
+    return Program(config, model, made, mesh, stages.batch_shapes(model, config.stage[stage], config))
 
 
 def from_arguments(given: argparse.Namespace, mesh: Mesh | None = None) -> Program:

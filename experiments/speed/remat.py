@@ -12,8 +12,9 @@ import pathlib
 import sys
 from typing import Any
 
-from experiments.speed import hlo, program
+from experiments.speed import program
 from experiments.timing import add_record, made_with
+from vlab_jax.runtime import hlo
 
 RESULTS = pathlib.Path(__file__).with_name("remat.json")
 POLICIES = ("none", "dots", "full")

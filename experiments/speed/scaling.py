@@ -18,8 +18,9 @@ from typing import Any
 
 import jax
 
-from experiments.speed import children, hlo, program
+from experiments.speed import children, program
 from experiments.timing import add_record, made_with
+from vlab_jax.runtime import hlo
 
 RESULTS = pathlib.Path(__file__).with_name("scaling.json")
 MESHES = ("data", "fsdp", "tensor")

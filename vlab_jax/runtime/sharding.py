@@ -5,7 +5,7 @@ Axes: `data` (the batch is split, parameters are copied), `fsdp` (the batch and 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,14 +33,15 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 )
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh over all devices; -1 for one axis means as many as are left.
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh over all devices, or over those given; -1 for one axis means as many as are left.
 
     Raises:
       InputError: an axis is neither -1 nor positive, or the product of the axes is not the number of devices.
     """
     sizes = [data, fsdp, tensor]
-    count = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     if any(size < 1 and size != -1 for size in sizes):
         raise InputError(f"mesh axes {dict(zip(AXES, sizes, strict=True))}: each must be -1 or at least 1")
     if sizes.count(-1) > 1:
@@ -50,12 +51,13 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     if int(np.prod(sizes)) != count:
         asked = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
         raise InputError(f"the mesh {asked} does not fit {count} devices; its product must be {count}")
-    if jax.process_count() > 1 and jax.local_device_count() % sizes[2]:
+    local = count // len({device.process_index for device in devices})
+    if local % sizes[2]:
         raise InputError(
             f"config.mesh.tensor={sizes[2]} would span processes, which read different clips; it must divide the "
-            f"{jax.local_device_count()} devices of each"
+            f"{local} devices of each"
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def platform_of(mesh: Mesh) -> str:

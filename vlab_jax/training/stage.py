@@ -5,6 +5,7 @@ import functools
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -198,6 +199,22 @@ def attention_shapes_of(model: VLAB, config: ConfigDict) -> list[Shape]:
         image_frames = min(frames, config.image_frames)
         shapes += attention_shapes(model, frames, image_frames, stage.streams, texts, bool(weights.masked_lm))
     return list(dict.fromkeys(shapes))
+
+
+def batch_shapes(model: VLAB, stage: ConfigDict, config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a stage's step is given of its clips, as `data.pipeline` makes it."""
+    clips, length, side = stage.batch_size, model.text["context_length"], model.vision["image_size"]
+    shapes = {
+        "video": ((clips, stage.frames or config.frames, side, side, 3), np.uint8),
+        "tokens": ((clips, length), np.int32),
+        "lengths": ((clips,), np.int32),
+        "clip": ((clips,), np.int32),
+    }
+    if stage.objectives.question_answering:
+        asked = (clips, stage.questions_per_clip)
+        shapes["question_tokens"] = ((*asked, length), np.int32)
+        shapes |= dict.fromkeys(("question_lengths", "answer_starts"), (asked, np.int32))
+    return {name: jax.ShapeDtypeStruct(*each) for name, each in shapes.items()}
 
 
 def objective_of(stage: ConfigDict, config: ConfigDict) -> Objective:

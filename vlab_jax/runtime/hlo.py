@@ -1,14 +1,15 @@
 """What a compiled program does, read from XLA's text of it: FLOPs of matrix products, and what collectives send.
 
-XLA's own count takes the body of a loop once. Here every computation counts as often as it runs: loops over blocks say
-how often (`known_trip_count`), and of a condition's branches the dearer one counts.
+XLA's own count takes the body of a loop once. Here every computation counts as often as it runs: XLA says of a loop how
+often (`known_trip_count`), or its condition compares with a constant; and of a condition's branches the dearer one
+counts.
 """
 
 import collections
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
@@ -45,26 +46,54 @@ class Work:
     @property
     def total_sent(self) -> float:
         """Bytes that a device sends, of all kinds."""
-        return sum(self.sent.values())
+        return sum(self.sent.values(), start=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line: what it returns, its operation, what follows the name of that, and its operands' shapes."""
+
+    shape: str
+    operation: str
+    rest: str
+    operands: tuple[str, ...]
+
+    @property
+    def called(self) -> list[str]:
+        """The computations that it names: a loop's body and condition, what a fusion computes, branches."""
+        branches = [name.strip().lstrip("%") for each in _BRANCHES.findall(self.rest) for name in each.split(",")]
+        return _CALLED.findall(self.rest) + branches
+
+    @property
+    def bytes(self) -> int:
+        """Of its operands and of what it returns."""
+        return bytes_of(self.shape) + sum(map(bytes_of, self.operands))
+
+
+Computations = Mapping[str, Sequence[Instruction]]
 
 
 def work(text: str) -> Work:
     """The work of a compiled program, from its text (`compiled.as_text()`)."""
-    computations, entry = _computations(text)
+    computations, entry = computations_of(text)
     done: dict[str, Work] = {}
 
     def of(name: str) -> Work:
         if name not in done:
             done[name] = Work()
-            for part in _instructions(computations[name]):
-                _count(done[name], part, of)
+            for part in computations[name]:
+                _count(done[name], part, of, computations)
         return done[name]
 
     return of(entry)
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """The lines of each computation by its name, and which one the program starts with."""
+def computations_of(text: str) -> tuple[Computations, str]:
+    """The instructions of each computation by its name, and which one the program starts with.
+
+    Raises:
+      ValueError: the text is not of a compiled program.
+    """
     found: dict[str, list[str]] = {}
     entry = ""
     for line in text.splitlines():
@@ -76,17 +105,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
             lines.append(line)
     if not entry:
         raise ValueError("the text is not of a compiled program: it has no ENTRY computation")
-    return found, entry
-
-
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-    """One line: what it returns, its operation, what follows the name of that, and its operands' shapes."""
-
-    shape: str
-    operation: str
-    rest: str
-    operands: tuple[str, ...]
+    return {name: list(_instructions(lines)) for name, lines in found.items()}, entry
 
 
 def _instructions(lines: list[str]) -> Iterator[Instruction]:
@@ -101,29 +120,60 @@ def _instructions(lines: list[str]) -> Iterator[Instruction]:
         yield Instruction(shape, operation, rest, tuple(shapes[each] for each in names if each in shapes))
 
 
-def _count(total: Work, part: Instruction, of: Callable[[str], Work]) -> None:
-    if part.operation in COLLECTIVES:
-        _count_collective(total, part)
+def trips(loop: Instruction, computations: Computations) -> int:
+    """How often a loop's body runs: as XLA says, or up to the largest constant of its condition; 1 where there is none.
+
+    A loop that may end before (a text is written) counts as if it did not.
+    """
+    known = _TRIPS.search(loop.rest)
+    if known:
+        return int(known[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)[1]
+    lines = [part for name in (condition, *_reached(condition, computations)) for part in computations[name]]
+    constants = [re.match(r"(\d+)\)", part.rest) for part in lines if part.operation == "constant"]
+    return max([1, *(int(found[1]) for found in constants if found)])
+
+
+def body(loop: Instruction) -> str:
+    """The name of what a loop repeats."""
+    return re.search(r"body=%?([\w.\-]+)", loop.rest)[1]
+
+
+def _reached(name: str, computations: Computations) -> list[str]:
+    called = [each for part in computations[name] for each in part.called]
+    return called + [further for each in called for further in _reached(each, computations)]
+
+
+def _count(total: Work, part: Instruction, of: Callable[[str], Work], computations: Computations) -> None:
+    kind = part.operation.removesuffix("-start")
+    if kind in COLLECTIVES:
+        total.count[kind] += 1
+        total.payload[kind] += payload(part)
+        total.sent[kind] += sent(part)
     elif part.operation == "dot":
         total.flops += _dot_flops(part)
     elif part.operation == "conditional":
-        branches = _CALLED.findall(part.rest) + [
-            name.strip().lstrip("%") for each in _BRANCHES.findall(part.rest) for name in each.split(",")
-        ]
-        total.add(max(map(of, branches), key=lambda work: (work.flops, work.total_sent)))
+        total.add(max(map(of, part.called), key=lambda work: (work.flops, work.total_sent)))
+    elif part.operation == "while":
+        total.add(of(body(part)), trips(part, computations))
     else:
-        trips = _TRIPS.search(part.rest) if part.operation == "while" else None
-        for name in _CALLED.findall(part.rest):
-            total.add(of(name), int(trips[1]) if trips else 1)
+        for name in part.called:
+            total.add(of(name))
 
 
-def _count_collective(total: Work, part: Instruction) -> None:
-    kind, devices = part.operation, _group_size(part.rest)
-    payload = max(_bytes(part.shape), sum(map(_bytes, part.operands)))
+def payload(part: Instruction) -> int:
+    """The bytes that a collective is of: the full array, before it is reduced or after it is gathered."""
+    given, returned = sum(map(bytes_of, part.operands)), bytes_of(part.shape)
+    if part.operation.endswith("-start"):  # which returns what it was given, too
+        return max(given, returned - given) if part.operation == "all-gather-start" else given
+    return max(given, returned)
+
+
+def sent(part: Instruction) -> float:
+    """The bytes that a device sends for a collective, in a ring."""
+    kind, devices = part.operation.removesuffix("-start"), _group_size(part.rest)
     share = {"all-reduce": 2 * (devices - 1) / devices, "collective-permute": 1.0}.get(kind, (devices - 1) / devices)
-    total.count[kind] += 1
-    total.payload[kind] += payload
-    total.sent[kind] += payload * share
+    return payload(part) * share
 
 
 def _group_size(rest: str) -> int:
@@ -143,7 +193,7 @@ def _group_size(rest: str) -> int:
     return math.prod(int(part or sizes[axis]) for axis, part in parts)
 
 
-def _bytes(shape: str) -> int:
+def bytes_of(shape: str) -> int:
     """Of an array, or of all arrays of a tuple."""
     return sum(BYTES.get(kind, 4) * math.prod(_sides(sides)) for kind, sides in _SHAPE.findall(shape))
 
