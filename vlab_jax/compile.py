@@ -122,7 +122,7 @@ def _compiled(program: Callable[..., Any], topology: topologies.Topology, mesh: 
     began = time.monotonic()
     _say(f"{said} {made.name}, a batch of {made.batch}: ")
     with cudnn_answers(capability=topology.capability):
-        lowered = made.lower()
+        lowered = made.trace().lower()
     _say(f"lowered in {time.monotonic() - began:.0f} s, ")
     found = fitting.compiled(lowered, topology, sum(made.held.values()))
     spent = time.monotonic() - began

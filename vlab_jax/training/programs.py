@@ -35,7 +35,7 @@ class Program:
       unit: what that must be a multiple of.
       held: bytes a device of what it is given, by what that is: `parameters`, `optimiser`, `average`, `batch`.
       flops: model FLOPs of one run, on all devices together; None: they are not counted.
-      lower: returns it lowered.
+      trace: returns it traced, to be lowered.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Program:
     unit: int
     held: dict[str, int]
     flops: float | None
-    lower: Callable[[], Any]
+    trace: Callable[[], Any]
 
 
 def stage_step(config: ConfigDict, name: str, mesh: Mesh, batch: int = 0) -> Program:
@@ -66,7 +66,7 @@ def stage_step(config: ConfigDict, name: str, mesh: Mesh, batch: int = 0) -> Pro
     }
     unit = int(np.lcm(sharding.batch_divisor(mesh) * stage.micro_batches, stage.contrastive_chunk or 1))
     return Program(
-        name, stage.batch_size, unit, held, float(made.cost.flops), lambda: made.step.lower(made.shapes, given)
+        name, stage.batch_size, unit, held, float(made.cost.flops), lambda: made.step.trace(made.shapes, given)
     )
 
 
@@ -103,7 +103,7 @@ def uses(config: ConfigDict, mesh: Mesh) -> list[Program]:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_beside(leaf, clips, mesh)), memory
         )
         given = (rows(clips, 1), rows(clips))
-        return compiled.write.lower(model, search, parameters["decoder"], memory, None, *given)
+        return compiled.write.trace(model, search, parameters["decoder"], memory, None, *given)
 
     return [
         Program(
@@ -112,7 +112,7 @@ def uses(config: ConfigDict, mesh: Mesh) -> list[Program]:
             divisor,
             held | {"batch": _bytes(video)},
             forward_flops(model, seen),
-            lambda: compiled.embed_clips.lower(*looks),
+            lambda: compiled.embed_clips.trace(*looks),
         ),
         Program(
             "embed texts",
@@ -120,10 +120,10 @@ def uses(config: ConfigDict, mesh: Mesh) -> list[Program]:
             divisor,
             held | {"batch": _bytes((tokens, lengths))},
             forward_flops(model, read),
-            lambda: compiled.embed_texts.lower(model, parameters, tokens, lengths),
+            lambda: compiled.embed_texts.trace(model, parameters, tokens, lengths),
         ),
         Program(
-            "see clips", clips, divisor, held | {"batch": _bytes(video)}, None, lambda: compiled.remember.lower(*looks)
+            "see clips", clips, divisor, held | {"batch": _bytes(video)}, None, lambda: compiled.remember.trace(*looks)
         ),
         Program(
             "write captions",
