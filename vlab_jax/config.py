@@ -40,7 +40,8 @@ def training_config() -> ConfigDict:
             "seed": 0,
             # What matrix products are computed in; parameters, softmax, norms and losses are float32.
             "dtype": "float32",
-            # Precision of float32 matrix products on accelerators (jax.default_matmul_precision).
+            # Precision of float32 matrix products on accelerators (jax.default_matmul_precision); similarities are in
+            # full float32 whatever it is.
             "matmul_precision": "default",
             # Frames of a clip, and how many of them the image stream takes (reconstruction).
             "frames": 8,
