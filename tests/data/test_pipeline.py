@@ -167,6 +167,19 @@ def test_weights_need_not_add_up_to_one():
     assert_same(draw(sources, 5, weights=[3.0, 1.0]), draw(sources, 5, weights=[0.75, 0.25]))
 
 
+def test_equal_ids_in_two_data_sets_are_two_clips_and_in_configurations_of_one_the_same():
+    sources = [grey_clips(3), grey_clips(3)]  # with the same ids
+
+    def clips_of(*specs: str) -> int:
+        (batch,) = draw(sources, 1, batch_size=6, datasets=pipeline.dataset_names(specs))
+        alone = {int(pipeline.identity(f"clip-{place}")) for place in range(3)}
+        assert alone <= {*batch["clip"].tolist()}  # those of the first as where it stands alone
+        return len({*batch["clip"].tolist()})
+
+    assert clips_of("msrvtt/captioning", "msrvtt/retrieval_9k") == 3
+    assert clips_of("msrvtt", "msvd") == clips_of("folder:/a", "folder:/a/b") == 6
+
+
 def test_an_empty_source_and_a_batch_that_does_not_divide_are_refused():
     with pytest.raises(InputError, match=r"^a training split is empty"):
         draw([grey_clips(2), ListedSource([])], 1)
@@ -365,6 +378,13 @@ def test_one_core_is_left_to_the_training_process_unless_workers_are_asked_for(m
 )
 def test_a_mixture_is_spelled_with_weights_behind_an_at_sign(entries, mixture):
     assert pipeline.parse_mixture(entries) == mixture
+
+
+def test_a_directory_whose_name_ends_like_a_weight_is_a_directory_where_it_is_there(tmp_path):
+    spec = f"folder:{tmp_path}/clips@2024"
+    assert pipeline.parse_mixture([spec]) == [(f"folder:{tmp_path}/clips", 2024.0)]
+    (tmp_path / "clips@2024").mkdir()
+    assert pipeline.parse_mixture([spec, f"{spec}@0.5"]) == [(spec, 1.0), (spec, 0.5)]
 
 
 @pytest.mark.parametrize(
