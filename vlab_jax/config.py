@@ -98,6 +98,9 @@ def training_config() -> ConfigDict:
                 # weight in the video embedding (reconstruction).
                 "image_encoder": "shared",
                 "embedding_blend": 0.5,
+                # How frame embeddings become a video's: mean_then_normalise, or normalise_then_mean (each frame at unit
+                # length first, as in CLIP4Clip).
+                "frame_pooling": "mean_then_normalise",
                 "remat": "none",
                 "unroll": 1,
             },
@@ -231,6 +234,9 @@ def stage_config(**fields: Any) -> ConfigDict:
             "streams": ("video", "image"),
             # Ordered (pattern, peak learning rate or 'frozen'); the first that a parameter's path holds wins.
             "groups": ((".*", 1e-4),),
+            # What becomes of parameters that no objective of the stage reaches, as the text tower's in captioning:
+            # `frozen`, or `decay` in their group: without a gradient, but shrunk by weight decay.
+            "unused": "decay",
             "warmup_steps": 50,
             "end_learning_rate_share": 0.0,
             "weight_decay": 0.05,
@@ -363,6 +369,19 @@ def differences(saved: Mapping[str, Any], given: Mapping[str, Any], prefix: str 
         elif old != new:
             lines.append(f"{name}: {old!r} → {new!r}")
     return lines
+
+
+def with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved training config (plain, as from JSON) with the fields that the package got later, at their defaults."""
+    defaults = plain(training_config().to_dict())
+    defaults["stage"] = {name: plain(stage_config().to_dict()) for name in saved["stage"]}
+    return _filled(saved, defaults)
+
+
+def _filled(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    filled = {**defaults, **given}
+    both = [key for key in given if isinstance(given[key], Mapping) and isinstance(defaults.get(key), Mapping)]
+    return filled | {key: _filled(given[key], defaults[key]) for key in both}
 
 
 def plain(config: Any) -> Any:

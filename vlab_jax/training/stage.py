@@ -15,6 +15,7 @@ from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.runtime import sharding
 from vlab_jax.runtime.chips import peak_flops
 from vlab_jax.training import optim
+from vlab_jax.training.frozen import freeze_unused
 from vlab_jax.training.record import StepCost
 from vlab_jax.training.stage_objective import Objective
 from vlab_jax.training.step import TrainState, init_state, make_train_step
@@ -53,7 +54,7 @@ def check(model: VLAB, config: ConfigDict, mesh: Mesh) -> None:
     for name in config.stages:
         stage = config.stage[name]
         try:
-            optim.assign_groups(shapes, optim.parse_groups(stage.groups))
+            optim.assign_groups(shapes, groups_of(model, stage, shapes))
         except InputError as error:
             raise InputError(f"config.stage.{name}.groups: {error}") from error
         if stage.batch_size % divisor:
@@ -71,6 +72,22 @@ def check(model: VLAB, config: ConfigDict, mesh: Mesh) -> None:
                 f"config.stage.{name}.contrastive_chunk={stage.contrastive_chunk} does not divide batch_size="
                 f"{stage.batch_size}"
             )
+
+
+def groups_of(model: VLAB, stage: ConfigDict, shapes: Any) -> tuple[optim.Group, ...]:
+    """The parameter groups of a stage, before them a frozen one of what it does not use, where the stage says so.
+
+    Args:
+      stage: fields of `config.stage_config`.
+      shapes: of the model's parameters.
+
+    Raises:
+      InputError: one of its groups is no (pattern, learning rate or 'frozen').
+    """
+    groups = optim.parse_groups(stage.groups)
+    if stage.unused == "decay":
+        return groups
+    return freeze_unused(shapes, groups, model, dict(stage.objectives), tuple(stage.streams))
 
 
 def prepare(model: VLAB, stage: ConfigDict, config: ConfigDict, mesh: Mesh) -> Stage:
@@ -94,7 +111,7 @@ def prepare(model: VLAB, stage: ConfigDict, config: ConfigDict, mesh: Mesh) -> S
 def _prepare(model: VLAB, stage: FrozenConfigDict, config: FrozenConfigDict, mesh: Mesh) -> Stage:
     """`prepare`, from the fields that it looks at alone."""
     shapes = parameter_shapes(model, config.frames)
-    groups = optim.parse_groups(stage.groups)
+    groups = groups_of(model, stage, shapes)
     learns = optim.trainable(shapes, groups)
     schedule = optim.course(stage.steps, stage.warmup_steps, stage.end_learning_rate_share)
     optimizer = optim.make_optimizer(

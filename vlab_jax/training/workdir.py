@@ -12,11 +12,14 @@ RESULTS = "results.json"
 
 
 def check_workdir(checkpoints: Checkpoints, saved: dict[str, Any]) -> None:
-    """Refuses a workdir whose checkpoint belongs to another config, naming the fields that differ."""
+    """Refuses a workdir whose checkpoint belongs to another config, naming the fields that differ.
+
+    A field that the package did not have yet when the checkpoint was saved is at its default there.
+    """
     latest = checkpoints.latest()
     if latest is None:
         return
-    changed = configuration.differences(checkpoints.read_json(latest, CONFIG), saved)
+    changed = configuration.differences(configuration.with_defaults(checkpoints.read_json(latest, CONFIG)), saved)
     if changed:
         raise InputError(
             f"{checkpoints.directory.parent} holds a run of another config; use another --workdir, or set back: "
