@@ -371,19 +371,6 @@ def differences(saved: Mapping[str, Any], given: Mapping[str, Any], prefix: str 
     return lines
 
 
-def with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved training config (plain, as from JSON) with the fields that the package got later, at their defaults."""
-    defaults = plain(training_config().to_dict())
-    defaults["stage"] = {name: plain(stage_config().to_dict()) for name in saved["stage"]}
-    return _filled(saved, defaults)
-
-
-def _filled(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    filled = {**defaults, **given}
-    both = [key for key in given if isinstance(given[key], Mapping) and isinstance(defaults.get(key), Mapping)]
-    return filled | {key: _filled(given[key], defaults[key]) for key in both}
-
-
 def plain(config: Any) -> Any:
     """A config as JSON has it: dictionaries, lists, numbers, strings."""
     if isinstance(config, Mapping):

@@ -75,7 +75,9 @@ def kept_parts(
 ) -> tuple[str, ...]:
     """The parts of CLIP that a stage uses and keeps frozen as a whole, as pre-training keeps an image encoder.
 
-    Args: see `freeze_unused`; `groups` are those of the stage's config.
+    Args:
+      groups: those of the stage's config.
+      parameters, weights, streams: see `freeze_unused`.
     """
     idle = re.compile("|".join(unused(model, weights, streams)) or "$")
     numbers = jax.tree.leaves(assign_groups(parameters, groups))
