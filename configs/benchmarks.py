@@ -57,6 +57,7 @@ COMMON: dict[str, Sourced] = {
 _RETRIEVAL = {
     **COMMON,
     "objective": Sourced("contrastive", "CLIP4Clip: symmetric cross entropy of the similarities of a batch"),
+    "frame_pooling": Sourced("normalise_then_mean", "CLIP4Clip: modules/modeling.py, _loose_similarity"),
     "frames": Sourced(12, "CLIP4Clip: --max_frames 12"),
     "training_frames": Sourced(12, "CLIP4Clip: --max_frames 12"),
     "batch_size": Sourced(128, "CLIP4Clip: --batch_size=128"),
@@ -240,6 +241,7 @@ def follow(config: ConfigDict, task: str, benchmark: Benchmark) -> None:
     values = {key: sourced.value for key, sourced in benchmark.values.items()}
     config.data.train, config.data.evaluate = (benchmark.data,), benchmark.data
     config.dtype, config.model.remat = values["dtype"], values["remat"]
+    config.model.frame_pooling = values.get("frame_pooling", config.model.frame_pooling)
     config.frames, config.image_frames = values["frames"], min(values["image_frames"], values["frames"])
     steps = round(values["epochs"] * values["examples"] / values["batch_size"])
     config.stages = (task,)
@@ -247,7 +249,8 @@ def follow(config: ConfigDict, task: str, benchmark: Benchmark) -> None:
         steps=steps,
         batch_size=values["batch_size"],
         frames=values["training_frames"],
-        groups=groups(task, values["learning_rate"], values["clip_learning_rate"]),
+        groups=groups(values["learning_rate"], values["clip_learning_rate"]),
+        unused="frozen",
         warmup_steps=round(values["warmup_share"] * steps),
         weight_decay=values["weight_decay"],
         clip_norm=values["clip_norm"],
@@ -277,12 +280,6 @@ def alone(objective: str) -> dict[str, float]:
     return {**dict.fromkeys(stage_config().objectives, 0.0), objective: 1.0}
 
 
-def groups(task: str, learning_rate: float, clip_learning_rate: float) -> tuple[tuple[str, Any], ...]:
-    """Parameter groups of fine-tuning: what CLIP lacks, CLIP, and frozen what the task does not use."""
-    if task == "retrieval":
-        return (("^decoder/", "frozen"), ("^video_adapter/", learning_rate), (".*", clip_learning_rate))
-    return (
-        ("^(decoder|video_adapter)/", learning_rate),
-        ("^(text/|logit_scale$)", "frozen"),
-        (".*", clip_learning_rate),
-    )
+def groups(learning_rate: float, clip_learning_rate: float) -> tuple[tuple[str, Any], ...]:
+    """Parameter groups of fine-tuning: what CLIP lacks, and CLIP."""
+    return (("^(decoder|video_adapter)/", learning_rate), (".*", clip_learning_rate))

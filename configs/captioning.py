@@ -3,8 +3,8 @@
     python -m vlab_jax.export --checkpoint=workdir --out=my_vlab
     python -m vlab_jax.main --config=configs/captioning.py:pretrained=my_vlab --workdir=workdir_captioning
 
-starts from the export of a run (or from published CLIP weights, as `configs/pretrain.py` does), trains the whole model
-on captions alone, and evaluates BLEU, METEOR, ROUGE-L and CIDEr (times 100) on the validation and the test split.
+starts from the export of a run (or from published CLIP weights, as `configs/pretrain.py` does), trains what writes
+captions on captions alone, and evaluates BLEU, METEOR, ROUGE-L and CIDEr (times 100) on the validation and test splits.
 Captions and references go to `<workdir>/texts/` in COCO's format. On other clips than the export's:
 
     --config=configs/captioning.py:pretrained=my_vlab,data=folder:/my/videos
@@ -12,6 +12,10 @@ Captions and references go to `<workdir>/texts/` in COCO's format. On other clip
 and on a benchmark, `msrvtt`, `msvd`, `vatex` or `tgif`, with its official files in `manual_dir`:
 
     --config=configs/captioning.py:msvd,pretrained=my_vlab,manual_dir=/data/msvd
+
+What the export's training kept frozen of CLIP, as the image stream's copy, stays so, unless `end_to_end` is said:
+
+    --config=configs/captioning.py:pretrained=my_vlab,end_to_end
 
 What a trained model writes is scored without any training by
 

@@ -8,10 +8,13 @@ from vlab_jax.config import stage_config, training_config
 from vlab_jax.errors import InputError
 
 NAMED = ("pretrained", "data", "manual_dir")
+VARIANTS = ("end_to_end",)
 
 
-def parse(argument: str, where: str, named: tuple[str, ...] = NAMED) -> tuple[str, dict[str, str]]:
-    """A benchmark's name (empty: none) and the options `name=value` of a config's argument.
+def parse(
+    argument: str, where: str, named: tuple[str, ...] = NAMED, variants: tuple[str, ...] = ()
+) -> tuple[str, dict[str, str]]:
+    """A benchmark's name (empty: none), the options `name=value` of a config's argument, and its variants (empty).
 
     Raises:
       InputError: it says something else.
@@ -19,12 +22,12 @@ def parse(argument: str, where: str, named: tuple[str, ...] = NAMED) -> tuple[st
     benchmark, options = "", {}
     for part in filter(None, argument.split(",")):
         name, equals, value = part.partition("=")
-        if equals and name in named and value:
+        if (equals and name in named and value) or part in variants:
             options[name] = value
         elif not equals and not benchmark:
             benchmark = part
         else:
-            known = ", ".join(f"{name}=…" for name in named)
+            known = ", ".join([*(f"{name}=…" for name in named), *variants])
             raise InputError(f"{where} takes the name of a benchmark and {known}, each once, not {part!r}")
     return benchmark, options
 
@@ -35,22 +38,25 @@ def fine_tuning(task: str, argument: str) -> ConfigDict:
     Args:
       task: `retrieval`, `captioning` or `question_answering`.
       argument: `pretrained=<weights>`; before it the name of a benchmark, or `data=<data set>` (neither: the export's
-        own data); `manual_dir=<directory>` of the official files.
+        own data); `manual_dir=<directory>` of the official files; `end_to_end`: what the export's training kept frozen
+        of CLIP learns, too.
 
     Raises:
       InputError: the argument lacks `pretrained=<weights>`, or says something else.
     """
     where = f"configs/{task}.py"
-    name, options = parse(argument, where)
+    name, options = parse(argument, where, variants=VARIANTS)
     benchmark = benchmarks.find(task, name) if name else None
     if "pretrained" not in options:
         raise InputError(f"{where} takes pretrained=<weights> and data=<data set> or a benchmark, the former always")
     config = training_config()
-    start_from(config, options["pretrained"])
+    kept = start_from(config, options["pretrained"])
     if benchmark is None:
         _moderate(config, task)
     else:
         benchmarks.follow(config, task, benchmark)
+    if kept and "end_to_end" not in options:
+        config.stage[task].groups = ((f"^({'|'.join(kept)})", "frozen"), *config.stage[task].groups)
     if "data" in options:
         config.data.train, config.data.evaluate = (options["data"],), options["data"]
     config.data.manual_dir = options.get("manual_dir", "")
@@ -60,17 +66,15 @@ def fine_tuning(task: str, argument: str) -> ConfigDict:
 def _moderate(config: ConfigDict, task: str) -> None:
     """Steps and learning rates for clips of one's own (reconstruction)."""
     objective = "contrastive" if task == "retrieval" else task
-    rates = (1e-4, 1e-5)
-    groups = benchmarks.groups(task, *rates) if task == "retrieval" else _all_of_it(*rates)
     config.stages = (task,)
-    config.stage[task] = stage_config(steps=1000, batch_size=48, groups=groups, objectives=benchmarks.alone(objective))
+    config.stage[task] = stage_config(
+        steps=1000,
+        batch_size=48,
+        groups=benchmarks.groups(1e-4, 1e-5),
+        unused="frozen",
+        objectives=benchmarks.alone(objective),
+    )
+    if task == "retrieval":
+        config.model.frame_pooling = "normalise_then_mean"  # as on the benchmarks, by CLIP4Clip
     config.evaluation.tasks = (task,)
     config.checkpoint.every = 200
-
-
-def _all_of_it(learning_rate: float, clip_learning_rate: float) -> tuple[tuple[str, float | str], ...]:
-    return (
-        ("^(decoder|video_adapter)/", learning_rate),
-        ("^logit_scale$", "frozen"),
-        (".*", clip_learning_rate),
-    )

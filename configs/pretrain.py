@@ -92,6 +92,8 @@ def get_config(argument: str = "tiny") -> ConfigDict:
         config.data.train = (options["data"],)
         config.data.evaluate = options["data"]
         config.stage.clip.train = ()
+    for name in config.stages:
+        config.stage[name].unused = "frozen"
     return config
 
 

@@ -3,8 +3,9 @@
     python -m vlab_jax.export --checkpoint=workdir --out=my_vlab
     python -m vlab_jax.main --config=configs/question_answering.py:pretrained=my_vlab --workdir=workdir_answers
 
-starts from the export of a run (or from published CLIP weights), trains the whole model on questions (the question is
-the prefix, the loss is on the answer alone), and evaluates, in percent, by type of question and over all:
+starts from the export of a run (or from published CLIP weights), trains what answers on questions (the question is the
+prefix, the loss is on the answer alone; what the export's training kept frozen of CLIP stays so, unless `end_to_end` is
+said behind the weights), and evaluates, in percent, by type of question and over all:
 
 - `QA …`: exact match of the model's own words after normalisation; of questions with options, the likeliest option;
 - `QA ranked`: the likeliest of the most frequent training answers (`evaluation.closed_list` of them);

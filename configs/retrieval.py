@@ -8,8 +8,10 @@ benchmark's official files and its videos. There are `msrvtt_1ka` (9k as trainin
 `didemo`, `activitynet` and `vatex`. Where the published split has no validation, a part of training is held out for it;
 `msrvtt_1ka_all`, `msrvtt_7k_all` and `activitynet_all` train on everything and test the last checkpoint.
 
-The hyperparameters follow CLIP4Clip, each with its source in `configs/benchmarks.py`. The checkpoint that is best on
-validation data is tested. Dual softmax and QB-Norm are added as rows of their own by
+The hyperparameters follow CLIP4Clip, each with its source in `configs/benchmarks.py`, and so does the mean over frames,
+each at unit length. What an export's training kept frozen of CLIP stays so, unless `end_to_end` is said behind the
+weights. The checkpoint that is best on validation data is tested. Dual softmax and QB-Norm are added as rows of their
+own by
 
     --config.evaluation.query_normalisation="('dual_softmax', 'querybank')"
 

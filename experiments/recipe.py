@@ -31,6 +31,8 @@ def tiny(steps: int) -> ConfigDict:
     config.model.decoder.blending = "concat"  # which the arms started from, before `experiments/blending` chose another
     config.data.train = ("motion/large",)
     config.stage.blend.steps = steps
+    for name in config.stages:
+        config.stage[name].unused = "decay"  # as it was when the arms ran
     config.evaluation.closed_list = 0
     config.generation.beams = 1
     return config

@@ -1,5 +1,6 @@
 """Mistakes in a config: each is one line that says what is wrong, where, and what would be right."""
 
+import copy
 import pathlib
 import re
 
@@ -17,6 +18,7 @@ from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.pretrained.export import write_vlab
 from vlab_jax.runtime.checkpoint import Checkpoints
 from vlab_jax.training import optim
+from vlab_jax.training.workdir import check_workdir
 
 
 @pytest.fixture
@@ -128,6 +130,8 @@ def test_every_field_that_is_missing_is_named(config):
         ("model.adapter.mixer", "lstm", "be one of conv, attention"),
         ("model.decoder.blending", "blend", "be one of concat, parallel, stacked, none, image_only"),
         ("data.short", "skip", "be one of repeat, fail"),
+        ("model.frame_pooling", "max", "be one of mean_then_normalise, normalise_then_mean"),
+        ("stage.blend.unused", "train", "be one of decay, frozen"),
         ("seed", -1, "be at least 0"),
         ("log_every", 0, "be at least 1"),
         ("checkpoint.every", 0, "be at least 1"),
@@ -292,6 +296,19 @@ def test_a_workdir_of_another_config_is_refused_with_the_fields_that_differ(conf
     )
 
 
+def test_a_workdir_from_before_a_field_was_there_goes_on_where_the_field_is_at_its_default(config, tmp_path):
+    now = configuration.plain(configuration.resolved(config).to_dict())
+    before = copy.deepcopy(now)
+    del before["model"]["frame_pooling"], before["stage"]["blend"]["unused"], before["checkpoint"]["keep"]
+    assert VLAB.from_fields(configuration.model_fields(before)) == VLAB.from_fields(configuration.model_fields(now))
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(3, {"parameters": jnp.zeros(2)}, {"total": 3}, before)
+        check_workdir(checkpoints, now)
+        now["stage"]["blend"]["unused"] = "frozen"
+        with pytest.raises(InputError, match=r"set back: stage\.blend\.unused: 'decay' → 'frozen'$"):
+            check_workdir(checkpoints, now)
+
+
 def test_a_workdir_that_is_missing_or_cannot_be_made_is_refused(config, tmp_path):
     assert refused(config, None) == "to train, say where checkpoints and the report go: --workdir=<directory>"
     (tmp_path / "file").write_text("")
@@ -325,6 +342,9 @@ def test_a_config_from_a_clip_takes_its_sizes_and_from_an_export_the_whole_model
         config_check.check(made)
         assert (made.frames, made.data.train, made.model.decoder.blending) == (5, ("motion/tiny",), "parallel")
     assert captioning(f"pretrained={tmp_path / 'vlab'},data=folder:/x").data.evaluate == "folder:/x"
+    kept = ("^(image_encoder)", "frozen")  # as pre-training kept it
+    assert captioning(f"pretrained={tmp_path / 'vlab'}").stage.captioning.groups[0] == kept
+    assert kept not in captioning(f"end_to_end,pretrained={tmp_path / 'vlab'}").stage.captioning.groups
     with pytest.raises(InputError, match=r"^configs/captioning\.py takes pretrained=<weights> and data=<data set>"):
         captioning("data=folder:/x")
 

@@ -44,7 +44,8 @@ def training_config() -> ConfigDict:
             # `auto`: attention by the accelerator's own kernel, where it takes the shapes and types and agrees with
             # plain attention before the first step; `xla`: never.
             "attention": "auto",
-            # Precision of float32 matrix products on accelerators (jax.default_matmul_precision).
+            # Precision of float32 matrix products on accelerators (jax.default_matmul_precision); similarities are in
+            # full float32 whatever it is.
             "matmul_precision": "default",
             # Frames of a clip, and how many of them the image stream takes (reconstruction).
             "frames": 8,
@@ -101,6 +102,9 @@ def training_config() -> ConfigDict:
                 # weight in the video embedding (reconstruction).
                 "image_encoder": "shared",
                 "embedding_blend": 0.5,
+                # How frame embeddings become a video's: mean_then_normalise, or normalise_then_mean (each frame at unit
+                # length first, as in CLIP4Clip).
+                "frame_pooling": "mean_then_normalise",
                 "remat": "none",
                 "unroll": 1,
             },
@@ -234,6 +238,9 @@ def stage_config(**fields: Any) -> ConfigDict:
             "streams": ("video", "image"),
             # Ordered (pattern, peak learning rate or 'frozen'); the first that a parameter's path holds wins.
             "groups": ((".*", 1e-4),),
+            # What becomes of parameters that no objective of the stage reaches, as the text tower's in captioning:
+            # `frozen`, or `decay` in their group: without a gradient, but shrunk by weight decay.
+            "unused": "decay",
             "warmup_steps": 50,
             "end_learning_rate_share": 0.0,
             "weight_decay": 0.05,

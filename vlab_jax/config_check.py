@@ -14,12 +14,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "attention": ("auto", "xla"),
     "matmul_precision": ("default", "high", "highest"),
     "model.image_encoder": ("shared", "separate"),
+    "model.frame_pooling": ("mean_then_normalise", "normalise_then_mean"),
     "model.remat": ("none", "dots", "full"),
     "model.adapter.mixer": ("conv", "attention"),
     "model.adapter.activation": ("gelu", "quick_gelu", "none"),
     "model.decoder.blending": ("concat", "parallel", "stacked", "none", "image_only"),
     "model.vision.activation": ("gelu", "quick_gelu", "silu"),
     "model.text.activation": ("gelu", "quick_gelu"),
+    "stage.unused": ("decay", "frozen"),
     "checkpoint.select_on": ("validation", "last", "test"),
     "tokenizer.kind": ("auto", "bpe", "clip"),
     "data.short": ("repeat", "fail"),
@@ -35,7 +37,7 @@ FIGURES = {
 }
 QUERY_NORMALISATIONS = ("dual_softmax", "querybank")
 
-# Least and greatest values; None: any.
+# Least and greatest values; None: any. Fields of a stage stand under `stage`, whatever its name, here and in `CHOICES`.
 RANGES: dict[str, tuple[float, float | None]] = {
     "seed": (0, None),
     "model.embedding_blend": (0.0, 1.0),
@@ -123,16 +125,21 @@ def _check_tree(given: Mapping[str, Any], known: Mapping[str, Any], prefix: str)
             _check_tree(value, default, f"{name}.")
         elif not _same_type(value, default):
             raise InputError(f"config.{name} is {value!r}; it must be of type {type_name(default)}, like {default!r}")
-        if name in CHOICES and value not in CHOICES[name]:
-            raise InputError(f"config.{name} is {value!r}; it must be one of {', '.join(CHOICES[name])}")
+        choices = CHOICES.get(_general(name))
+        if choices and value not in choices:
+            raise InputError(f"config.{name} is {value!r}; it must be one of {', '.join(choices)}")
         _check_range(name, value)
 
 
+def _general(name: str) -> str:
+    """A field's name as it stands in `CHOICES` and `RANGES`."""
+    return re.sub(r"^evaluation\.", "", re.sub(r"^stage\.[^.]+", "stage", name))
+
+
 def _check_range(name: str, value: Any) -> None:
-    """Whole numbers of the model count something; the ranges of a stage stand under `stage`, whatever its name."""
+    """Whole numbers of the model count something."""
     counts = name.startswith("model.") and type(value) is int
-    general = re.sub(r"^evaluation\.", "", re.sub(r"^stage\.[^.]+", "stage", name))
-    low, high = RANGES.get(general, (1 if counts else None, None))
+    low, high = RANGES.get(_general(name), (1 if counts else None, None))
     if (low is not None and not value >= low) or (high is not None and not value <= high):
         bounds = f"at least {low}" if high is None else f"from {low} to {high}"
         raise InputError(f"config.{name} is {value!r}; it must be {bounds}")

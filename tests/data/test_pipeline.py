@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from listed_source import DeadlySource, ListedSource, StampedFrames, grey_clips
 
-from vlab_jax.data import builders, left, pipeline, schema
+from vlab_jax.data import builders, left, mixtures, pipeline, schema
 from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.data.tokenizer import train_bpe
 from vlab_jax.data.workers import default_workers
@@ -72,7 +72,7 @@ def test_a_batch_has_frames_as_bytes_tokens_of_its_own_captions_and_one_id_a_cli
     assert batch["video"].dtype == np.uint8 and batch["video"].shape == (6, 4, 32, 32, 3)
     assert batch["tokens"].dtype == batch["lengths"].dtype == batch["clip"].dtype == np.int32
     assert batch["tokens"].shape == (6, 128) and batch["failures"].size == 0
-    clips = {int(pipeline.identity(clip.id)): clip for clip in map(schema.from_example, tiny)}
+    clips = {int(mixtures.identity(clip.id)): clip for clip in map(schema.from_example, tiny)}
     for number, row, length in zip(batch["clip"], batch["tokens"], batch["lengths"], strict=True):
         captions = [caption.lower() for caption in clips[int(number)].captions]
         assert tokenizer.decode(row) in captions
@@ -80,8 +80,8 @@ def test_a_batch_has_frames_as_bytes_tokens_of_its_own_captions_and_one_id_a_cli
 
 
 def test_an_id_is_the_same_number_in_every_process_and_on_every_machine():
-    assert [int(pipeline.identity(name)) for name in ("", "clip-1", "日本")] == [634351890, -580979325, -1159772210]
-    assert len({int(pipeline.identity(f"clip-{i}")) for i in range(2000)}) == 2000
+    assert [int(mixtures.identity(name)) for name in ("", "clip-1", "日本")] == [634351890, -580979325, -1159772210]
+    assert len({int(mixtures.identity(f"clip-{i}")) for i in range(2000)}) == 2000
 
 
 # A function of seed and number
@@ -165,6 +165,19 @@ def test_a_mixture_honours_its_weights_and_repeats_the_small_source():
 def test_weights_need_not_add_up_to_one():
     sources = [grey_clips(4, prefix="a"), grey_clips(4, prefix="b")]
     assert_same(draw(sources, 5, weights=[3.0, 1.0]), draw(sources, 5, weights=[0.75, 0.25]))
+
+
+def test_equal_ids_in_two_data_sets_are_two_clips_and_in_configurations_of_one_the_same():
+    sources = [grey_clips(3), grey_clips(3)]  # with the same ids
+
+    def clips_of(*specs: str) -> int:
+        (batch,) = draw(sources, 1, batch_size=6, datasets=mixtures.dataset_names(specs))
+        alone = {int(mixtures.identity(f"clip-{place}")) for place in range(3)}
+        assert alone <= {*batch["clip"].tolist()}  # those of the first as where it stands alone
+        return len({*batch["clip"].tolist()})
+
+    assert clips_of("msrvtt/captioning", "msrvtt/retrieval_9k") == 3
+    assert clips_of("msrvtt", "msvd") == clips_of("folder:/a", "folder:/a/b") == 6
 
 
 def test_an_empty_source_and_a_batch_that_does_not_divide_are_refused():
@@ -349,37 +362,6 @@ def test_worker_processes_that_die_over_and_over_stop_the_run_in_one_line(monkey
 def test_one_core_is_left_to_the_training_process_unless_workers_are_asked_for(monkeypatch, cores, asked, workers):
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     assert default_workers(asked) == workers
-
-
-# The spelling of a mixture
-
-
-@pytest.mark.parametrize(
-    ("entries", "mixture"),
-    [
-        (("motion",), [("motion", 1.0)]),
-        (("motion@0.7", "folder:/a/b@3e-1"), [("motion", 0.7), ("folder:/a/b", 0.3)]),
-        (("folder:/mail/me@home/clips",), [("folder:/mail/me@home/clips", 1.0)]),
-        (("folder:/mail/me@home/clips@2",), [("folder:/mail/me@home/clips", 2.0)]),
-    ],
-)
-def test_a_mixture_is_spelled_with_weights_behind_an_at_sign(entries, mixture):
-    assert pipeline.parse_mixture(entries) == mixture
-
-
-@pytest.mark.parametrize(
-    ("entries", "message"),
-    [
-        ((), r"^no data set to train on; name one, as in data\.train=\('motion',\)$"),
-        (("motion@0",), r"^the weight of data set 'motion@0' must be positive and finite$"),
-        (("motion", "motion/still@-1"), r"'motion/still@-1' must be positive"),
-        (("motion@nan",), r"'motion@nan' must be positive"),
-        (("motion@inf",), r"'motion@inf' must be positive"),
-    ],
-)
-def test_a_mixture_without_data_or_positive_weights_is_refused(entries, message):
-    with pytest.raises(InputError, match=message):
-        pipeline.parse_mixture(entries)
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=9))

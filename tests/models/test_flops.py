@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 from tiny_models import tiny_vlab
 
-from vlab_jax.models.flops import Work, forward_flops, step_flops
+from vlab_jax.models import video_adapter
+from vlab_jax.models.flops import MIXERS, Work, forward_flops, step_flops
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.training.stage_objective import Objective
 
@@ -118,6 +119,13 @@ def test_blocks_without_adapter_or_cross_attention_do_without_their_flops():
     assert one - none == pytest.approx(both - one) and both > one
     every, second = (forward_flops(wide(decoder={"cross_attention_every": n}), work) for n in (1, 2))
     assert every > second
+
+
+def test_every_mixer_has_a_count_of_its_own_and_an_unknown_one_is_refused():
+    assert set(MIXERS) == set(video_adapter.MIXERS)
+    work = Work(4, 8, 2, ("video",), contrasted=0, read=0)
+    with pytest.raises(KeyError, match="lstm"):
+        forward_flops(wide(adapter={"blocks": (0,), "mixer": "lstm"}), work)
 
 
 def test_what_is_not_asked_for_costs_nothing():

@@ -22,6 +22,7 @@ from tiny_models import (
     tiny_vlab,
 )
 
+from vlab_jax.models import vlab
 from vlab_jax.models.layers import Insertion, Transformer
 from vlab_jax.models.vlab import STREAMS, VLAB, example_inputs, parameter_shapes, start_from_clip, unit_length
 
@@ -137,6 +138,38 @@ def test_a_blend_of_0_is_the_video_stream_and_of_1_the_image_stream(seen):
     alone, other = ("video", "image") if kind == "shared" else ("image", "video")
     assert largest_difference(views["both"].embedding, views[alone].embedding) < 1e-6
     assert largest_difference(views["both"].embedding, views[other].embedding) > NOTICEABLE
+
+
+@pytest.mark.parametrize("pooling", ["mean_then_normalise", "normalise_then_mean"])
+def test_frames_are_averaged_as_they_are_or_at_unit_length_and_then_the_streams_are_blended(pooling):
+    model = tiny_vlab(image_encoder="separate", embedding_blend=0.3, frame_pooling=pooling)
+    parameters, video = random_parameters(model), random_video(2)
+
+    def run(parameters, video):
+        views = [
+            model.apply({"params": parameters}, video, STREAMS[:n], IMAGE_FRAMES, method="encode_visual")
+            for n in (1, 2)
+        ]
+        _, frames = model.apply({"params": parameters}, video, method="encode_frames")
+        images = model.clone(image_encoder="shared", adapter={**model.adapter, "blocks": ()})
+        alone = {**parameters, "vision": parameters["image_encoder"]}
+        _, stills = images.apply({"params": alone}, video[:, jnp.array(IMAGE_FRAMES)], method="encode_frames")
+        return [view.embedding for view in views], frames, stills
+
+    (video_alone, both), *embedded = quick_jit(run)(parameters, video)
+    if pooling == "normalise_then_mean":
+        embedded = [unit_length(frames) for frames in embedded]
+    moving, still = (frames.mean(axis=1) for frames in embedded)
+    assert largest_difference(video_alone, unit_length(moving)) < 1e-6
+    assert largest_difference(both, unit_length(0.7 * moving + 0.3 * still)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("pooling", "expected"), [("mean_then_normalise", (0.0995, 0.9950)), ("normalise_then_mean", (0.7071, 0.7071))]
+)
+def test_a_frame_s_norm_weighs_only_where_frames_are_averaged_as_they_are(pooling, expected):
+    frames = jnp.array([[[1.0, 0.0], [0.0, 10.0]]])
+    np.testing.assert_allclose(unit_length(vlab._mean_over_frames(frames, pooling))[0], expected, atol=1e-3)
 
 
 @given(st.integers(0, 2**31), st.floats(1e-4, 1e4))

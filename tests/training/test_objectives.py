@@ -114,6 +114,25 @@ def test_a_temperature_at_the_limit_still_learns():
     assert np.exp(limit) == pytest.approx(100.0, rel=1e-6)
 
 
+@pytest.mark.parametrize(("logit_scale", "slope"), [(4.0, 1.0), (np.log(100.0), 1.0), (4.7, 0.0)])
+def test_the_clamp_passes_the_whole_gradient_up_to_the_limit_and_none_past_it(logit_scale, slope):
+    assert float(jax.grad(clamp_temperature)(jnp.float32(logit_scale))) == slope
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("chunk", [0, 2])
+def test_similarities_and_their_gradients_are_products_in_full_float32(platform, chunk):
+    def loss(clips, texts):
+        return objectives.contrastive(clips, texts, jnp.asarray(2.0), jnp.arange(CLIPS), chunk)[0]
+
+    rows = jax.ShapeDtypeStruct((CLIPS, WIDTH), jnp.float32)
+    traced = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).trace(rows, rows)
+    lowered = traced.lower(lowering_platforms=(platform,)).as_text()
+    products = [line for line in lowered.splitlines() if "dot_general" in line]
+    assert len(products) >= 6  # by clip and by text: similarities, and a gradient of either side
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
+
+
 def texts_and_logits(seed: int = 0):
     """Logits, tokens and lengths of three texts, one of them without padding."""
     rng = np.random.default_rng(seed)

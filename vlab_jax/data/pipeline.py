@@ -10,9 +10,7 @@ import collections
 import dataclasses
 import functools
 import gc
-import hashlib
 import logging
-import math
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +22,7 @@ from absl import flags
 
 from vlab_jax.data import left, schema
 from vlab_jax.data.in_hand import InHand, guilty
+from vlab_jax.data.mixtures import identity
 from vlab_jax.data.patience import Patient
 from vlab_jax.data.reader import FrameOptions, Reader, Unreadable
 from vlab_jax.data.tokenizer import Tokenizer
@@ -42,7 +41,7 @@ class ReadForTraining:
     A clip that cannot be decoded is replaced by another of the same source, drawn from the element's generator, and
     its name and reason are handed on in `failures`. So many `questions` come along, of other types than those in
     `without`, one of each type before a second of any. Without `captions`, nothing is learned from those, and a clip
-    may have none.
+    may have none. `datasets` names each source's data set; empty: all are of one.
     """
 
     reader: Reader
@@ -50,6 +49,7 @@ class ReadForTraining:
     questions: int = 0
     without: tuple[str, ...] = ()
     captions: bool = True
+    datasets: tuple[str, ...] = ()
 
     def __call__(self, element: tuple[int, int], rng: np.random.Generator) -> dict[str, Any]:
         number, index = element
@@ -73,12 +73,16 @@ class ReadForTraining:
                 "video": frames,
                 "tokens": tokens[0],
                 "lengths": lengths[0],
-                "clip": identity(clip.id),
+                "clip": identity(clip.id, self._dataset(number)),
                 "ids": [clip.id],
                 "failures": failures,
                 **(self._asked(clip, rng) if self.questions else {}),
             }
         raise InputError(f"{ATTEMPTS} clips in a row cannot be decoded; the last: {failures[-1]}")
+
+    def _dataset(self, number: int) -> str:
+        """A source's data set, as `identity` takes it."""
+        return "" if not self.datasets or self.datasets[number] == self.datasets[0] else self.datasets[number]
 
     def _asked(self, clip: schema.Clip, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """The tokens of different questions with their answers'; where the clip has too few, nothing to learn from."""
@@ -98,33 +102,6 @@ def _types_in_turns(questions: Sequence[schema.Question]) -> list[schema.Questio
         turns.append(seen[question.type])
         seen[question.type] += 1
     return [question for _, question in sorted(zip(turns, questions, strict=True), key=lambda pair: pair[0])]
-
-
-def parse_mixture(entries: Sequence[str]) -> list[tuple[str, float]]:
-    """Data sets with their weights: `('motion@0.7', 'folder:/a/directory')`; the weight is 1 where none is given.
-
-    Raises:
-      InputError: there is no entry, or a weight is not positive and finite.
-    """
-    if not entries:
-        raise InputError("no data set to train on; name one, as in data.train=('motion',)")
-    mixture = []
-    for entry in entries:
-        spec, at, weight = entry.rpartition("@")
-        try:
-            pair = (spec, float(weight)) if at else (entry, 1.0)
-        except ValueError:
-            pair = (entry, 1.0)  # an '@' within a path
-        if not 0 < pair[1] < math.inf:
-            raise InputError(f"the weight of data set {entry!r} must be positive and finite")
-        mixture.append(pair)
-    return mixture
-
-
-def identity(name: str) -> np.int32:
-    """A clip's id as a number that is the same in every process."""
-    digest = hashlib.blake2b(name.encode(), digest_size=4).digest()
-    return np.int32(int.from_bytes(digest, "little", signed=True))
 
 
 def stack(elements: Sequence[Mapping[str, Any]]) -> Batch:
@@ -149,6 +126,7 @@ def training_batches(
     questions: int = 0,
     without: tuple[str, ...] = (),
     captions: bool = True,
+    datasets: Sequence[str] = (),
 ) -> "Batches":
     """An endless iterator over training batches, from number `first` on; to be closed when done with.
 
@@ -158,6 +136,8 @@ def training_batches(
       workers: processes that decode; 0 decodes in threads of this one.
       questions: how many come along with each clip, of other types than those in `without`.
       captions: whether captions are learned from; without, a clip may have none.
+      datasets: the data set of each source (`mixtures.dataset_names`): equal ids in two of them are two clips. Empty:
+        all sources are of one.
 
     Yields:
       `video` uint8 `[b, T, S, S, 3]`, `tokens` int32 `[b, L]`, `lengths` int32 `[b]`, `clip` int32 `[b]` (equal
@@ -182,7 +162,7 @@ def training_batches(
     mixed = grain.MapDataset.mix(streams, weights=list(weights)) if len(streams) > 1 else streams[0]
 
     def make(reader: Reader) -> grain.MapDataset:
-        read = ReadForTraining(reader, tokenizer, questions, without, captions)
+        read = ReadForTraining(reader, tokenizer, questions, without, captions, tuple(datasets))
         # Without drop_remainder, Grain computes the number of batches in floats, and batches of 1 overflow.
         batches = mixed.random_map(read, seed=seed).batch(batch_size // processes, drop_remainder=True, batch_fn=stack)
         return batches[first * processes + process :: processes]

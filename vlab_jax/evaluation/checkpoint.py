@@ -5,7 +5,7 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from vlab_jax.data import builders, pipeline, sampling
+from vlab_jax.data import builders, mixtures, pipeline, sampling
 from vlab_jax.data import tokenizer as tokenizers
 from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.data.limits import MediaLimits
@@ -37,7 +37,7 @@ def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
         row = (
             f"{name}, step {restored.step} ({dataset} {config.split}{_selected_on_test(saved, dataset, config.split)})"
         )
-        trained = pipeline.parse_mixture(saved["stage"][name]["train"] or saved["data"]["train"])
+        trained = mixtures.parse_mixture(saved["stage"][name]["train"] or saved["data"]["train"])
         plan = Plan.of(
             dict(config),
             dict(config.generation),

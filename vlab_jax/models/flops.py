@@ -11,7 +11,7 @@ much again for the gradient of the activations, if anything before them learns. 
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from vlab_jax.models.multimodal_decoder import BLENDINGS
@@ -116,16 +116,28 @@ def _block(part: str, rows: int, tokens: int, fields: Mapping[str, Any]) -> tupl
 
 
 def _adapter(model: VLAB, work: Work, patches: int) -> Layer:
-    fields = model.adapter
-    width, images = fields["width"], work.clips * work.frames
-    attends = fields["mixer"] == "attention"
-    tokens = patches + attends  # a convolution passes by the class token
-    down_and_up = 4.0 * images * tokens * model.vision["width"] * width
-    if attends:
-        return Layer(
-            "video_adapter", down_and_up + 6.0 * images * tokens * width**2, 4.0 * images * tokens * work.frames * width
-        )
-    return Layer("video_adapter", down_and_up + 2.0 * images * tokens * width * math.prod(fields["kernel"]))
+    mixes_class_token, mix = MIXERS[model.adapter["mixer"]]
+    tokens = work.clips * work.frames * (patches + mixes_class_token)
+    mixer = mix(model.adapter, tokens, work.frames)
+    down_and_up = 4.0 * tokens * model.vision["width"] * model.adapter["width"]
+    return dataclasses.replace(mixer, weights=mixer.weights + down_and_up)
+
+
+def _convolution(fields: Mapping[str, Any], tokens: int, frames: int) -> Layer:
+    """Depthwise, over so many tokens of all frames."""
+    return Layer("video_adapter", 2.0 * tokens * fields["width"] * math.prod(fields["kernel"]))
+
+
+def _attention_over_frames(fields: Mapping[str, Any], tokens: int, frames: int) -> Layer:
+    width = fields["width"]
+    return Layer("video_adapter", 6.0 * tokens * width**2, 4.0 * tokens * frames * width)
+
+
+# Of each mixer of `VideoAdapter`, whether the class token goes through it (a convolution passes it by), and its count.
+MIXERS: dict[str, tuple[bool, Callable[[Mapping[str, Any], int, int], Layer]]] = {
+    "conv": (False, _convolution),
+    "attention": (True, _attention_over_frames),
+}
 
 
 def _text_tower(model: VLAB, texts: int) -> list[Layer]:

@@ -55,6 +55,10 @@ class VLAB(nn.Module):
       image_encoder: `shared` (the image stream reuses the video stream's CLIP parameters) or `separate` (it has its
         own copy, which stays as it was where an optimiser freezes `image_encoder`).
       embedding_blend: the image stream's weight in the video embedding where both streams are present.
+      frame_pooling: how a stream's frame embeddings become one: `mean_then_normalise` averages them as they are, so
+        that a frame of a larger norm weighs more; `normalise_then_mean` averages them at unit length, as CLIP4Clip's
+        mean pooling does. Where both streams are present, each is averaged by itself, and the two means are then
+        blended by their weights (reconstruction). The outcome is of unit length either way.
       frames: the number of frames that temporal positions are learned for.
       remat: what the backward pass recomputes (`none`, `dots`, `full`); unroll: blocks per iteration of the scan.
       dtype: what matrix products are computed in.
@@ -67,6 +71,7 @@ class VLAB(nn.Module):
     adapter: Mapping[str, Any]
     image_encoder: str = "shared"
     embedding_blend: float = 0.5
+    frame_pooling: str = "mean_then_normalise"
     frames: int = 8
     remat: str = "none"
     unroll: int = 1
@@ -156,7 +161,7 @@ class VLAB(nn.Module):
         tokens = {stream: tokens for stream, (tokens, _) in views.items()}
         embeddings = {stream: embeddings for stream, (_, embeddings) in views.items()}
         weights = {"image": self.embedding_blend, "video": 1 - self.embedding_blend}
-        means = {stream: embedding.mean(axis=1) for stream, embedding in embeddings.items()}  # [B, E]
+        means = {stream: _mean_over_frames(embedding, self.frame_pooling) for stream, embedding in embeddings.items()}
         if len(means) == 1:
             (mean,) = means.values()
         else:
@@ -218,6 +223,13 @@ class VLAB(nn.Module):
         return self.multimodal_decoder(tokens, streams, causal, lengths, masked, states)
 
 
+def _mean_over_frames(embeddings: Float[Array, "B T E"], pooling: str) -> Float[Array, "B E"]:
+    """The mean of frame embeddings, as `VLAB.frame_pooling` says; it is not of unit length yet."""
+    if pooling == "normalise_then_mean":
+        embeddings = unit_length(embeddings)
+    return embeddings.mean(axis=1)
+
+
 def _frames(clips: Shaped[Array, "B T ..."], chosen: tuple[int, ...]) -> Shaped[Array, "B _ ..."]:
     """Some frames of each clip. Slices, since the gradient of an index by an array is a scatter."""
     if chosen == tuple(range(clips.shape[1])):
@@ -238,8 +250,8 @@ def decoder_of(model: VLAB, kind: type[MultimodalDecoder]) -> MultimodalDecoder:
     return kind(**shape, **model.decoder, frames=model.frames, **compute, parent=None)
 
 
-def unit_length(x: Float[Array, "B E"]) -> Float[Array, "B E"]:
-    """Divides each row by its Euclidean norm."""
+def unit_length(x: Float[Array, "*B E"]) -> Float[Array, "*B E"]:
+    """Divides each vector by its Euclidean norm."""
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
 
 

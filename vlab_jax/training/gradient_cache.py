@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from vlab_jax.models.vlab import VLAB
 from vlab_jax.training.stage_objective import Clips, Embeddings, Metrics, Objective, Prepared
@@ -46,7 +46,7 @@ def gradient_in_parts(
 
         def loss(learned):
             embeddings, losses = objective.read(model, merge(learned), Prepared(clips, prepared.counts))
-            passed_on = sum(map(jnp.vdot, embeddings, pull)) if objective.contrasts else 0.0
+            passed_on = sum(map(_product, embeddings, pull)) if objective.contrasts else 0.0
             return objective.weighted(losses) + passed_on, losses
 
         own, losses = jax.grad(loss, has_aux=True)(learned)
@@ -55,6 +55,11 @@ def gradient_in_parts(
     gradient, losses = jax.lax.scan(add, gradient, (split, pulls))
     metrics |= {name: each.sum() for name, each in losses.items()}
     return gradient, {"loss": objective.weighted(metrics), **metrics}
+
+
+def _product(embeddings: Float[Array, "R E"], pull: Float[Array, "R E"]) -> Float[Array, ""]:
+    """A sum whose gradient in the embeddings is `pull`."""
+    return (embeddings * pull).sum()  # elementwise: a dot product would be rounded on accelerators
 
 
 def _contrast(

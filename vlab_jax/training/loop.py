@@ -29,7 +29,7 @@ from vlab_jax.runtime.stop_signal import StopSignal
 from vlab_jax.runtime.trace import StepTrace
 from vlab_jax.runtime.workdir_lock import only_run
 from vlab_jax.runtime.writing import writing
-from vlab_jax.training import frozen, optim, start
+from vlab_jax.training import frozen_storage, optim, start
 from vlab_jax.training import stage as stages
 from vlab_jax.training.anomalies import Anomalies
 from vlab_jax.training.record import StepRecord
@@ -129,7 +129,7 @@ class Run:
         self.checkpoints, self.writer, self.trace, self.stop_signal = checkpoints, writer, trace, stop_signal
         self.saved_config = configuration.plain(config.to_dict())
         self.results: dict[str, dict[str, float]] = {}
-        self.originals: Any = None  # float32 values of what the stage in progress holds rounded, see frozen.py
+        self.originals: Any = None  # float32 values of what the stage in progress holds rounded, see frozen_storage.py
         last = config.stages[-1]
         self.selection = Selection(workdir, dict(config.checkpoint), self._tasks(last), last)
         check_workdir(checkpoints, self.saved_config)
@@ -202,7 +202,7 @@ class Run:
             self._evaluate(name, state.evaluated, "validation", progress.total)
         if number == len(self.config.stages) - 1:
             self._add_to_selection(name, state, progress)
-        return self._placed(frozen.exact(state, self.originals).evaluated), progress
+        return self._placed(frozen_storage.exact(state, self.originals).evaluated), progress
 
     def _placed(self, parameters: Any) -> Any:
         """The same on the devices, where some of it is on the host."""
@@ -300,7 +300,7 @@ class Run:
         self.checkpoints.keep_also(self.selection.best())
 
     def _save(self, state: TrainState, progress: Progress) -> None:
-        exact = frozen.exact(state, self.originals)
+        exact = frozen_storage.exact(state, self.originals)
         self.checkpoints.save(progress.total, exact, dataclasses.asdict(progress), self.saved_config)
 
     def _stopped(self, name: str, bad: int, seen: tuple[Any, Any], state: TrainState, progress: Progress) -> str:

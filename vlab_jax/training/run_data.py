@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from vlab_jax.data import builders, pipeline
+from vlab_jax.data import builders, mixtures, pipeline
 from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.data.limits import MediaLimits
 from vlab_jax.data.tokenizer import Tokenizer
@@ -54,8 +54,11 @@ class RunData:
 
     def mixture(self, name: str) -> tuple[list[Any], list[float]]:
         """The training splits that a stage learns from, and their weights."""
-        mixture = pipeline.parse_mixture(self._config.stage[name].train or self._config.data.train)
+        mixture = self._parsed(name)
         return [self.open(spec, "train") for spec, _ in mixture], [weight for _, weight in mixture]
+
+    def _parsed(self, name: str) -> list[tuple[str, float]]:
+        return mixtures.parse_mixture(self._config.stage[name].train or self._config.data.train)
 
     def frames(self, count: int) -> pipeline.FrameOptions:
         """How a clip becomes so many frames."""
@@ -80,4 +83,5 @@ class RunData:
             questions=stage.questions_per_clip if stage.objectives.question_answering else 0,
             without=tuple(without),
             captions=any(weight for each, weight in stage.objectives.items() if each != "question_answering"),
+            datasets=mixtures.dataset_names([spec for spec, _ in self._parsed(name)]),
         )

@@ -16,7 +16,8 @@ from vlab_jax.models.flops import Work, step_flops
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.runtime import sharding
 from vlab_jax.runtime.chips import peak_flops
-from vlab_jax.training import frozen, optim
+from vlab_jax.training import frozen_storage, optim
+from vlab_jax.training.frozen import freeze_unused
 from vlab_jax.training.record import StepCost
 from vlab_jax.training.stage_objective import Objective
 from vlab_jax.training.step import TrainState, init_state, make_train_step
@@ -31,7 +32,7 @@ class Stage:
       cost: what a step goes through.
       schedule: the factor of their learning rates at a step.
       shapes, shardings: of its `TrainState` on the devices.
-      rounded: which parameters are held in the compute type there (`frozen.py`).
+      rounded: which parameters are held in the compute type there (`frozen_storage.py`).
       saved_shapes, saved_shardings: of its `TrainState` as it is saved, with the float32 values of these.
       dtype: the compute type.
       init: (parameters) → state at step 0.
@@ -52,7 +53,7 @@ class Stage:
 
     def originals(self, parameters: Any) -> Any:
         """The float32 values, on the host, of the parameters that are held rounded; None for the others."""
-        return frozen.originals(parameters, self.rounded, self.shardings.parameters)
+        return frozen_storage.originals(parameters, self.rounded, self.shardings.parameters)
 
     def initial(self, parameters: Any) -> TrainState:
         """The state at step 0; the arrays of `parameters` are used up."""
@@ -63,7 +64,7 @@ class Stage:
         return saved.replace(parameters=self._held(saved.parameters))
 
     def _held(self, parameters: Any) -> Any:
-        return frozen.held(parameters, self.rounded, self.shardings.parameters, self.dtype)
+        return frozen_storage.held(parameters, self.rounded, self.shardings.parameters, self.dtype)
 
 
 def check(model: VLAB, config: ConfigDict, mesh: Mesh) -> None:
@@ -77,7 +78,7 @@ def check(model: VLAB, config: ConfigDict, mesh: Mesh) -> None:
     for name in config.stages:
         stage = config.stage[name]
         try:
-            optim.assign_groups(shapes, optim.parse_groups(stage.groups))
+            optim.assign_groups(shapes, groups_of(model, stage, shapes))
         except InputError as error:
             raise InputError(f"config.stage.{name}.groups: {error}") from error
         if stage.batch_size % divisor:
@@ -95,6 +96,22 @@ def check(model: VLAB, config: ConfigDict, mesh: Mesh) -> None:
                 f"config.stage.{name}.contrastive_chunk={stage.contrastive_chunk} does not divide batch_size="
                 f"{stage.batch_size}"
             )
+
+
+def groups_of(model: VLAB, stage: ConfigDict, shapes: Any) -> tuple[optim.Group, ...]:
+    """The parameter groups of a stage, before them a frozen one of what it does not use, where the stage says so.
+
+    Args:
+      stage: fields of `config.stage_config`.
+      shapes: of the model's parameters.
+
+    Raises:
+      InputError: one of its groups is no (pattern, learning rate or 'frozen').
+    """
+    groups = optim.parse_groups(stage.groups)
+    if stage.unused == "decay":
+        return groups
+    return freeze_unused(shapes, groups, model, dict(stage.objectives), tuple(stage.streams))
 
 
 def prepare(model: VLAB, stage: ConfigDict, config: ConfigDict, mesh: Mesh) -> Stage:
@@ -118,9 +135,9 @@ def prepare(model: VLAB, stage: ConfigDict, config: ConfigDict, mesh: Mesh) -> S
 def _prepare(model: VLAB, stage: FrozenConfigDict, config: FrozenConfigDict, mesh: Mesh) -> Stage:
     """`prepare`, from the fields that it looks at alone."""
     shapes = parameter_shapes(model, config.frames)
-    groups = optim.parse_groups(stage.groups)
+    groups = groups_of(model, stage, shapes)
     trainable = optim.trainable(shapes, groups)
-    rounded = frozen.rounded(shapes, trainable, model.dtype)
+    rounded = frozen_storage.rounded(shapes, trainable, model.dtype)
     schedule = optim.course(stage.steps, stage.warmup_steps, stage.end_learning_rate_share)
     optimizer = optim.make_optimizer(
         groups,
@@ -137,7 +154,7 @@ def _prepare(model: VLAB, stage: FrozenConfigDict, config: FrozenConfigDict, mes
 
     saved = jax.eval_shape(initial, shapes)
     saved_at = sharding.shardings(saved, mesh)
-    state = saved.replace(parameters=frozen.held_shapes(shapes, rounded, model.dtype))
+    state = saved.replace(parameters=frozen_storage.held_shapes(shapes, rounded, model.dtype))
     placed = sharding.shardings(state, mesh)
     step = make_train_step(
         model,
@@ -161,7 +178,7 @@ def _prepare(model: VLAB, stage: FrozenConfigDict, config: FrozenConfigDict, mes
         placed,
         rounded,
         saved,
-        saved_at.replace(parameters=frozen.on_host(saved_at.parameters, rounded)),
+        saved_at.replace(parameters=frozen_storage.on_host(saved_at.parameters, rounded)),
         model.dtype,
         jax.jit(initial, out_shardings=placed, donate_argnums=0),
         jax.jit(

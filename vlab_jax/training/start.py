@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vlab_jax import config as configuration
-from vlab_jax.data import builders, pipeline, schema
+from vlab_jax.data import builders, mixtures, schema
 from vlab_jax.data import tokenizer as tokenizers
 from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.errors import InputError
@@ -131,8 +131,8 @@ def make_tokenizer(
 
 def training_sets(config: ConfigDict) -> list[str]:
     """The data sets that the stages train on, each once."""
-    mixtures = [config.stage[name].train or config.data.train for name in config.stages]
-    return list(dict.fromkeys(spec for mixture in mixtures for spec, _ in pipeline.parse_mixture(mixture)))
+    trained = [config.stage[name].train or config.data.train for name in config.stages]
+    return list(dict.fromkeys(spec for entries in trained for spec, _ in mixtures.parse_mixture(entries)))
 
 
 def _texts(sources: Sequence[Sequence], without: tuple[str, ...] | None, limit: int = 100_000) -> Iterator[str]:

@@ -18,7 +18,7 @@ class TrainState(struct.PyTreeNode):
     """What a step changes.
 
     Attributes:
-      parameters: all of them; frozen ones may be held in the compute type (`frozen.py`).
+      parameters: all of them; frozen ones may be held in the compute type (`frozen_storage.py`).
       optimizer: of the trainable parameters alone.
       average: the exponential moving average of the trainable parameters, with None for frozen ones; or None.
     """
