@@ -11,6 +11,50 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "vlab_jax").rglob("*.py"))
 
+# What a training step is made of, and what reads data, measures and shows: a step is computed, or compiled, where the
+# second is not installed.
+STEP = (
+    "vlab_jax.config",
+    "vlab_jax.models.vlab",
+    "vlab_jax.training.optim",
+    "vlab_jax.training.step",
+    "vlab_jax.training.stage",
+    "configs.pretrain",
+    "configs.sizes",
+    "experiments.speed.accelerator",
+)
+BESIDES = (
+    "tensorflow_datasets",
+    "grain",
+    "array_record",
+    "av",
+    "pyarrow",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "huggingface_hub",
+    "lancedb",
+    "pycocoevalcap",
+    "matplotlib",
+    "pandas",
+    "tqdm",
+    "tensorboardX",
+)
+# Makes these modules ones that cannot be imported, as if they were not installed.
+WITHOUT = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in sys.argv[1].split(","):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+"""
+IMPORT = """
+import importlib, sys
+for module in sys.argv[2:]: importlib.import_module(module)
+print(sorted(set(sys.argv[1].split(",")) & {name.split(".")[0] for name in sys.modules}))
+"""
+
 # The parts of the package (DESIGN.md, section 7) and the parts that each may import, besides itself. Modules of the
 # package's top level are parts of their own.
 MAY_IMPORT = {
@@ -90,6 +134,13 @@ def test_the_package_hands_out_the_predictor_and_imports_nothing_before_it_is_as
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("program", [IMPORT, WITHOUT + IMPORT], ids=["as it is installed", "with them missing"])
+def test_model_config_and_step_need_nothing_that_reads_data_or_shows_a_run(program):
+    command = [sys.executable, "-c", program, ",".join(BESIDES), *STEP]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
 
 def test_no_file_holds_two_ideas():

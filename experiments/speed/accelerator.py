@@ -1,13 +1,20 @@
-"""All that is asked of one accelerator, in one command: utilisation, the ratio to PyTorch, and waiting for clips.
+"""All that is asked of one accelerator, in one command.
 
-    python -m experiments.speed.accelerator --data=folder:/a/directory/of/videos                    on an H200
-    python -m experiments.speed.accelerator --size=tiny --dtype=float32 --blend=2 --adapt=2 --frames=2 --repeats=1 \\
-        --data=motion/tiny --steps=6                                                   a trial, on any machine
+    python -m experiments.speed.accelerator                            on an H200: L/14, bfloat16, eight minutes at most
+    python -m experiments.speed.accelerator --compiled=compiled.json   beside what `vlab_jax.compile --json` wrote there
+    python -m experiments.speed.accelerator --size=tiny --adapt=4 --blend=4 --steps=3 --cases=4    a trial, anywhere
+    python -m experiments.speed.accelerator --data=folder:/a/directory/of/videos --pytorch        with all that is below
 
-Measured are a training step of `blend` and of `adapt` beside the same model in PyTorch (`train_step.py` says what is
-compared), and a run of `vlab_jax.main` on the `frames` variant of the data (docs/frames.md), which says itself how long
-it waits for clips. `--blend` and `--adapt` are clips of a step: as many as both models have room for, since both are on
-the device at once. Where the peak of a device is not known, MFU is left out.
+Measured are 20 steps of `adapt` and of `blend` (`steps.py`: clips a second, MFU, memory), and attention is compared
+with NumPy's (`attention.py`). Each is a process of its own, so that its peak of memory is its own, and if it fails, the
+others do not; the record is written after each. Weights, frames and tokens are random arrays: beside jax, flax, optax
+and orbax-checkpoint it needs jaxtyping, ml_collections, absl-py and what they need (wadler-lindig, and PyYAML, which
+flax brings).
+
+`--pytorch` adds a step of both stages beside the same model in PyTorch (`train_step.py` says what is compared; both are
+on the device at once), `--data` a run of `vlab_jax.main` on the `frames` variant of the data (docs/frames.md), which
+says itself how long it waits for clips. These two need all of requirements.txt, and have no limit of time. Where the
+peak of a device is not known, MFU is left out.
 """
 
 import argparse
@@ -18,12 +25,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from experiments.speed import program, train_step
-from experiments.timing import add_record, made_with
-from vlab_jax.runtime.meters import METRICS_FILE, read_metrics
+from experiments.speed import children, program, train_step
+from experiments.timing import add_record
 
 RESULTS = pathlib.Path(__file__).with_name("accelerator.json")
 ROOT = pathlib.Path(__file__).parents[2]
@@ -51,15 +58,42 @@ GOALS = (
 )
 
 
-def steps(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """The records of both stages' steps."""
+def answers(given: argparse.Namespace, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """What each part found, or why it failed; `tell` gets what is there after each of them."""
+    deadline, found = time.monotonic() + 60 * given.minutes, {}
+    # The memory that is not preallocated serves nobody else here; a part has the device for itself.
+    environment = {
+        "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", ""),
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "true",
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95",
+    }
+    step = [f"--size={given.size}", f"--dtype={given.dtype}", f"--steps={given.steps}"]
+    parts = {
+        "adapt": ("experiments.speed.steps", [*step, "--stage=adapt", f"--batch={given.adapt}"]),
+        "blend": ("experiments.speed.steps", [*step, "--stage=blend", f"--batch={given.blend}"]),
+        "attention": ("experiments.speed.attention", [f"--cases={given.cases}"]),
+    }
+    for name, (module, arguments) in parts.items():
+        left = max(deadline - time.monotonic(), 1.0)
+        print(f"{name}: {module} {' '.join(arguments)}, {left:.0f} s left", file=sys.stderr, flush=True)
+        if module.endswith("attention"):
+            arguments = [*arguments, f"--seconds={max(left - 30, 1):.0f}"]  # one case may take some
+        try:
+            found[name] = children.answer(module, arguments, environment=environment, timeout=left)
+        except RuntimeError as error:
+            found[name] = {"failed": str(error)}
+            print(f"{name} failed: {error}", file=sys.stderr, flush=True)
+        tell(found)
+    return found
+
+
+def beside_pytorch(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The records of both stages' steps beside PyTorch."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU's memory is for both
     records = {}
     for stage, batch in (("blend", given.blend), ("adapt", given.adapt)):
-        options = {"frames": given.frames, "dtype": given.dtype, "remat": given.remat}
-        config = program.configured(given.size, stage, batch, **options)
-        records[stage] = train_step.measured(
-            program.prepared(config, stage, program.one_device()), stage, given.repeats
-        )
+        config = program.configured(given.size, stage, batch, dtype=given.dtype, remat="dots")
+        records[stage] = train_step.measured(program.prepared(config, stage, program.one_device()), stage, repeats=10)
     return records
 
 
@@ -69,19 +103,17 @@ def run(given: argparse.Namespace, workdir: pathlib.Path) -> list[dict[str, Any]
     Raises:
       RuntimeError: it failed; the last of what it said.
     """
-    # Each line is a mean over steps; the first third is left out.
-    every = max(given.steps // 6, 1)
+    from vlab_jax.runtime.meters import METRICS_FILE, read_metrics  # here: it needs more than the rest does
+
+    # Each line is a mean over ten steps; the first third is left out.
     fields = {
         "stages": "('blend',)",
         "stage.blend.batch_size": given.blend,
-        "frames": given.frames,
-        "image_frames": max(given.frames // 2, 1),
         "dtype": given.dtype,
-        "model.remat": given.remat,
         "data.variant": "frames",
         "data.directory": given.directory or str(workdir / "data"),
-        "log_every": every,
-        "stop_after": given.steps,
+        "log_every": 10,
+        "stop_after": 60,
     }
     command = [sys.executable, "-m", "vlab_jax.main", f"--config=configs/pretrain.py:{given.size},data={given.data}"]
     command += [f"--workdir={workdir / 'run'}", *(f"--config.{name}={value}" for name, value in fields.items())]
@@ -92,17 +124,44 @@ def run(given: argparse.Namespace, workdir: pathlib.Path) -> list[dict[str, Any]
     return lines[len(lines) // 3 :]
 
 
-def figures(records: Mapping[str, Mapping[str, Any]], lines: list[dict[str, Any]]) -> dict[str, float]:
-    """The figures that goals are of, as far as they are there."""
-    found = {"share of waiting for clips": statistics.mean(line["input_wait_share"] for line in lines)}
-    found["clips a second of the run"] = statistics.mean(line["clips_per_second"] for line in lines)
-    if "mfu" in lines[-1]:
-        found["MFU of the run"] = statistics.mean(line["mfu"] for line in lines)
-    for stage, record in records.items():
-        found[f"ours over PyTorch, {stage}"] = record["ours over PyTorch, throughput"]
-        if "MFU" in record:
-            found[f"MFU, {stage}"] = record["MFU"]["ours"]
-    return found
+def figures(
+    found: Mapping[str, Mapping[str, Any]],
+    peers: Mapping[str, Mapping[str, Any]] | None = None,
+    lines: list[dict[str, Any]] | None = None,
+) -> dict[str, float]:
+    """The figures that goals are of, as far as they are there: of `answers`, `beside_pytorch` and `run`."""
+    made = {f"MFU, {name}": each["MFU"] for name, each in found.items() if "MFU" in each}
+    for stage, record in (peers or {}).items():
+        made[f"ours over PyTorch, {stage}"] = record["ours over PyTorch, throughput"]
+    if lines:
+        made["share of waiting for clips"] = statistics.mean(line["input_wait_share"] for line in lines)
+        made["clips a second of the run"] = statistics.mean(line["clips_per_second"] for line in lines)
+        if "mfu" in lines[-1]:
+            made["MFU of the run"] = statistics.mean(line["mfu"] for line in lines)
+    return made
+
+
+def summary(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """A line for each stage, and one for attention."""
+    lines = ["| stage | clips | ms a step | clips/s | MFU | GiB at the peak | GiB by the compiler |", "|" + "---|" * 7]
+    for name in ("adapt", "blend"):
+        each = found.get(name, {"failed": "not begun"})
+        if "failed" in each:
+            lines.append(f"| {name} | failed: {each['failed'].splitlines()[-1]} |")
+            continue
+        mfu = f"{100 * each['MFU']:.1f} %" if "MFU" in each else ""
+        peak = each["memory of the device"].get("peak_bytes_in_use")
+        memory = (
+            "" if peak is None else f"{peak / 2**30:.1f}",
+            f"{each['memory by the compiler']['needed'] / 2**30:.1f}",
+        )
+        speed = f"{1e3 * each['seconds']:.1f} | {each['clips a second']:.1f}"
+        lines.append(f"| {name} | {each['clips']} | {speed} | {mfu} | {' | '.join(memory)} |")
+    checked = found.get("attention", {"failed": "not begun"})
+    if "failed" in checked:
+        return "\n".join([*lines, f"\nattention: failed: {checked['failed'].splitlines()[-1]}"])
+    wrong = checked["wrong"]
+    return "\n".join([*lines, f"\nattention: {checked['cases']} cases, {len(wrong)} findings", *wrong])
 
 
 def table(found: Mapping[str, float]) -> str:
@@ -117,28 +176,43 @@ def table(found: Mapping[str, float]) -> str:
 
 
 def main() -> None:
-    """Measures, prints the table and adds the record to `accelerator.json`."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU's memory is for both
+    """Measures, prints the tables and adds the record to a file; ends with status 1 if a part failed or attention is
+    wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="l14", choices=sorted(program.SIZES), help="of configs/sizes.py")
-    parser.add_argument("--data", required=True, help="a data set, as in config.data.train")
-    parser.add_argument("--directory", default="", help="where it is built; empty: built anew, and removed afterwards")
-    parser.add_argument("--blend", type=int, default=64, help="clips of a step of `blend`")
-    parser.add_argument("--adapt", type=int, default=128, help="clips of a step of `adapt`")
-    parser.add_argument("--frames", type=int, default=8, help="of a clip; the image stream takes half")
+    parser.add_argument("--adapt", type=int, default=128, help="clips of a step of `adapt`, at most")
+    parser.add_argument("--blend", type=int, default=64, help="clips of a step of `blend`, at most")
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
-    parser.add_argument("--remat", default="dots", choices=("none", "dots", "full"))
-    parser.add_argument("--repeats", type=int, default=10, help="steps that are counted")
-    parser.add_argument("--steps", type=int, default=60, help="of the run")
+    parser.add_argument("--steps", type=int, default=20, help="of each stage")
+    parser.add_argument("--cases", type=int, default=60, help="of attention, as far as there is time")
+    parser.add_argument("--minutes", type=float, default=8.0, help="after so many the parts are stopped")
+    parser.add_argument("--compiled", type=pathlib.Path, help="what vlab_jax.compile --json wrote, to stand beside")
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="the JSON file of records")
+    parser.add_argument("--pytorch", action="store_true", help="a step beside PyTorch, too")
+    parser.add_argument("--data", default="", help="a data set, as in config.data.train, for a run, too")
+    parser.add_argument("--directory", default="", help="where it is built; empty: built anew, and removed afterwards")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        lines = run(given, pathlib.Path(folder))  # first: it needs the device for itself
-    records = steps(given)
-    found = figures(records, lines)
-    record = {**vars(given), "figures": found, "steps": records, **made_with()}
-    add_record(RESULTS, f"{given.size}, {given.frames} frames, {given.dtype}, {record['device']}", record)
-    print(table(found))
-    print(json.dumps(found))
+    record: dict[str, Any] = {name: value for name, value in vars(given).items() if name not in ("compiled", "out")}
+    if given.compiled:
+        record["vlab_jax.compile"] = json.loads(given.compiled.read_text())
+
+    def tell(found: Mapping[str, Mapping[str, Any]]) -> None:
+        devices = [each["device"] for each in found.values() if "device" in each]
+        if devices:  # a part that has failed does not know where
+            add_record(given.out, f"{given.size}, {given.dtype}, {devices[0]}", {**record, **found})
+
+    found, peers, lines = answers(given, tell), None, None
+    if given.data:
+        with tempfile.TemporaryDirectory() as folder:
+            lines = run(given, pathlib.Path(folder))  # before this process takes the device
+    if given.pytorch:
+        peers = beside_pytorch(given)
+        record["beside PyTorch"] = peers
+    record["figures"] = figures(found, peers, lines)
+    tell(found)
+    print(summary(found), table(record["figures"]), sep="\n\n")
+    if any("failed" in each for each in found.values()) or found["attention"]["wrong"]:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

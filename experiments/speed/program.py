@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from configs.pretrain import get_config
 from configs.sizes import SIZES
 from vlab_jax.config import model_fields, plain
+from vlab_jax.models.attention_check import with_sound_kernels
 from vlab_jax.models.vlab import VLAB
 from vlab_jax.runtime import sharding
 from vlab_jax.training import stage as stages
@@ -84,6 +85,9 @@ def prepared(config: ConfigDict, stage: str, mesh: Mesh | None = None) -> Progra
     """The step of a stage of a config, on all devices by the config's mesh, or on another mesh."""
     mesh = sharding.make_mesh(**config.mesh) if mesh is None else mesh
     model = VLAB.from_fields(model_fields(plain(config.to_dict()), sharding.platform_of(mesh)))
+    alone = config.copy_and_resolve_references()
+    alone.stages = (stage,)
+    model = with_sound_kernels(model, stages.attention_shapes_of(model, alone))
     made = stages.prepare(model, config.stage[stage], config, mesh)
     return Program(config, model, made, mesh, stages.batch_shapes(model, config.stage[stage], config))
 

@@ -6,7 +6,8 @@ import pytest
 
 from vlab_jax.runtime.meters import MetricWriter, Progress, read_metrics
 from vlab_jax.training import record as recording
-from vlab_jax.training.record import StepCost, StepRecord
+from vlab_jax.training.record import StepRecord
+from vlab_jax.training.step_cost import StepCost
 
 
 class Clock:

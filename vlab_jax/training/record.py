@@ -3,21 +3,12 @@
 import collections
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from vlab_jax.runtime.meters import MetricWriter, Progress, Throughput
-
-
-class StepCost(NamedTuple):
-    """What one step goes through: clips, frames of all of them, model FLOPs (`models.flops.step_flops`), and the FLOP/s
-    that all devices together can do (None: not known)."""
-
-    clips: int
-    frames: int
-    flops: float
-    peak: float | None
+from vlab_jax.training.step_cost import StepCost
 
 
 class StepRecord:

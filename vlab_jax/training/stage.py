@@ -18,9 +18,9 @@ from vlab_jax.runtime import sharding
 from vlab_jax.runtime.chips import peak_flops
 from vlab_jax.training import frozen_storage, optim
 from vlab_jax.training.frozen import freeze_unused
-from vlab_jax.training.record import StepCost
 from vlab_jax.training.stage_objective import Objective
 from vlab_jax.training.step import TrainState, init_state, make_train_step
+from vlab_jax.training.step_cost import StepCost
 
 
 @dataclasses.dataclass(frozen=True)
