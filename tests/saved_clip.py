@@ -20,7 +20,7 @@ def full_fields(**changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Every field of the two towers of the tiny model, those with their defaults too."""
     groups = {}
     for group, tower, fields in (("vision", VisionTower, VISION), ("text", TextTower, TEXT)):
-        skipped = {"remat", "unroll", "dtype", "name", "parent"}
+        skipped = {"remat", "unroll", "dtype", "kernels", "name", "parent"}
         defaults = {k: f.default for k, f in tower.__dataclass_fields__.items() if k not in skipped}
         groups[group] = {**defaults, **fields, **changes.get(group, {})}
     return groups

@@ -12,13 +12,16 @@ from vlab_jax.inference.clip import FrameShape
 from vlab_jax.inference.trained import Trained
 
 # Fields of a model that say how it is computed, or are of the decoder, which embeds nothing.
-_OTHERS = ("decoder", "remat", "unroll", "dtype", "parent", "name")
+_OTHERS = ("decoder", "remat", "unroll", "dtype", "platform", "attention", "parent", "name")
+# Fields that came later count where they are not at their default, so that indexes of before stay what they are.
+_LATER = {"frame_pooling": "mean_then_normalise"}
 
 
 def fingerprint(trained: Trained, frames: FrameShape, image_frames: Sequence[int]) -> str:
     """32 hexadecimal digits, the same for a run's checkpoint and for its export."""
     digest = hashlib.blake2b(digest_size=16)
-    model = {key: value for key, value in vars(trained.model).items() if key[0] != "_" and key not in _OTHERS}
+    counted = {key: value for key, value in vars(trained.model).items() if key[0] != "_" and key not in _OTHERS}
+    model = {key: value for key, value in counted.items() if _LATER.get(key, ()) != value}
     fields = {key: unfreeze(value) if hasattr(value, "items") else value for key, value in model.items()}
     told = [fields, frames.num_frames, frames.size, list(image_frames), list(trained.streams)]
     digest.update(json.dumps(told, sort_keys=True, default=list).encode())
