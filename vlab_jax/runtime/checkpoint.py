@@ -49,7 +49,7 @@ class Checkpoints:
 
     def __init__(self, directory: pathlib.Path, keep: int = 3):
         self.directory = pathlib.Path(directory).absolute()
-        self._kept = _Kept(keep)
+        self._kept, self._failed = _Kept(keep), False
         with writing(self.directory):
             self._manager = ocp.CheckpointManager(
                 self.directory,
@@ -93,6 +93,7 @@ class Checkpoints:
             PROGRESS: ocp.args.JsonSave(progress),
             CONFIG: ocp.args.JsonSave(config),
         }
+        self.wait()
         with self._saving():
             self._manager.save(step, args=ocp.args.Composite(**items))
 
@@ -102,6 +103,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            self._failed = True
             if number_of(error) is None:
                 raise
             raise cannot_write(self.directory, error) from error
@@ -166,10 +168,19 @@ class Checkpoints:
     def wait(self) -> None:
         """Until what is being saved is saved."""
         with self._saving():
+            # Orbax, where it fails in one of several processes, waits there for the others, which wait for this one.
+            while jax.process_count() > 1 and self._manager.is_saving_in_progress():
+                self._manager.check_for_errors()
+                time.sleep(0.05)
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for what is being saved, and lets go of the directory."""
+        """Waits for what is being saved, and lets go of the directory.
+
+        Where saving failed, several processes are about to end, and nothing can be waited for.
+        """
+        if self._failed and jax.process_count() > 1:
+            return
         try:
             self.wait()
         finally:
