@@ -42,3 +42,39 @@ def test_all_end_with_the_line_and_the_status_of_the_one_that_failed(tmp_path, f
     other = ended[1 - failing].said
     assert f"{line} (process {failing} of 2, counted from 0)" in other.splitlines() and "Traceback" not in other
     assert ("ValueError: odd" in ended[failing].said) == bool(fault)
+
+
+SAVING = """
+import pathlib, resource, signal, sys
+import jax, numpy as np
+from vlab_jax.errors import CannotWrite
+from vlab_jax.runtime import processes, sharding
+from vlab_jax.runtime.checkpoint import Checkpoints
+from vlab_jax.runtime.shared_errors import SharedErrors
+
+def ending(error):
+    return str(error), 5 if isinstance(error, CannotWrite) else 1
+
+processes.connect()
+with SharedErrors(ending), Checkpoints(pathlib.Path(sys.argv[1])) as saved:
+    numbers = np.random.default_rng(0).random(2**20, np.float32)
+    state = sharding.to_global({"numbers": numbers}, sharding.make_mesh())
+    saved.save(1, state, {}, {})
+    saved.wait()
+    if jax.process_index() == 1:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, resource.RLIM_INFINITY))
+    saved.save(2, state, {}, {})
+    saved.wait()
+"""
+
+
+def test_a_save_that_fails_in_one_process_ends_all_and_leaves_the_checkpoint_before(tmp_path):
+    """Orbax's threads would wait for each other at two places, for ten minutes."""
+    program = tmp_path / "program.py"
+    program.write_text(SAVING)
+    ended = together([[sys.executable, str(program), str(tmp_path / "saved")]] * 2, devices=1)
+    assert [each.status for each in ended] == [5, 5], ended
+    assert all(f"error: {tmp_path / 'saved'} cannot be written: File too large" in each.said for each in ended)
+    assert "(process 1 of 2, counted from 0)" in ended[0].said
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir() if path.name.isdigit()) == ["1"]
