@@ -15,13 +15,14 @@ cannot go on; 4 stopped by SIGTERM, and saved; 5 a checkpoint or another file ca
 data is out of reach for too long. After 4, 5 and 6 the same command goes on.
 """
 
+import contextlib
 import errno
 import logging
 import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -47,8 +48,8 @@ CHECKPOINT = flags.DEFINE_string(
 MULTIHOST = flags.DEFINE_bool(
     "multihost",
     False,
-    "To train with several processes, each started with this: on a TPU pod or under Slurm they find each other; "
-    "elsewhere JAX_COORDINATOR_ADDRESS (host:port of the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID say where "
+    "To train or evaluate with several processes, each started with this: on a TPU pod or under Slurm they find each "
+    "other; elsewhere JAX_COORDINATOR_ADDRESS (host:port of the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID say where "
     "they are. The workdir must be one that all of them see.",
 )
 PROFILE = flags.DEFINE_bool(
@@ -83,31 +84,45 @@ def run(
     """
     config_check.check(config)
     if config.task == "evaluate":
-        if multihost:
-            raise InputError("--multihost is for training; one process evaluates, on all of its devices")
         if not checkpoint:
             raise InputError("to evaluate, say of which run: --checkpoint=<workdir or checkpoints/<step>>")
-        from vlab_jax.evaluation.checkpoint import evaluate
-        from vlab_jax.runtime.compilation_cache import keep_compiled_programs
+        with _all_processes(multihost):
+            from vlab_jax.evaluation.checkpoint import evaluate
+            from vlab_jax.runtime.compilation_cache import keep_compiled_programs
 
-        keep_compiled_programs()
-        evaluate(config, pathlib.Path(checkpoint), pathlib.Path(workdir) if workdir else None)
+            keep_compiled_programs()
+            evaluate(config, pathlib.Path(checkpoint), pathlib.Path(workdir) if workdir else None)
         return
     if not workdir:
         raise InputError("to train, say where checkpoints and the report go: --workdir=<directory>")
     folder = _made(workdir)
+    with _all_processes(multihost):
+        _train(config, folder, profile, batch)
+
+
+@contextlib.contextmanager
+def _all_processes(multihost: bool) -> Iterator[None]:
+    """With `multihost` joins the other processes; what goes wrong in one then ends all."""
+    if not multihost:
+        yield
+        return
+    from vlab_jax.runtime import processes
+    from vlab_jax.runtime.shared_errors import SharedErrors
+
+    processes.connect()
+    if not processes.is_primary():
+        logging.getLogger().setLevel(logging.WARNING)
+    with SharedErrors(_ending):
+        yield
+
+
+def _train(config: ConfigDict, folder: pathlib.Path, profile: bool, batch: str | None) -> None:
     import jax  # here, because all this takes seconds: a mistake is named at once
 
     from vlab_jax.runtime.allocator import keep_freed_memory
     from vlab_jax.runtime.compilation_cache import keep_compiled_programs
     from vlab_jax.training.loop import train
 
-    if multihost:
-        from vlab_jax.runtime import processes
-
-        processes.connect()
-        if not processes.is_primary():
-            logging.getLogger().setLevel(logging.WARNING)
     keep_compiled_programs()
     if jax.default_backend() == "cpu":
         keep_freed_memory()
@@ -134,18 +149,26 @@ def _main(_: Sequence[str]) -> None:
     _log_plainly()
     try:
         run(CONFIG.value, WORKDIR.value, CHECKPOINT.value, MULTIHOST.value, PROFILE.value, REPLAY.value)
-    except InputError as error:
-        _exit(str(error), 2)
-    except RunStopped as error:
-        _exit(str(error), {CannotWrite: 5, CannotRead: 6}.get(type(error), 3))
-    except RunPreempted:
-        _exit("stopped by SIGTERM; what was trained is saved, and the same command goes on", 4)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        line, status = _ending(error)
+        if status == 1:
             raise
+        _exit(line, status)
+
+
+def _ending(error: BaseException) -> tuple[str, int]:
+    """The line and the exit status that an error ends the program with; 1: a fault of the program."""
+    if isinstance(error, InputError):
+        return str(error), 2
+    if isinstance(error, RunStopped):
+        return str(error), {CannotWrite: 5, CannotRead: 6}.get(type(error), 3)
+    if isinstance(error, RunPreempted):
+        return "stopped by SIGTERM; what was trained is saved, and the same command goes on", 4
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         from vlab_jax.runtime.writing import cannot_write
 
-        _exit(str(cannot_write(pathlib.Path(error.filename or tempfile.gettempdir()), error)), 5)
+        return str(cannot_write(pathlib.Path(error.filename or tempfile.gettempdir()), error)), 5
+    return " ".join(f"{type(error).__name__}: {error}".split()), 1
 
 
 def _exit(message: str, status: int) -> None:

@@ -264,6 +264,19 @@ def test_failures_over_the_limit_stop_with_one_line():
         many.update(0, ["x: torn"] * 2)
 
 
+def test_failures_of_all_processes_are_judged_together():
+    counts = [pipeline.FailureCount(limit=0.01, seen=500, failed=2, whole=2000) for _ in range(2)]
+    for count, failures in zip(counts, ([], ["a: torn"] * 11), strict=True):
+        count.update(700 - len(failures), failures)
+    told = []
+    counts[1].join(lambda own: told.append(own) or [(700, 0, ""), own])
+    assert told == [(700, 11, "a: torn")] and (counts[1].seen, counts[1].failed) == (1900, 13)
+    counts[1].join(lambda own: [(0, 0, ""), own])  # nothing new
+    assert (counts[1].seen, counts[1].failed) == (1900, 13)
+    with pytest.raises(InputError, match=r"^21 of 1908 clips .*; the last: b: torn$"):
+        counts[1].join(lambda own: [(8, 8, "b: torn"), own])
+
+
 # Evaluation
 
 
@@ -283,6 +296,17 @@ def test_evaluation_shows_every_clip_once_in_order_and_marks_what_is_not_one(wor
     named = [str(failure).split(": ")[0] for batch in batches for failure in batch["failures"]]
     assert named == ["clip-3", "clip-9"]
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_the_batches_of_an_evaluation(processes):
+    shares = []
+    for process in range(processes):
+        share = {"process": process, "processes": processes}
+        with pipeline.evaluation_batches(grey_clips(10), FRAMES, batch_size=4, **share) as batches:
+            shares.append([batch["index"].tolist() for batch in batches])
+    whole = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, -1, -1]]
+    assert shares == [whole[process::processes] for process in range(processes)]
 
 
 def test_evaluation_takes_the_middle_of_each_segment_every_time():

@@ -107,7 +107,8 @@ def test_embeddings_captions_and_answers_are_those_of_evaluation(which, request,
     assert [caption.text for caption in predictor.caption(videos)] == [captions[i] for i in range(len(videos))]
     assert len(set(captions.values())) > 1
     options = ("red", "a blue square moves", "left")
-    reader = Reader(encoder, encoder.remember(next(encoder.batches(source, 0.0, lambda done: None))[1]), search)
+    _, video = next(encoder.batches(source, pipeline.FailureCount(0.0), lambda done: None))
+    reader = Reader(encoder, encoder.remember(video), search)
     asked = [(row, Question(QUESTION, "red", "open", given)) for given in ((), options) for row in range(2)]
     read = reader.answer(asked, [])
     own, chosen = predictor.answer(videos[:2], QUESTION), predictor.answer(videos[:2], QUESTION, options=options)

@@ -1,53 +1,43 @@
 """Several processes train as one does, and go on with what another number of them began."""
 
 import json
-import os
 import pathlib
 import re
-import socket
-import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
 from run_files import losses
+from several_processes import OUTAGE, ROOT, together
 
 from vlab_jax.config import model_fields, plain
 from vlab_jax.errors import InputError
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.runtime import processes, sharding
-from vlab_jax.runtime.checkpoint import Checkpoints
+from vlab_jax.runtime.checkpoint import PROGRESS, Checkpoints
 from vlab_jax.training.loop import train
 
-ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = ROOT / "tests" / "tiny_run.py"
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def environment(number: int, count: int, port: int) -> dict[str, str]:
-    """Of one process, which has its share of eight devices."""
-    flags = re.sub(r"(host_platform_device_count=)\d+", rf"\g<1>{8 // count}", os.environ["XLA_FLAGS"])
-    names = (processes.COORDINATOR, processes.COUNT, processes.NUMBER)
-    given = dict(zip(names, (f"127.0.0.1:{port}", str(count), str(number)), strict=True))
-    return {**os.environ, **given, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
-
-
-def together(count: int, arguments: list[str]) -> list[str]:
+def run_together(count: int, arguments: list[str]) -> list[str]:
     """Runs the program in so many processes at once; what each wrote to standard error."""
-    port = free_port()
     command = [sys.executable, "-m", "vlab_jax.main", "--multihost", *arguments]
-    running = [
-        subprocess.Popen(command, cwd=ROOT, env=environment(number, count, port), stderr=subprocess.PIPE, text=True)
-        for number in range(count)
-    ]
-    said = [process.communicate(timeout=240)[1] for process in running]
-    assert [process.returncode for process in running] == [0] * count, said
-    return said
+    ended = together([command] * count, devices=8 // count)
+    assert [each.status for each in ended] == [0] * count, ended
+    return [each.said for each in ended]
+
+
+def noting(folder: pathlib.Path, number: int, *arguments: str, failing: int = -1, batch: int = 0) -> list[str]:
+    """The command of a process that notes the clips it reads in `<folder>/read-<number>`."""
+    program = [sys.executable, str(ROOT / "tests" / "several_processes.py")]
+    return [*program, str(folder / f"read-{number}"), str(failing), str(batch), *arguments]
+
+
+def noted(folder: pathlib.Path, number: int) -> set[int]:
+    """The clips that such a process has read."""
+    return set(map(int, (folder / f"read-{number}").read_text().split()))
 
 
 def parameters(config, workdir: pathlib.Path):
@@ -63,15 +53,15 @@ def test_two_processes_train_as_one_and_each_number_goes_on_with_the_others_chec
 ):
     """Two processes of four devices for two steps, one of eight for two, and two again to the end."""
     arguments = [
-        f"--config={ROOT / 'tests' / 'tiny_run.py'}",
+        f"--config={CONFIG}",
         f"--workdir={tmp_path}",
         f"--config.data.directory={data_dir}",
     ]
-    first, second = together(2, [*arguments, "--config.stop_after=2"])
+    first, second = run_together(2, [*arguments, "--config.stop_after=2"])
     assert "stage adapt" in first and "adapt" not in second  # one of them speaks
     config.stop_after = 4
     train(config, tmp_path)
-    together(2, arguments)
+    run_together(2, arguments)
     recorded, expected = losses(tmp_path), losses(finished)
     assert [each[:2] for each in recorded] == [each[:2] for each in expected]
     np.testing.assert_allclose([each[2] for each in recorded], [each[2] for each in expected], rtol=1e-5)
@@ -81,6 +71,50 @@ def test_two_processes_train_as_one_and_each_number_goes_on_with_the_others_chec
     results, reached = (json.loads((folder / "results.json").read_text()) for folder in (tmp_path, finished))
     assert results.keys() == reached.keys()
     assert (tmp_path / "report" / "index.html").is_file()
+
+
+def test_data_out_of_reach_of_one_process_ends_both_and_what_was_saved_stays(data_dir, tmp_path):
+    """The first process is in the fourth step by then, where it waits for the other's share of the batch."""
+    given = ["--multihost", f"--config={CONFIG}", f"--workdir={tmp_path}", f"--config.data.directory={data_dir}"]
+    ended = together([noting(tmp_path, number, *given, failing=1, batch=4) for number in range(2)])
+    assert [each.status for each in ended] == [6, 6], ended
+    assert f"error: {OUTAGE} (process 1 of 2, counted from 0)" in ended[0].said.splitlines()
+    assert f"error: {OUTAGE}" in ended[1].said.splitlines()
+    with Checkpoints(tmp_path / "checkpoints") as saved:
+        assert saved.latest() == 2
+        assert saved.read_json(2, PROGRESS)["seen"] == 2 * 8  # of both processes
+
+
+def test_two_processes_evaluate_half_of_the_clips_each_and_find_what_one_does(finished, data_dir, tmp_path):
+    """All of it has four devices, so that not even the last bits may differ."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    given = [
+        "--config=configs/evaluate.py",
+        f"--checkpoint={finished}",
+        f"--config.data.directory={data_dir}",
+        "--config.data.workers=0",
+        "--config.batch_size=4",
+        "--config.tasks=('retrieval', 'captioning', 'question_answering')",
+        "--config.rerank=3",
+        "--config.closed_list=5",
+        "--config.query_normalisation=('dual_softmax', 'querybank')",
+        "--config.generation.max_tokens=4",
+        "--config.report.queries=1",
+    ]
+    one.mkdir()
+    two.mkdir()
+    alone = together([noting(one, 0, *given, f"--workdir={one}")])
+    shared = together([noting(two, number, *given, f"--workdir={two}", "--multihost") for number in range(2)])
+    assert [each.status for each in (*alone, *shared)] == [0] * 3, (alone, shared)
+    expected, found = (json.loads((folder / "results.json").read_text()) for folder in (one, two))
+    assert found == expected and len(found) == 4
+    assert {"text_to_video/R@1", "CIDEr", "QA all", "QA ranked"} <= set(next(iter(found.values())))
+    for name in ("predictions.json", "references.json", "questions.jsonl"):
+        assert (two / "texts" / name).read_text() == (one / "texts" / name).read_text()
+    assert (two / "report" / "index.html").is_file()
+    batches = [set(range(first, first + 4)) for first in (0, 4, 8, 12)]
+    assert noted(one, 0) == set().union(*batches)
+    assert [noted(two, 0), noted(two, 1)] == [batches[0] | batches[2], batches[1] | batches[3]]
 
 
 @pytest.mark.parametrize(
@@ -100,10 +134,3 @@ def test_variables_that_make_no_sense_are_explained_in_one_line(monkeypatch, giv
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=re.escape(said)):
         processes.connect()
-
-
-def test_an_evaluation_is_for_one_process():
-    command = [sys.executable, "-m", "vlab_jax.main", "--config=configs/evaluate.py", "--checkpoint=x", "--multihost"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: --multihost is for training")

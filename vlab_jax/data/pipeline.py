@@ -202,8 +202,18 @@ class Pad:
         return stack([*elements, *[empty] * missing])
 
 
-def evaluation_batches(source: Sequence, frames: FrameOptions, *, batch_size: int, workers: int = 0) -> Iterator[Batch]:
-    """Every clip of a source once, in order, in batches of one size.
+def evaluation_batches(
+    source: Sequence,
+    frames: FrameOptions,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    process: int = 0,
+    processes: int = 1,
+) -> Iterator[Batch]:
+    """Every clip of a source once, in order, in batches of one size; of several processes each gets its share of them.
+
+    The batches are the same whatever the number of processes: so is, to the bit, what is computed of them.
 
     Yields:
       `video` uint8 `[b, T, S, S, 3]`, `index` int32 `[b]` (-1 for padding), `valid` bool `[b]` and `failures`.
@@ -212,7 +222,8 @@ def evaluation_batches(source: Sequence, frames: FrameOptions, *, batch_size: in
 
     def make(reader: Reader) -> grain.MapDataset:
         read = indices.map(ReadForEvaluation(reader))
-        return read.batch(batch_size, drop_remainder=False, batch_fn=Pad(batch_size))
+        batches = read.batch(batch_size, drop_remainder=False, batch_fn=Pad(batch_size))
+        return batches[process::processes]
 
     return Batches(make, Reader((source,), frames), workers)
 
@@ -332,14 +343,23 @@ class FailureCount:
     """Counts the clips that could not be decoded, names each once in the log, and stops over a share.
 
     Attributes:
-      limit: the largest share of failed clips, of the clips seen or of 1,000 where fewer were seen.
+      limit: the largest share of failed clips, of the clips seen (of `whole` where that is more, and of 1,000 where
+        it is less).
       seen, failed: clips so far; saved with a checkpoint.
+      whole: clips that there are in all, where they are known before.
+      last: how the last failure was told.
     """
 
     limit: float
     seen: int = 0
     failed: int = 0
+    whole: int = 0
+    last: str = ""
     named: set[str] = dataclasses.field(default_factory=set)
+    _joined: tuple[int, int] = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self._joined = (self.seen, self.failed)
 
     def update(self, clips: int, failures: Sequence[str]) -> None:
         """Counts a batch.
@@ -353,8 +373,29 @@ class FailureCount:
             if failure not in self.named:
                 self.named.add(failure)
                 logging.warning("skipped a clip that cannot be decoded: %s", failure)
-        if failures and self.failed > self.limit * max(self.seen, 1000):
+        if failures:
+            self.last = failures[-1]
+            self._check()
+
+    def join(self, gathered: Callable[[tuple[int, int, str]], list[tuple[int, int, str]]]) -> None:
+        """Adds what other processes have counted since the last time, or since the start; judges all of it.
+
+        Args:
+          gathered: of a value of this process, those of all.
+
+        Raises:
+          InputError: as `update`, in all processes alike.
+        """
+        seen, failed = self._joined
+        counts = gathered((self.seen - seen, self.failed - failed, self.last))
+        self.seen, self.failed = (before + sum(each[i] for each in counts) for i, before in enumerate(self._joined))
+        self._joined = (self.seen, self.failed)
+        self.last = next((last for _, failed, last in counts if failed), self.last)
+        self._check()
+
+    def _check(self) -> None:
+        if self.failed > self.limit * max(self.seen, self.whole, 1000):
             raise InputError(
                 f"{self.failed} of {self.seen} clips could not be decoded, more than data.max_failed_share="
-                f"{self.limit:g}; the last: {failures[-1]}"
+                f"{self.limit:g}; the last: {self.last}"
             )

@@ -10,12 +10,13 @@ Dimensions: `Q` questions of a step, `R` texts to rank.
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from vlab_jax.data import schema
+from vlab_jax.data import pipeline, schema
 from vlab_jax.data.schema import Question
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import question_answering as scoring
@@ -25,6 +26,7 @@ from vlab_jax.models import compiled
 from vlab_jax.models.cached_decoder import Memory
 from vlab_jax.models.generation import Search
 from vlab_jax.models.likelihood import chunks, stacked, text_likelihoods
+from vlab_jax.runtime import processes
 
 
 class Answered(NamedTuple):
@@ -69,16 +71,17 @@ def answer_questions(
       without: types of questions to leave out.
       update: called with the number of clips done.
     """
-    answered: list[Answered] = []
-    for batch, video in encoder.batches(source, max_failed_share, update):
+
+    def answer(batch: pipeline.Batch, video: jax.Array) -> Iterator[tuple[int, Answered]]:
         reader = Reader(encoder, encoder.remember(video), search)
         indices = {row: int(batch["index"][row]) for row in np.flatnonzero(batch["valid"]).tolist()}
         clips = {row: without_media(source, index) for row, index in indices.items()}
         asked = [(row, q) for row, clip in clips.items() for q in clip.questions if q.type not in without]
         answers = reader.answer(asked, closed_list)
-        for (row, question), answer in zip(asked, answers, strict=True):
-            answered.append(Answered(clips[row].id, indices[row], question, *answer))
-    return answered
+        for (row, question), made in zip(asked, answers, strict=True):
+            yield indices[row], Answered(clips[row].id, indices[row], question, *made)
+
+    return [answered for _, answered in encoder.of_clips(source, answer, max_failed_share, update)]
 
 
 class Reader:
@@ -168,9 +171,7 @@ def evaluate_question_answering(
     Raises:
       InputError: no clip of the split has a question.
     """
-    trained = _questions(training, without) if list_size and not answers else []
-    listed = scoring.answer_list(trained, list_size) if trained else tuple(answers)
-    spelled = scoring.spellings(listed, trained)
+    listed, spelled = processes.agreed(lambda: _closed_list(training, without, list_size, answers))
     given = {"closed_list": spelled, "without": without, "max_failed_share": max_failed_share, "update": update}
     answered = answer_questions(encoder, source, search, **given)
     if not answered:
@@ -199,6 +200,15 @@ def _headline(answered: Sequence[Answered]) -> list[str]:
     closed = [each for each in answered if each.question.options]
     chosen = iter(scoring.chosen_options([each.scores for each in closed], [each.question for each in closed]))
     return [next(chosen) if each.question.options else each.generated or "" for each in answered]
+
+
+def _closed_list(
+    training: Sequence[Sequence], without: Sequence[str], size: int, answers: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The answers to rank, normalised where they are those of training, and their spellings."""
+    trained = _questions(training, without) if size and not answers else []
+    listed = scoring.answer_list(trained, size) if trained else tuple(answers)
+    return listed, scoring.spellings(listed, trained)
 
 
 def _questions(sources: Sequence[Sequence], without: Sequence[str]) -> list[Question]:

@@ -2,17 +2,19 @@
 
 import logging
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
+from vlab_jax.data import pipeline
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import captioning
-from vlab_jax.evaluation.run import Encoder, without_media
+from vlab_jax.evaluation.run import Encoder, all_without_media
 from vlab_jax.models import compiled
 from vlab_jax.models.generation import Search
-from vlab_jax.runtime import sharding
+from vlab_jax.runtime import processes, sharding
 
 
 class Captioned(NamedTuple):
@@ -39,16 +41,17 @@ def caption_clips(
     prefix = np.full((encoder.batch, 1), encoder.tokenizer.start, np.int32)
     start = sharding.to_global({"prefix": prefix, "lengths": np.ones(encoder.batch, np.int32)}, encoder.mesh)
     decoder_parameters = encoder.parameters["decoder"]
-    captions = {}
-    for batch, video in encoder.batches(source, max_failed_share, update):
+
+    def write(batch: pipeline.Batch, video: jax.Array) -> Iterator[tuple[int, str]]:
         memory = encoder.remember(video)
         written = compiled.write(
             encoder.model, search, decoder_parameters, memory, None, start["prefix"], start["lengths"]
         )
         for index, valid, row in zip(batch["index"], batch["valid"], np.asarray(written.tokens), strict=True):
             if valid:
-                captions[int(index)] = encoder.tokenizer.decode(row)
-    return captions
+                yield int(index), encoder.tokenizer.decode(row)
+
+    return dict(encoder.of_clips(source, write, max_failed_share, update))
 
 
 def evaluate_captioning(
@@ -71,7 +74,7 @@ def evaluate_captioning(
       InputError: no clip of the split has a caption, or the scorers are not installed.
     """
     written = caption_clips(encoder, source, search, max_failed_share, update)
-    clips = {index: without_media(source, index) for index in written}
+    clips = dict(zip(written, all_without_media(source, list(written)), strict=True))
     described = {index: clip for index, clip in clips.items() if clip.captions}
     if not described:
         raise InputError("no clip of the split to caption has a caption to compare with")
@@ -80,5 +83,5 @@ def evaluate_captioning(
     if folder is not None:
         captioning.save_coco(folder, predictions, references)
     logging.info("scoring %d captions", len(predictions))
-    scores = captioning.score_captions(predictions, references)
+    scores = processes.agreed(lambda: captioning.score_captions(predictions, references))
     return Captioned({name: 100 * score for name, score in scores.items()}, written)

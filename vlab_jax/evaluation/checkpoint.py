@@ -14,7 +14,7 @@ from vlab_jax.evaluation import retrieval, sheets
 from vlab_jax.evaluation import run as evaluation
 from vlab_jax.evaluation.tasks import Plan
 from vlab_jax.restore import Restored, restore
-from vlab_jax.runtime import meters, sharding
+from vlab_jax.runtime import meters, processes, sharding
 from vlab_jax.runtime.json_file import write_json
 
 
@@ -27,13 +27,14 @@ def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
     Raises:
       InputError: there is no such checkpoint, or the data cannot be read.
     """
-    mesh = sharding.make_mesh(**config.mesh)
-    restored = restore(checkpoint, mesh)
+    everywhere = sharding.make_mesh(**config.mesh)
+    restored, mesh = restore(checkpoint, everywhere), processes.own_mesh(everywhere)
     saved, name, encoder = restored.config, restored.stage, _encoder(config, restored, mesh)
     with jax.set_mesh(mesh), jax.default_matmul_precision(saved["matmul_precision"]):
         dataset = config.dataset or saved["data"]["evaluate"]
         options = BuildOptions.from_fields(dict(config.data))
-        source = builders.open_split(dataset, config.split, options, config.data.retry_seconds)
+        with processes.primary_first("data"):
+            source = builders.open_split(dataset, config.split, options, config.data.retry_seconds)
         row = (
             f"{name}, step {restored.step} ({dataset} {config.split}{_selected_on_test(saved, dataset, config.split)})"
         )
@@ -45,8 +46,11 @@ def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
             lambda: [builders.open_split(spec, "train", options, config.data.retry_seconds) for spec, _ in trained],
             config.data.max_failed_share,
         )
-        outcome = plan.evaluate(encoder, source, config.split, None if workdir is None else workdir / "texts")
+        written = workdir if processes.is_primary() else None
+        outcome = plan.evaluate(encoder, source, config.split, None if written is None else written / "texts")
         results = outcome.by_row(row)
+        if not processes.is_primary():
+            return results
         if workdir is None:
             print(retrieval.format_table(results))
         else:
@@ -71,12 +75,12 @@ def _selected_on_test(saved: dict, dataset: str, split: str) -> str:
 
 
 def _encoder(config: ConfigDict, restored: Restored, mesh: jax.sharding.Mesh) -> evaluation.Encoder:
-    """The model of a checkpoint, as it was trained to look at clips."""
+    """The model of a checkpoint, as it was trained to look at clips; on this process's own devices."""
     saved = restored.config
     limits = MediaLimits.from_fields(config.data.limits)
     return evaluation.Encoder(
         restored.model,
-        restored.parameters,
+        processes.on_own_mesh(restored.parameters, mesh),
         tokenizers.load(restored.home, saved["model"]["text"]["context_length"]),
         pipeline.FrameOptions(saved["frames"], saved["model"]["vision"]["image_size"], config.data.short, limits),
         tuple(config.streams) or tuple(saved["stage"][restored.stage]["streams"]),

@@ -19,6 +19,7 @@ from vlab_jax.data import schema
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import retrieval
 from vlab_jax.evaluation.run import Encoder, Retrieval
+from vlab_jax.runtime import processes
 
 DUAL_SOFTMAX, QUERYBANK = "dual_softmax", "querybank"
 METHODS = {DUAL_SOFTMAX: "dual softmax", QUERYBANK: "QB-Norm"}  # and what their rows are called
@@ -66,7 +67,8 @@ class Normalisation:
             figures = dual_softmax_metrics(found.similarity, found.clip_of_caption, self.temperature)
             rows[METHODS[DUAL_SOFTMAX]] = figures
         if QUERYBANK in self.methods:
-            bank = encoder.embed_texts(choose_captions(training(), self.bank_size)) @ found.embeddings.T
+            captions = processes.agreed(lambda: choose_captions(training(), self.bank_size))
+            bank = encoder.embed_texts(captions) @ found.embeddings.T
             normalised = querybank(found.similarity, bank, self.inverse_temperature)
             figures = retrieval.direction_metrics(normalised, found.clip_of_caption, "text_to_video")
             rows[METHODS[QUERYBANK]] = figures

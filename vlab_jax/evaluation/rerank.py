@@ -8,15 +8,18 @@ Dimensions: `C` captions, `V` clips, `k` clips that are ranked anew.
 """
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
+from vlab_jax.data import pipeline
 from vlab_jax.evaluation import retrieval
 from vlab_jax.evaluation.run import Encoder, Retrieval
 from vlab_jax.models.cached_decoder import Memory
 from vlab_jax.models.likelihood import TEXTS_AT_ONCE, chunks, stacked, text_likelihoods
+from vlab_jax.runtime import processes
 
 
 def rerank(
@@ -63,26 +66,31 @@ def candidate_likelihoods(
 ) -> Float[np.ndarray, "C V"]:
     """The log-likelihood of each caption given each of its `best` clips; NaN for other clips."""
     likelihood = np.full(found.similarity.shape, np.nan)
-    candidates = np.argsort(-found.similarity, axis=1, kind="stable")[:, :best]  # [C, k]
+    # [C, k]; other processors may round similarities otherwise, and each process ranks for all.
+    candidates = processes.agreed(lambda: np.argsort(-found.similarity, axis=1, kind="stable")[:, :best])
     captions_of: dict[int, list[int]] = collections.defaultdict(list)
     for caption, columns in enumerate(candidates):
         for column in columns.tolist():
             captions_of[column].append(caption)
     at_once = max(1, TEXTS_AT_ONCE // encoder.batch)
     column_of = {int(index): column for column, index in enumerate(found.indices)}
-    for batch, video in encoder.batches(source, max_failed_share, update):
+
+    def score(batch: pipeline.Batch, video: jax.Array) -> Iterator[tuple[int, tuple[Sequence[int], np.ndarray]]]:
         asked = []
         for row in np.flatnonzero(batch["valid"]).tolist():
             column = column_of[int(batch["index"][row])]
-            asked += [(row, column, part) for part in chunks(captions_of[column], at_once)]
+            asked += [(row, part) for part in chunks(captions_of[column], at_once)]
         memory = encoder.remember(video)
         for chunk in chunks(asked, encoder.batch):
             rows = np.zeros(encoder.batch, np.int32)
-            rows[: len(chunk)] = [row for row, _, _ in chunk]
-            texts = [[found.captions[caption] for caption in part] for _, _, part in chunk]
+            rows[: len(chunk)] = [row for row, _ in chunk]
+            texts = [[found.captions[caption] for caption in part] for _, part in chunk]
             scores = _likelihoods(encoder, memory, rows, texts + [[]] * (encoder.batch - len(chunk)))
-            for (_, column, part), line in zip(chunk, scores, strict=False):
-                likelihood[part, column] = line[: len(part)]
+            for (row, part), line in zip(chunk, scores, strict=False):
+                yield int(batch["index"][row]), (part, line[: len(part)])
+
+    for index, (part, scores) in encoder.of_clips(source, score, max_failed_share, update):
+        likelihood[part, column_of[index]] = scores
     return likelihood
 
 

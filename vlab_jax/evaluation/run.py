@@ -1,12 +1,17 @@
 """Evaluates a model on a split: embeds clips and texts, and scores retrieval and multiple choice.
 
+Several processes share the work: each looks at every n-th batch of clips, on its own devices, and at every n-th batch
+of texts. What they find is gathered in all of them, in the order of the source, before anything is computed of the
+whole; so figures do not depend on their number.
+
 Dimensions: `V` clips, `C` captions, `E` embedding width, `T` frames, `L` text tokens.
 """
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -19,13 +24,20 @@ from vlab_jax.errors import InputError
 from vlab_jax.evaluation import retrieval
 from vlab_jax.models import compiled
 from vlab_jax.models.cached_decoder import Memory
+from vlab_jax.models.likelihood import chunks
 from vlab_jax.models.vlab import VLAB
-from vlab_jax.runtime import sharding
+from vlab_jax.runtime import processes, sharding
+
+A = TypeVar("A")
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """A model with its parameters and everything that embedding clips and texts needs."""
+    """A model with its parameters and everything that embedding clips and texts needs.
+
+    With several processes, parameters and mesh are those of each one's own devices (`processes.own_mesh`), and all of
+    them ask the same, in the same order.
+    """
 
     model: VLAB
     parameters: Any
@@ -43,24 +55,40 @@ class Encoder:
         divisor = sharding.batch_divisor(self.mesh)
         return -(-self.batch_size // divisor) * divisor
 
-    def batches(
-        self, source: Sequence, max_failed_share: float, update: Callable[[int], None]
-    ) -> Iterator[tuple[pipeline.Batch, jax.Array]]:
-        """Batches of all clips of a source (`pipeline.evaluation_batches`), each with its video on the mesh.
+    def of_clips(
+        self,
+        source: Sequence,
+        of_batch: Callable[[pipeline.Batch, jax.Array], Iterable[tuple[int, A]]],
+        max_failed_share: float,
+        update: Callable[[int], None],
+    ) -> list[tuple[int, A]]:
+        """What is found of the clips that can be decoded, each with the clip's index, in the order of the source.
 
         Args:
           source: a data source of the schema.
-          max_failed_share: see `pipeline.FailureCount`.
+          of_batch: indices of valid clips, and what is found of each, for a batch (`pipeline.evaluation_batches`) and
+            its video on the mesh. It is asked for this process's share of the batches.
+          max_failed_share: see `pipeline.FailureCount`; of the whole source.
           update: called with the number of clips done.
         """
-        count = pipeline.FailureCount(max_failed_share)
+        count = pipeline.FailureCount(max_failed_share, whole=len(source))
+        found = [pair for batch, video in self.batches(source, count, update) for pair in of_batch(batch, video)]
+        count.join(processes.gathered)
+        return sorted((pair for share in processes.gathered(found) for pair in share), key=lambda pair: pair[0])
+
+    def batches(
+        self, source: Sequence, count: pipeline.FailureCount, update: Callable[[int], None]
+    ) -> Iterator[tuple[pipeline.Batch, jax.Array]]:
+        """This process's share of the batches of a source, each with its video on the mesh; see `of_clips`."""
+        share = {"process": jax.process_index(), "processes": jax.process_count()}
+        given = {"batch_size": self.batch, "workers": self.workers, **share}
         done = 0
-        with pipeline.evaluation_batches(source, self.frames, batch_size=self.batch, workers=self.workers) as batches:
+        with pipeline.evaluation_batches(source, self.frames, **given) as batches:
             for batch in batches:
                 count.update(int(batch["valid"].sum()), batch["failures"])
                 yield batch, sharding.to_global({"video": batch["video"]}, self.mesh)["video"]
                 done += int((batch["index"] >= 0).sum())
-                update(done)
+                update(min(done * jax.process_count(), len(source)))  # others are about as far
 
     def remember(self, video: jax.Array) -> Memory:
         """What the decoder needs of clips, uint8 `[B, T, S, S, 3]`, to write about them."""
@@ -79,23 +107,27 @@ class Encoder:
           max_failed_share: see `pipeline.FailureCount`.
           update: called with the number of clips done.
         """
-        embeddings, indices = [], []
-        for batch, video in self.batches(source, max_failed_share, update):
+
+        def embed(batch: pipeline.Batch, video: jax.Array) -> Iterable[tuple[int, np.ndarray]]:
             embedded = compiled.embed_clips(self.model, self.streams, self.image_frames, self.parameters, video)
-            embeddings.append(np.asarray(embedded)[batch["valid"]])
-            indices.append(batch["index"][batch["valid"]])
-        return np.concatenate(embeddings), np.concatenate(indices)
+            rows = np.asarray(embedded)[batch["valid"]]
+            return zip(batch["index"][batch["valid"]].tolist(), rows, strict=True)
+
+        found = self.of_clips(source, embed, max_failed_share, update)
+        embeddings = np.array([row for _, row in found], np.float32)
+        indices = np.array([index for index, _ in found], np.int32)
+        return embeddings.reshape(len(found), self.model.vision["embed_width"]), indices
 
     def embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "C E"]:
         """Embeddings of texts, in order."""
-        embeddings = []
-        for first in range(0, len(texts), self.batch):
-            chosen = list(texts[first : first + self.batch])
-            tokens, lengths = self.tokenizer(chosen + [""] * (self.batch - len(chosen)))
-            arrays = sharding.to_global({"tokens": tokens, "lengths": lengths}, self.mesh)
-            embedded = compiled.embed_texts(self.model, self.parameters, arrays["tokens"], arrays["lengths"])
-            embeddings.append(np.asarray(embedded)[: len(chosen)])
-        return np.concatenate(embeddings)
+        return np.concatenate(processes.shared_map(self._embed_texts, list(chunks(texts, self.batch))))
+
+    def _embed_texts(self, chosen: Sequence[str]) -> np.ndarray:
+        """Of a batch at most."""
+        tokens, lengths = self.tokenizer([*chosen, *[""] * (self.batch - len(chosen))])
+        arrays = sharding.to_global({"tokens": tokens, "lengths": lengths}, self.mesh)
+        embedded = compiled.embed_texts(self.model, self.parameters, arrays["tokens"], arrays["lengths"])
+        return np.asarray(embedded)[: len(chosen)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +155,11 @@ def without_media(source: Sequence, index: int) -> schema.Clip:
     return dataclasses.replace(schema.from_example(source[index]), media=b"")
 
 
+def all_without_media(source: Sequence, indices: Sequence[int]) -> list[schema.Clip]:
+    """Clips of a source, as light as their texts; of several processes, each reads its share."""
+    return processes.shared_map(functools.partial(without_media, source), indices)
+
+
 def evaluate_retrieval(
     encoder: Encoder,
     source: Sequence,
@@ -139,7 +176,7 @@ def evaluate_retrieval(
     if not len(source):
         raise InputError("the split to evaluate is empty")
     embeddings, indices = encoder.embed_clips(source, max_failed_share, update)
-    clips = [without_media(source, int(i)) for i in indices]
+    clips = all_without_media(source, indices.tolist())
     captions = [caption for clip in clips for caption in clip.captions]
     if not captions:
         raise InputError("no clip of the split to evaluate has a caption")

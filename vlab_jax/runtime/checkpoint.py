@@ -9,6 +9,8 @@ import json
 import logging
 import os
 import pathlib
+import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
-from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint import checkpoint_managers, multihost
 
 from vlab_jax.errors import CannotRead, CannotWrite, InputError
 from vlab_jax.runtime.writing import cannot_write, number_of, writing
@@ -51,10 +53,15 @@ class Checkpoints:
     def __init__(self, directory: pathlib.Path, keep: int = 3):
         self.directory = pathlib.Path(directory).absolute()
         self._kept = _Kept(keep)
+        self._failure: BaseException | None = None  # of a save
         with writing(self.directory):
             self._manager = ocp.CheckpointManager(
                 self.directory,
-                options=ocp.CheckpointManagerOptions(preservation_policy=self._kept, create=True),
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=self._kept,
+                    create=True,
+                    async_options=ocp.AsyncOptions(barrier_sync_fn=self._wait_for_others),
+                ),
                 item_names=(STATE, PROGRESS, CONFIG),
             )
 
@@ -103,6 +110,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            self._failure = error
             if number_of(error) is None:
                 raise
             raise cannot_write(self.directory, error) from error
@@ -111,6 +119,21 @@ class Checkpoints:
         """Raises `CannotWrite` where a save has failed meanwhile; waits for nothing."""
         with self._saving():
             self._manager.check_for_errors()
+            if self._failure is not None:
+                raise self._failure
+
+    def _wait_for_others(self, *, key: str, timeout_ms: int) -> None:
+        """Where the threads that save in several processes wait for each other.
+
+        Orbax's thread comes here, to say that it is done, even while the error of a save that failed in this process is
+        on its way up. The others wait at another place by then: the thread would stay here, and nobody would learn of
+        the error.
+        """
+        if jax.process_count() > 1 and threading.current_thread() is not threading.main_thread():
+            self._failure = self._failure or sys.exc_info()[1]
+            if self._failure is not None:
+                raise self._failure
+        multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
     def read_json(self, step: int, item: str) -> dict[str, Any]:
         """The progress or the config of a checkpoint.
@@ -185,7 +208,12 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for what is being saved, and lets go of the directory."""
+        """Waits for what is being saved, and lets go of the directory.
+
+        Where saving failed, several processes are about to end, and nothing can be waited for.
+        """
+        if self._failure is not None and jax.process_count() > 1:
+            return
         try:
             self.wait()
         finally:

@@ -6,19 +6,24 @@ what is written once; checkpoints are written by all.
 
 import contextlib
 import os
+import pickle
 import sys
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vlab_jax.errors import InputError
-from vlab_jax.runtime.sharding import AXES, shardings
+from vlab_jax.runtime.sharding import AXES, replicated, shardings
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 COORDINATOR, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+_GATHERED_AT_ONCE = 2**26  # bytes of all processes together, which each device holds for a moment
 
 
 def connect() -> None:
@@ -65,16 +70,47 @@ def primary_first(name: str) -> Iterator[None]:
         multihost_utils.sync_global_devices(name)
 
 
-def agreed(figures: Mapping[str, float]) -> dict[str, float]:
-    """The first process's figures, in every process: what they decide by must be the same to the bit."""
-    if jax.process_count() == 1 or not figures:
-        return dict(figures)
-    values = multihost_utils.broadcast_one_to_all(np.array(list(figures.values()), np.float64).view(np.uint32))
-    return dict(zip(figures, np.asarray(values, np.uint32).view(np.float64).tolist(), strict=True))
+def gathered(value: A) -> list[A]:
+    """The value that each process gives, in every process, in their order; all have to call it.
+
+    Values travel as bytes, so texts, arrays and numbers come as they are. What is received is trusted: it is of the
+    same program.
+    """
+    count = jax.process_count()
+    if count == 1:
+        return [value]
+    data = np.frombuffer(pickle.dumps(value), np.uint8)
+    lengths = _gathered(np.array([len(data)], np.int64).view(np.uint32)).view(np.int64)[:, 0]
+    longest = int(lengths.max())
+    # Few sizes: each is a program that is compiled.
+    piece = min(1 << (longest - 1).bit_length(), max(1, _GATHERED_AT_ONCE // count))
+    parts = []
+    for first in range(0, longest, piece):
+        part = data[first : first + piece]
+        parts.append(_gathered(np.pad(part, (0, piece - len(part)))))
+    rows = np.concatenate(parts, axis=1)
+    return [pickle.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
+
+
+def _gathered(array: np.ndarray) -> np.ndarray:
+    """`[processes, ...]`."""
+    return np.ascontiguousarray(multihost_utils.process_allgather(array), array.dtype)
+
+
+def agreed(make: Callable[[], A]) -> A:
+    """What the first process makes, in every process: made once, and the same to the bit where they decide by it."""
+    return gathered(make() if is_primary() else None)[0]
+
+
+def shared_map(function: Callable[[A], B], items: Sequence[A]) -> list[B]:
+    """`function` of each item, in their order, in every process; each computes its share of them."""
+    count = jax.process_count()
+    shares = gathered([function(item) for item in items[jax.process_index() :: count]])
+    return [shares[place % count][place // count] for place in range(len(items))]
 
 
 def own_mesh(mesh: Mesh) -> Mesh:
-    """The mesh on which one process evaluates by itself: of its own devices; the run's own where it is the only one."""
+    """The mesh on which one process evaluates its share: of its own devices; the run's own where it is the only one."""
     if jax.process_count() == 1:
         return mesh
     devices = np.array(jax.local_devices()).reshape(1, -1, 1)
@@ -82,11 +118,31 @@ def own_mesh(mesh: Mesh) -> Mesh:
 
 
 def on_own_mesh(parameters: Any, mesh: Mesh) -> Any:
-    """Parameters that are spread over all processes, copied whole to each one's `own_mesh`."""
+    """Parameters that are spread over all processes, copied to each one's `own_mesh`.
+
+    The copies go from device to device, one array after the other: the host's memory holds none of them, and a device
+    holds one array whole at a time, beside its part of the others.
+    """
     if jax.process_count() == 1:
         return parameters
-    whole = multihost_utils.process_allgather(parameters, tiled=True)
-    return jax.device_put(whole, shardings(whole, mesh))
+    places = shardings(parameters, mesh)
+    return jax.tree.map(lambda array, place: _on_own_devices(array, mesh, place), parameters, places)
+
+
+def _on_own_devices(array: jax.Array, mesh: Mesh, place: NamedSharding) -> jax.Array:
+    """An array that spans all processes, on this one's devices."""
+    everywhere = array.sharding.update(spec=PartitionSpec())
+    with jax.set_mesh(everywhere.mesh):
+        whole = jax.jit(_same, out_shardings=everywhere)(array)
+    copies = {copy.device: copy.data for copy in whole.addressable_shards}
+    own = jax.make_array_from_single_device_arrays(
+        array.shape, replicated(mesh), [copies[device] for device in mesh.devices.flat]
+    )
+    return jax.device_put(own, place)
+
+
+def _same(array: jax.Array) -> jax.Array:
+    return array
 
 
 class _Nowhere:

@@ -245,6 +245,8 @@ class Run:
                 on_the_way = self._is_on_the_way(name, step)
                 if step == stage.steps or stop or on_the_way or total % self.config.checkpoint.every == 0:
                     record.flush()  # what is saved has a finite loss
+                    failures.join(processes.gathered)
+                    progress = dataclasses.replace(progress, seen=failures.seen, failed=failures.failed)
                     self._save(state, progress)
                 if stop:
                     raise RunPreempted if preempted else Interrupted
@@ -324,7 +326,7 @@ class Run:
         folder = self.workdir / "texts" / row if keep and processes.is_primary() else None
         with jax.set_mesh(encoder.mesh):
             outcome = plan.evaluate(encoder, source, row, folder)
-        outcome = outcome._replace(metrics=processes.agreed(outcome.metrics))
+        outcome = outcome._replace(metrics=processes.agreed(lambda: outcome.metrics))
         if row not in self.results:
             figures = {f"{split}/{key}": value for key, value in outcome.metrics.items()}
             self.writer.write(total, figures, stage=name)
@@ -347,7 +349,7 @@ class Run:
 
     def _encoder(self, parameters: Any, stage: ConfigDict) -> evaluation.Encoder:
         frames = self.config.frames  # also where the stage saw fewer, so that stages can be compared
-        mesh = processes.own_mesh(self.mesh)  # several processes evaluate the same, each by itself
+        mesh = processes.own_mesh(self.mesh)  # each of several processes evaluates its share by itself
         return evaluation.Encoder(
             self.model,
             processes.on_own_mesh(parameters, mesh),
