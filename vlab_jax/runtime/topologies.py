@@ -186,7 +186,7 @@ def environment(topology: Topology) -> dict[str, str]:
     """
     variables = {"JAX_PLATFORMS": "cpu"}
     if topology.platform == "cuda":
-        if not all(map(importlib.util.find_spec, ("jax_cuda13_plugin", "jax_cuda13_pjrt"))):
+        if not all(map(importlib.util.find_spec, ("jax_cuda13_plugin", "jax_plugins"))):
             raise InputError(GPU_EXTRA)
         # Both would try candidates on the device.
         flags = "--xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=0"
