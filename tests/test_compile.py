@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from vlab_jax import compile as command
@@ -69,14 +70,23 @@ def test_fsdp_splits_what_is_held():
     assert split["batch"] == whole["batch"]
 
 
-def test_a_stage_is_compiled_for_the_machine(eight, capsys):
-    alone = dict.fromkeys(("captioning", "masked_lm", "question_answering"), 0.0)
-    fields = {f"stage.blend.objectives.{name}": weight for name, weight in alone.items()}
-    mesh, (row,) = command.run(small_config(**fields), eight)
+def one_product(config, name, mesh, batch=0):
+    """A stage that is one product over clips, whose gradient all devices add up."""
+    rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    clips = jax.ShapeDtypeStruct((16, 32), jnp.float32, sharding=rows)
+    kernel = jax.ShapeDtypeStruct((32, 8), jnp.float32, sharding=whole)
+    gradient = jax.jit(jax.grad(lambda kernel, clips: (clips @ kernel).sum()), out_shardings=whole)
+    held = {"parameters": 32 * 8 * 4, "optimiser": 0, "average": 0, "batch": 2 * 32 * 4}
+    return programs.Program(name, 16, 8, held, 8e12, lambda: gradient.lower(kernel, clips))
+
+
+def test_a_stage_is_compiled_for_the_machine(eight, monkeypatch, capsys):
+    monkeypatch.setattr(programs, "stage_step", one_product)
+    mesh, (row,) = command.run(small_config(), eight)
     assert dict(mesh.shape) == {"data": 8, "fsdp": 1, "tensor": 1}
-    assert (row.name, row.batch, row.fits) == ("blend", 16, True)
-    assert row.needed >= row.temporaries + row.held["optimiser"]
-    assert row.collectives["all-reduce"]["sent"] > 0
+    assert (row.name, row.batch, row.fits, row.flops) == ("blend", 16, True, 1e12)
+    assert row.needed >= row.held["parameters"] + row.held["batch"]
+    assert row.collectives["all-reduce"] == {"count": 1.0, "payload": 128.0, "sent": 2 * 7 / 8 * 128}
     assert row.time is None and row.utilisation is None  # there is no estimate for GPUs
     progress = capsys.readouterr().err
     assert progress.startswith("[1/1] blend, a batch of 16: ")
@@ -133,7 +143,7 @@ def test_what_does_not_fit_is_exit_status_3(little_memory, monkeypatch, capsys):
 
 def row(**fields):
     held = dict(zip(HELD, (3 * GIB, 6 * GIB, 0, GIB // 2), strict=True))
-    collectives = {"all-reduce": {"count": 5, "payload": 2.0**21, "sent": 2.0**20}}
+    collectives = {"all-reduce": {"count": 5.0, "payload": 2.0**21, "sent": 2.0**20}}
     given = {
         "name": "blend",
         "batch": 128,

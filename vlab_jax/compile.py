@@ -153,7 +153,7 @@ def _compiled(made: Any, topology: topologies.Topology, mesh: Any, place: str) -
         None if made.flops is None else made.flops / mesh.size,
         made.flops / peak if made.flops and peak else None,
         {
-            kind: {"count": work.count[kind], "payload": work.payload[kind], "sent": work.sent[kind]}
+            kind: {"count": float(work.count[kind]), "payload": float(work.payload[kind]), "sent": work.sent[kind]}
             for kind in work.count
         },
         work.total_sent / chip.ring if chip.ring and found.text else None,

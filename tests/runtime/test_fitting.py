@@ -40,12 +40,13 @@ def test_what_a_tpu_refuses_is_said_in_bytes():
     assert found.text == ""
 
 
-def test_temporaries_alone_that_are_too_much_are_counted_beside_what_is_held():
+def test_both_of_a_tpus_complaints_are_read():
     message = (
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (38.5T) exceeds "
         "available HBM (31.25G)."
     )
-    assert fitting.refused(message, 2 * GIB) == (38.5 * 1024 * GIB + 2 * GIB, 31.25 * GIB)
+    assert fitting.refused(message) == (38.5 * 1024 * GIB, 31.25 * GIB)
+    assert fitting.refused("RESOURCE_EXHAUSTED: of something else") == (0.0, 0.0)
 
 
 def test_another_fault_of_the_compiler_is_no_verdict():
