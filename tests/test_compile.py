@@ -86,7 +86,7 @@ def test_a_stage_is_compiled_for_the_machine(eight, monkeypatch, capsys):
     assert dict(mesh.shape) == {"data": 8, "fsdp": 1, "tensor": 1}
     assert (row.name, row.batch, row.fits, row.flops) == ("blend", 16, True, 1e12)
     assert row.needed >= row.held["parameters"] + row.held["batch"]
-    assert row.collectives["all-reduce"] == {"count": 1.0, "payload": 128.0, "sent": 2 * 7 / 8 * 128}
+    assert row.collectives["all-reduce"] == {"count": 1.0, "payload": 1024.0, "sent": 2 * 7 / 8 * 1024}
     assert row.time is None and row.utilisation is None  # there is no estimate for GPUs
     progress = capsys.readouterr().err
     assert progress.startswith("[1/1] blend, a batch of 16: ")

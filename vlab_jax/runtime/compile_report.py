@@ -124,7 +124,7 @@ def markdown(row: Row, what: str, topology: str, mesh: str, command: str) -> str
     return f"| {what} | {row.name} | {topology} | {mesh} | {row.batch} | {fits} | {times} | `{command}` |"
 
 
-def _gib(size: float) -> str:
+def _gib(size: int | float) -> str:
     return f"{size / GIB:,.2f}"
 
 
