@@ -1,6 +1,7 @@
 """Every command of the documentation is one that its program takes, and every link leads somewhere."""
 
 import argparse
+import importlib
 import pathlib
 import re
 import runpy
@@ -50,6 +51,13 @@ def train_or_evaluate(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> 
     assert (given.checkpoint is not None) if config.value.task == "evaluate" else given.workdir
 
 
+def compile_for_a_machine(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads the flags of `vlab_jax.compile` as it does, and the machine that they name."""
+    monkeypatch.setattr(sys, "argv", ["vlab_jax.compile", *arguments])
+    monkeypatch.delitem(sys.modules, "vlab_jax.compile", raising=False)  # its flags are set once
+    assert importlib.import_module("vlab_jax.compile").parse(sys.argv).count
+
+
 def program(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Starts a module or a file with its arguments, until it has parsed them."""
     parse = argparse.ArgumentParser.parse_args
@@ -75,7 +83,7 @@ def installed(arguments: list[str]) -> None:
         if first == "-r":
             assert (ROOT / arguments.pop(0)).is_file()
         elif first == "-e":
-            (extra,) = re.fullmatch(r"\.\[(\w+)\]", arguments.pop(0)).groups()
+            (extra,) = re.fullmatch(r"\.\[([\w-]+)\]", arguments.pop(0)).groups()
             assert extra in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         else:
             Requirement(first)
@@ -90,6 +98,8 @@ def test_every_shell_line_is_taken_by_its_program(line, weights, monkeypatch):
     match words:
         case ["python", "-m", "vlab_jax.main", *arguments]:
             train_or_evaluate(arguments, monkeypatch)
+        case ["python", "-m", "vlab_jax.compile", *arguments]:
+            compile_for_a_machine(arguments, monkeypatch)
         case ["python", *arguments]:
             program(arguments, monkeypatch)
         case ["pip", "install", *arguments]:

@@ -21,6 +21,7 @@ XLA_PYTHON_CLIENT_MEM_FRACTION says, which this command reads too, and the progr
 Exit status: 0 everything fits; 3 something does not; 2 something to mend in the command or the config; 1 a fault.
 """
 
+import functools
 import json
 import os
 import shlex
@@ -65,62 +66,68 @@ MARKDOWN = flags.DEFINE_bool(
 UNFIT = 3
 
 
-def run(config: ConfigDict, topology: topologies.Topology, given: Sequence[str]) -> int:
-    """Compiles a config's programs for a machine and prints what came of it; the exit status.
+def run(
+    config: ConfigDict, topology: topologies.Topology, use: bool = False, search: bool = False
+) -> tuple[Any, list[Any]]:
+    """Compiles a config's programs for a machine.
 
     Args:
-      config: of training, checked; given: the command line, to be repeated.
+      config: of training, checked.
+      use: whether what embedding and captioning run is compiled, too.
+      search: whether the largest batch of each stage is looked for.
+
+    Returns:
+      The mesh, and a `compile_report.Row` for each program.
 
     Raises:
       InputError: the config does not fit the machine's mesh, or the machine is none that can be compiled for.
     """
     import jax  # here, because all this takes seconds, and the environment must be set before
 
-    from vlab_jax.runtime import compile_report, sharding
+    from vlab_jax.runtime import sharding
     from vlab_jax.training import programs
     from vlab_jax.training import stage as stages
 
     config = configuration.resolved(config)
     mesh = sharding.make_mesh(**config.mesh, devices=topologies.devices(topology))
     stages.check(programs.model_of(config, mesh), config, mesh)
-    rows = []
     with jax.set_mesh(mesh), jax.default_matmul_precision(config.matmul_precision):
-        made = [
-            (name, lambda batch=0, name=name: programs.stage_step(config, name, mesh, batch)) for name in config.stages
-        ]
-        if USE.value:
-            made += [
-                (program.name, lambda batch=0, program=program: program) for program in programs.uses(config, mesh)
-            ]
-        for place, (name, program) in enumerate(made):
-            said = f"[{place + 1}/{len(made)}]"
-            searched = LARGEST.value and name in config.stages
-            rows.append((_largest if searched else _compiled)(program, topology, mesh, said))
+        used = programs.uses(config, mesh) if use else []
+        total, rows = len(config.stages) + len(used), []
+        for name in config.stages:
+            step = functools.partial(programs.stage_step, config, name, mesh)
+            place = f"[{len(rows) + 1}/{total}]"
+            row = _largest(step, topology, mesh, place) if search else _compiled(step(), topology, mesh, place)
+            rows.append(row)
+        for program in used:
+            rows.append(_compiled(program, topology, mesh, f"[{len(rows) + 1}/{total}]"))
+    return mesh, rows
+
+
+def _show(given: Sequence[str], topology: topologies.Topology, mesh: Any, rows: Sequence[Any]) -> str:
+    """What is printed of the rows, by the flags of the command line `given`."""
+    from vlab_jax.runtime import compile_report
+
     axes = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     if JSON.value:
         about = {"topology": topology.name, "devices": mesh.size, "mesh": dict(mesh.shape)}
-        print(json.dumps(about | {"programs": [row.as_json() for row in rows]}, indent=2))
-    elif MARKDOWN.value:
+        return json.dumps(about | {"programs": [row.as_json() for row in rows]}, indent=2)
+    if MARKDOWN.value:
         what = (config_file.value_of(given) or "").rpartition(":")[2]
         command = shlex.join(["python", "-m", "vlab_jax.compile", *(word for word in given if word != "--markdown")])
-        for row in rows:
-            print(compile_report.markdown(row, what, topology.name, axes, command))
-    else:
-        kind = mesh.devices.flat[0].device_kind
-        print(f"{topology.name}: {mesh.size} x {kind}, mesh {axes}\n")
-        print(compile_report.table(rows))
-    return 0 if all(row.fits for row in rows) else UNFIT
+        return "\n".join(compile_report.markdown(row, what, topology.name, axes, command) for row in rows)
+    kind = mesh.devices.flat[0].device_kind
+    return f"{topology.name}: {mesh.size} x {kind}, mesh {axes}\n\n{compile_report.table(rows)}"
 
 
-def _compiled(program: Callable[..., Any], topology: topologies.Topology, mesh: Any, said: str, batch: int = 0) -> Any:
-    """A program's `Row`; with `batch`, of so many clips."""
+def _compiled(made: Any, topology: topologies.Topology, mesh: Any, place: str) -> Any:
+    """The `Row` of a `programs.Program`."""
     from vlab_jax.runtime import compile_report, fitting, hlo, step_time
     from vlab_jax.runtime.absent_devices import cudnn_answers
     from vlab_jax.runtime.chips import peak_flops
 
-    made = program(batch)
     began = time.monotonic()
-    _say(f"{said} {made.name}, a batch of {made.batch}: ")
+    _say(f"{place} {made.name}, a batch of {made.batch}: ")
     with cudnn_answers(capability=topology.capability):
         lowered = made.trace().lower()
     _say(f"lowered in {time.monotonic() - began:.0f} s, ")
@@ -146,7 +153,7 @@ def _compiled(program: Callable[..., Any], topology: topologies.Topology, mesh: 
         None if made.flops is None else made.flops / mesh.size,
         made.flops / peak if made.flops and peak else None,
         {
-            kind: {"count": work.count[kind], "payload": work.payload[kind], "sent": work.sent[kind]}
+            kind: {"count": float(work.count[kind]), "payload": float(work.payload[kind]), "sent": work.sent[kind]}
             for kind in work.count
         },
         work.total_sent / chip.ring if chip.ring and found.text else None,
@@ -155,14 +162,14 @@ def _compiled(program: Callable[..., Any], topology: topologies.Topology, mesh: 
     )
 
 
-def _largest(program: Callable[..., Any], topology: topologies.Topology, mesh: Any, said: str) -> Any:
-    """The `Row` of the largest batch that fits, or of the smallest where none does."""
+def _largest(step: Callable[..., Any], topology: topologies.Topology, mesh: Any, place: str) -> Any:
+    """The `Row` of the largest batch of a stage that fits, or of the smallest that was tried where none does."""
     from vlab_jax.runtime import fitting
 
-    tried, first = {}, program()
+    tried, first = {}, step()
 
     def attempt(batch: int) -> Any:
-        tried[batch] = _compiled(program, topology, mesh, said, batch)
+        tried[batch] = _compiled(step(batch), topology, mesh, place)
         return tried[batch]
 
     size = fitting.largest(attempt, first.batch, first.unit, lambda row: sum(row.held.values()) - row.held["batch"])
@@ -173,13 +180,12 @@ def _say(words: str) -> None:
     print(words, end="", file=sys.stderr, flush=True)
 
 
-def _parse(arguments: Sequence[str]) -> topologies.Topology:
+def parse(arguments: Sequence[str]) -> topologies.Topology:
     """Parses the command line; the machine that it names.
 
     Raises:
       InputError: what is wrong with it.
     """
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a config may look for weights: none are fetched
     try:
         config_file.parse(arguments, FLAGS, CONFIG)
     except InputError as error:
@@ -201,10 +207,13 @@ def main(arguments: Sequence[str]) -> int:
         print(config_file.described(__doc__, (CONFIG, TOPOLOGY, USE, LARGEST, JSON, MARKDOWN), FLAGS))
     if any(argument in config_file.HELP for argument in arguments[1:]):
         return 0
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a config may look for weights: none are fetched
     try:
-        topology = _parse(arguments)
+        topology = parse(arguments)
         os.environ.update(topologies.environment(topology))
-        return run(CONFIG.value, topology, list(arguments[1:]))
+        mesh, rows = run(CONFIG.value, topology, USE.value, LARGEST.value)
+        print(_show(arguments[1:], topology, mesh, rows))
+        return 0 if all(row.fits for row in rows) else UNFIT
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

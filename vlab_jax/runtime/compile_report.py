@@ -73,7 +73,7 @@ def table(rows: Sequence[Row]) -> str:
             [_number(sum(each["sent"] for each in row.collectives.values()), 1 / MIB) for row in rows],
         ),
         ("estimated, ms", [_number(row.time and row.time.seconds, 1e3) for row in rows]),
-        ("utilisation, %", [_number(row.utilisation, 100) for row in rows]),
+        ("utilisation, %", [_number(row.utilisation, 1e2) for row in rows]),
         ("compiled in, s", [f"{row.compile_seconds:.0f}" for row in rows]),
     ]
     widths = [max(12, len(row.name)) for row in rows]
@@ -124,7 +124,7 @@ def markdown(row: Row, what: str, topology: str, mesh: str, command: str) -> str
     return f"| {what} | {row.name} | {topology} | {mesh} | {row.batch} | {fits} | {times} | `{command}` |"
 
 
-def _gib(size: float) -> str:
+def _gib(size: int | float) -> str:
     return f"{size / GIB:,.2f}"
 
 

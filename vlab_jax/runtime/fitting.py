@@ -18,7 +18,7 @@ ATTEMPTS = 7  # compiles of a search
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT]?)"
 _USED = re.compile(rf"Used {_SIZE} of {_SIZE} hbm")
-_TEMPORARIES = re.compile(rf"HLO temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)")
+_TOGETHER = re.compile(rf"HLO temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ def compiled(lowered: Any, topology: Topology, held: int) -> Compiled:
     try:
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        needed, available = refused(str(error), held)
+        needed, available = refused(str(error))
         if not needed:
             raise
         return Compiled(False, needed, available, max(needed - held, 0.0))
@@ -62,17 +62,13 @@ def compiled(lowered: Any, topology: Topology, held: int) -> Compiled:
     return Compiled(fits, needed, topology.memory, needed - memory.argument_size_in_bytes, program.as_text())
 
 
-def refused(message: str, held: int) -> tuple[float, float]:
+def refused(message: str) -> tuple[float, float]:
     """The bytes that a TPU's compiler would need, and those that there are; zeros where it complains of something else.
 
-    Args:
-      held: bytes of what the program is given, which one of its complaints leaves out.
+    What it calls temporaries there has in it what the program is given (6 GiB of it and 12 GiB besides are 18).
     """
-    found = _USED.search(message)
-    if found:
-        return _bytes(*found.groups()[:2]), _bytes(*found.groups()[2:])
-    found = _TEMPORARIES.search(message)
-    return (held + _bytes(*found.groups()[:2]), _bytes(*found.groups()[2:])) if found else (0.0, 0.0)
+    found = _USED.search(message) or _TOGETHER.search(message)
+    return (_bytes(*found.groups()[:2]), _bytes(*found.groups()[2:])) if found else (0.0, 0.0)
 
 
 def _bytes(number: str, unit: str) -> float:

@@ -184,9 +184,9 @@ def environment(topology: Topology) -> dict[str, str]:
     Raises:
       InputError: what compiles for it is not installed; how to get it.
     """
-    variables = {"JAX_PLATFORMS": "cpu"}
+    variables = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3")}
     if topology.platform == "cuda":
-        if not all(map(importlib.util.find_spec, ("jax_cuda13_plugin", "jax_cuda13_pjrt"))):
+        if not all(map(importlib.util.find_spec, ("jax_cuda13_plugin", "jax_plugins"))):
             raise InputError(GPU_EXTRA)
         # Both would try candidates on the device.
         flags = "--xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=0"
@@ -202,7 +202,7 @@ def environment(topology: Topology) -> dict[str, str]:
     # libtpu asks which machine it is on, and says so where none answers; any name of one will do.
     alone = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost"}
     several = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    quiet = {"TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    quiet = {"TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}
     given = {name: os.environ.get(name, value) for name, value in (alone | several | quiet).items()}
     return variables | given | {"TPU_LIBRARY_PATH": str(library)}
 
