@@ -1,0 +1,85 @@
+"""What the compiler says that programs need: budgets at CLIP's vocabulary and B/32's text width, with two blocks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.pretrain import get_config
+from experiments.speed.program import one_device
+from vlab_jax.models import compiled, likelihood
+from vlab_jax.models.generation import Search
+from vlab_jax.models.vlab import STREAMS, VLAB, parameter_shapes
+from vlab_jax.training import programs
+
+GIB = 2**30
+CLIPS, BEST = 8, 10
+
+
+@pytest.fixture(scope="module")
+def config():
+    made = get_config("b32")
+    made.model.vision.depth = made.model.text.depth = 2
+    made.dtype = "float32"
+    return made
+
+
+@pytest.fixture(scope="module")
+def seen(config):
+    """The model, the shapes of its parameters, and of what the decoder keeps of clips."""
+    model = programs.model_of(config, one_device())
+    shapes = parameter_shapes(model, config.frames)
+    side = model.vision["image_size"]
+    video = jax.ShapeDtypeStruct((CLIPS, config.frames, side, side, 3), jnp.uint8)
+    memory = compiled.remember.eval_shape(model, STREAMS, tuple(range(config.image_frames)), shapes, video)
+    return model, shapes["decoder"], memory
+
+
+def temporaries(lowered) -> int:
+    """Bytes of temporaries of a compiled program."""
+    return lowered.compile().memory_analysis().temp_size_in_bytes
+
+
+def largest_step(model: VLAB, decoder, memory, rows: int, texts: int, longest: int, monkeypatch) -> int:
+    """The most that one of the steps of `text_likelihoods` takes, for so many texts of each of so many rows."""
+    taken = []
+
+    def instead(function):
+        def lowered(*arguments):
+            taken.append(temporaries(function.lower(*arguments)))
+            return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), function.eval_shape(*arguments))
+
+        return lowered
+
+    for name in ("_read", "_likelihoods"):
+        monkeypatch.setattr(likelihood, name, instead(getattr(likelihood, name)))
+    prefix = np.full((rows, 1), 5, np.int32), np.ones(rows, np.int32)
+    ids = np.full((rows, texts, longest), 5, np.int32), np.full((rows, texts), longest, np.int32)
+    scores = likelihood.text_likelihoods(model, decoder, memory, np.zeros(rows, np.int32), prefix, ids)
+    assert scores.shape == (rows, texts)
+    return max(taken)
+
+
+def test_likelihoods_of_re_ranked_captions_take_little_room(seen, monkeypatch):
+    """512 captions of 76 tokens, as `rerank=10` asks for at once: their logits alone would be 7.2 GiB."""
+    assert largest_step(*seen, rows=32, texts=16, longest=76, monkeypatch=monkeypatch) < 1.5 * GIB
+
+
+def test_likelihoods_of_a_closed_list_of_answers_take_little_room(seen, monkeypatch):
+    assert largest_step(*seen, rows=16, texts=1000, longest=19, monkeypatch=monkeypatch) < 1.5 * GIB
+
+
+def test_generation_makes_logits_of_the_last_place_of_a_prefix_alone(seen):
+    """64 questions of 57 tokens: the logits of all places would be 0.67 GiB."""
+    model, decoder, memory = seen
+    prefix = jax.ShapeDtypeStruct((CLIPS * 8, 57), jnp.int32)
+    rows, lengths = (jax.ShapeDtypeStruct((CLIPS * 8,), jnp.int32) for _ in range(2))
+    search = Search(max_tokens=20, end=49407)
+    lowered = compiled.write.lower(model, search, decoder, memory, rows, prefix, lengths)
+    assert temporaries(lowered) < 0.5 * GIB
+
+
+def test_a_training_step_takes_less_room_than_its_logits_would(config):
+    """16 clips with a caption read twice: 0.45 GiB of logits, three times that with what their gradients need."""
+    step = programs.stage_step(config, "adapt", one_device(), 16)
+    assert temporaries(step.trace().lower()) < 1.3 * GIB
