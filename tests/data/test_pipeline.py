@@ -17,8 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from listed_source import DeadlySource, ListedSource, StampedFrames, grey_clips
 
+from vlab_jax.data import batches as batches_ahead
 from vlab_jax.data import builders, left, pipeline, schema
 from vlab_jax.data.builders.options import BuildOptions
+from vlab_jax.data.pieces import Batch
 from vlab_jax.data.tokenizer import train_bpe
 from vlab_jax.data.workers import default_workers
 from vlab_jax.errors import InputError, RunStopped
@@ -34,7 +36,7 @@ def tiny(tmp_path_factory) -> Any:
     return builders.open_split("motion/tiny", "train", BuildOptions(str(tmp_path_factory.mktemp("data"))))
 
 
-def draw(sources: list, count: int, *, batch_size: int = 4, seed: int = 0, **options: Any) -> list[pipeline.Batch]:
+def draw(sources: list, count: int, *, batch_size: int = 4, seed: int = 0, **options: Any) -> list[Batch]:
     """The first batches of an iterator."""
     weights = options.pop("weights", [1.0] * len(sources))
     frames, tokenizer = options.pop("frames", STAMPS), options.pop("tokenizer", TOKENIZER)
@@ -45,7 +47,7 @@ def draw(sources: list, count: int, *, batch_size: int = 4, seed: int = 0, **opt
         return [{key: np.array(value) for key, value in batch.items()} for batch in itertools.islice(batches, count)]
 
 
-def assert_same(one: list[pipeline.Batch], other: list[pipeline.Batch]) -> None:
+def assert_same(one: list[Batch], other: list[Batch]) -> None:
     assert len(one) == len(other) > 0
     for first, second in zip(one, other, strict=True):
         assert first.keys() == second.keys() == {"video", "tokens", "lengths", "clip", "ids", "failures"}
@@ -53,7 +55,7 @@ def assert_same(one: list[pipeline.Batch], other: list[pipeline.Batch]) -> None:
             assert first[key].dtype == second[key].dtype and np.array_equal(first[key], second[key]), key
 
 
-def differ(one: list[pipeline.Batch], other: list[pipeline.Batch], key: str) -> bool:
+def differ(one: list[Batch], other: list[Batch], key: str) -> bool:
     return any(not np.array_equal(a[key], b[key]) for a, b in zip(one, other, strict=True))
 
 
@@ -331,7 +333,7 @@ def test_a_worker_process_that_the_system_ends_is_replaced_and_the_batches_are_t
 
 
 def test_worker_processes_that_die_over_and_over_stop_the_run_in_one_line(monkeypatch):
-    monkeypatch.setattr(pipeline, "MOST_DEATHS", 1)
+    monkeypatch.setattr(batches_ahead, "MOST_DEATHS", 1)
     source = DeadlySource([schema.Clip("clip", b"", ("deadly",))])  # no clip is at work yet when the process ends
     with (
         pipeline.training_batches([source], [1.0], FRAMES, TOKENIZER, batch_size=1, seed=0, workers=1) as batches,

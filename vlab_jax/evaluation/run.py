@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from vlab_jax.data import pipeline, schema
+from vlab_jax.data.pieces import Batch
 from vlab_jax.data.tokenizer import Tokenizer
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import retrieval
@@ -45,7 +46,7 @@ class Encoder:
 
     def batches(
         self, source: Sequence, max_failed_share: float, update: Callable[[int], None]
-    ) -> Iterator[tuple[pipeline.Batch, jax.Array]]:
+    ) -> Iterator[tuple[Batch, jax.Array]]:
         """Batches of all clips of a source (`pipeline.evaluation_batches`), each with its video on the mesh.
 
         Args:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from vlab_jax import config as configuration
 from vlab_jax.data import left, pipeline, sampling
+from vlab_jax.data.pieces import Batch
 from vlab_jax.errors import CannotRead, RunPreempted
 from vlab_jax.evaluation import run as evaluation
 from vlab_jax.evaluation import sheets
@@ -243,9 +244,7 @@ class Run:
         self.stop_signal.release()
         return state, progress
 
-    def _next(
-        self, batches: pipeline.Batches, record: StepRecord, state: TrainState, progress: Progress
-    ) -> pipeline.Batch:
+    def _next(self, batches: pipeline.Batches, record: StepRecord, state: TrainState, progress: Progress) -> Batch:
         """The next batch. It may be long in coming, where the data is out of reach: SIGTERM is heard meanwhile.
 
         Raises:
