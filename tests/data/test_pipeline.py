@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from listed_source import DeadlySource, ListedSource, StampedFrames, grey_clips
+from listed_source import DeadlySource, ListedSource, ProcessFrames, StampedFrames, grey_clips
 
 from vlab_jax.data import batches as batches_ahead
 from vlab_jax.data import builders, left, pipeline, schema
@@ -100,6 +100,26 @@ def test_any_number_of_workers_yields_the_same_batches(tiny):
     alone = draw(sources, 7, **options)
     assert_same(draw(sources, 7, workers=1, **options), alone)
     assert_same(draw(sources, 5, workers=2, first=2, **options), alone[2:])
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_any_bound_on_memory_yields_the_same_batches(tiny, workers):
+    """By the bound, a piece has 5 clips (2 with two workers), or 1 and none is made ahead."""
+    sources, options = [tiny, grey_clips(5, broken=(1,))], {"weights": [0.7, 0.3], "batch_size": 11, "frames": FRAMES}
+    whole = draw(sources, 3, **options)
+    least = pipeline.PrefetchMemory(gigabytes=0.001, shares=10)
+    assert any(len(batch["failures"]) for batch in whole)
+    assert_same(draw(sources, 3, workers=workers, memory=least, **options), whole)
+
+
+def test_all_workers_take_part_in_the_first_batch():
+    """Each clip's frames say which process decoded it."""
+    with pipeline.training_batches(
+        [grey_clips(8)], [1.0], ProcessFrames(1, 2), TOKENIZER, batch_size=8, seed=0, workers=2
+    ) as batches:
+        batch = next(batches)
+        decoded = {int(number) for number in batch["video"].reshape(8, -1)[:, :8].copy().view(np.uint64).ravel()}
+        assert decoded == {process.pid for process in multiprocessing.active_children()}
 
 
 def test_another_seed_yields_other_clips_frames_and_captions(tiny):
@@ -346,11 +366,15 @@ def test_worker_processes_that_die_over_and_over_stop_the_run_in_one_line(monkey
 
 
 @pytest.mark.parametrize(
-    ("cores", "asked", "workers"), [(8, -1, 7), (1, -1, 1), (None, -1, 1), (64, -1, 16), (8, 0, 0), (8, 3, 3)]
+    ("cores", "asked", "processes", "workers"),
+    [(8, -1, 1, 6), (2, -1, 1, 1), (1, -1, 1, 1), (200, -1, 1, 198), (200, -1, 8, 24), (8, -1, 8, 1), (8, 0, 1, 0)]
+    + [(8, 3, 1, 3), (8, 3, 8, 3)],
 )
-def test_one_core_is_left_to_the_training_process_unless_workers_are_asked_for(monkeypatch, cores, asked, workers):
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    assert default_workers(asked) == workers
+def test_two_cores_are_left_and_the_others_shared_by_processes_unless_workers_are_asked_for(
+    monkeypatch, cores, asked, processes, workers
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    assert default_workers(asked, processes) == workers
 
 
 # The spelling of a mixture

@@ -30,7 +30,7 @@ class PrefetchMemory(NamedTuple):
       shares: iterators that share these, of all processes on this host.
     """
 
-    gigabytes: float = PREFETCH_GIGABYTES
+    gigabytes: float = 8.0
     shared: int | None = None
     shares: int = 1
 
@@ -92,8 +92,8 @@ def plan_prefetch(memory: PrefetchMemory, *, batch: int, frame_bytes: int, worke
     if (fitting, piece) != _fit(room, batch, workers):
         note = (
             f"{SHARED_MEMORY} has {_mebibytes(memory.shared)} MiB free, less than data.prefetch_gigabytes="
-            f"{memory.gigabytes:g}: {fitting} of {workers} worker processes decode, {piece} clips at a time; a larger "
-            "one (in a container: --shm-size) may be faster"
+            f"{memory.gigabytes:g}: {fitting} of {workers} worker processes decode, in pieces of {piece}; a larger one "
+            "(in a container: --shm-size) may be faster"
         )
     elif fitting < workers:
         note = (

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 
 from vlab_jax.data import pipeline, schema
 from vlab_jax.data.pieces import Batch
+from vlab_jax.data.prefetch import DEFAULT_MEMORY, PrefetchMemory
 from vlab_jax.data.tokenizer import Tokenizer
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import retrieval
@@ -37,6 +38,7 @@ class Encoder:
     mesh: Mesh
     batch_size: int
     workers: int = 0
+    memory: PrefetchMemory = DEFAULT_MEMORY
 
     @property
     def batch(self) -> int:
@@ -56,7 +58,9 @@ class Encoder:
         """
         count = pipeline.FailureCount(max_failed_share)
         done = 0
-        with pipeline.evaluation_batches(source, self.frames, batch_size=self.batch, workers=self.workers) as batches:
+        with pipeline.evaluation_batches(
+            source, self.frames, batch_size=self.batch, workers=self.workers, memory=self.memory
+        ) as batches:
             for batch in batches:
                 count.update(int(batch["valid"].sum()), batch["failures"])
                 yield batch, sharding.to_global({"video": batch["video"]}, self.mesh)["video"]

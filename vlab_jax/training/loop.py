@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from vlab_jax import config as configuration
 from vlab_jax.data import left, pipeline, sampling
 from vlab_jax.data.pieces import Batch
+from vlab_jax.data.prefetch import free_shared_memory
 from vlab_jax.errors import CannotRead, RunPreempted
 from vlab_jax.evaluation import run as evaluation
 from vlab_jax.evaluation import sheets
@@ -134,8 +135,9 @@ class Run:
         check_workdir(checkpoints, self.saved_config)
         self.model = VLAB.from_fields(configuration.model_fields(self.saved_config))
         stages.check(self.model, config, mesh)
+        neighbours = processes.neighbours()
         with processes.primary_first("data"):
-            self.data = RunData(config)
+            self.data = RunData(config, neighbours, free_shared_memory())
         fresh = checkpoints.latest() is None
         self.pretrained = start.open_pretrained(config) if fresh and config.model.pretrained else None
         with processes.primary_first("tokenizer"):
@@ -347,6 +349,7 @@ class Run:
             mesh,
             self.config.evaluation.batch_size,
             self.data.workers,
+            self.data.memory,
         )
 
     def finish(self, parameters: Any) -> dict[str, dict[str, float]]:
