@@ -85,8 +85,8 @@ def test_threads_are_refused_nothing():
     [
         (
             PrefetchMemory(8.0, 64 * MIB, 2),
-            r"^/dev/shm, .*, has 64 MiB free and must have 129: make it larger \(in a container: --shm-size=8g\), or "
-            r"decode in threads with --config\.data\.workers=0$",
+            r"^/dev/shm, .*, has 64 MiB free and must have 129 MiB: make it larger \(in a container: --shm-size=8g\), "
+            r"or decode in threads with --config\.data\.workers=0$",
         ),
         (
             PrefetchMemory(0.125, None, 2),

@@ -119,7 +119,7 @@ def _refusal(memory: PrefetchMemory, clip: int, is_shared: bool) -> str:
     if is_shared:
         return (
             f"{SHARED_MEMORY}, through which worker processes hand clips over, has {_mebibytes(memory.shared)} MiB "
-            f"free and must have {_mebibytes(least, up=True)}: make it larger (in a container: --shm-size=8g), or "
+            f"free and must have {_mebibytes(least, up=True)} MiB: make it larger (in a container: --shm-size=8g), or "
             "decode in threads with --config.data.workers=0"
         )
     return (
