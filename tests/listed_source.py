@@ -58,6 +58,15 @@ class StampedFrames(pipeline.FrameOptions):
         return np.tile(levels, (1, self.size, self.size, 3))
 
 
+class ProcessFrames(pipeline.FrameOptions):
+    """Frames that begin with the number of the process that makes them, in eight bytes."""
+
+    def decode(self, clip: schema.Clip, rng: np.random.Generator | None) -> np.ndarray:
+        frames = np.zeros((self.num_frames, self.size, self.size, 3), np.uint8)
+        frames.reshape(-1)[:8] = np.frombuffer(np.uint64(os.getpid()).tobytes(), np.uint8)
+        return frames
+
+
 @functools.cache
 def grey_frames() -> tuple[bytes, ...]:
     """Eight JPEGs."""

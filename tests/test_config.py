@@ -289,6 +289,7 @@ def test_a_workdir_of_another_config_is_refused_with_the_fields_that_differ(conf
     config.stage.blend.steps = 7
     config.model.adapter.mixer = "attention"
     config.log_every, config.data.workers, config.data.max_failed_share = 5, 1, 0.5  # free to differ
+    config.data.prefetch_gigabytes = 1.0
     message = refused(config, tmp_path)
     assert message == (
         f"{tmp_path} holds a run of another config; use another --workdir, or set back: "

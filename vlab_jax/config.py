@@ -17,6 +17,7 @@ FREE_ON_RESUME = (
     "data.directory",
     "data.manual_dir",
     "data.workers",
+    "data.prefetch_gigabytes",
     "data.max_failed_share",
     "data.limits",
     "data.retry_seconds",
@@ -119,8 +120,7 @@ def training_config() -> ConfigDict:
                 # The data set whose `validation` and `test` splits are evaluated.
                 "evaluate": "motion",
                 **build_fields(),
-                # Worker processes that decode; -1: one core fewer than there are, at most 16; 0: threads.
-                "workers": -1,
+                **prefetch_fields(),
                 # The share of clips that may fail to decode before the run stops.
                 "max_failed_share": 0.01,
                 # Seconds that the records may be out of reach, as on a network file system, before the run stops.
@@ -208,6 +208,19 @@ def build_fields() -> dict[str, Any]:
     }
 
 
+def prefetch_fields() -> dict[str, Any]:
+    """How clips are decoded ahead of the model; see `data.prefetch`."""
+    return {
+        # Worker processes that decode; -1: two fewer than there are cores, shared by the processes of a run on one
+        # host; 0: threads.
+        "workers": -1,
+        # GiB of host memory for batches that are made ahead, those in shared memory (/dev/shm) included, for all
+        # processes of a run on one host. In a run, training and evaluation have a half each. Workers that find no room
+        # are not started.
+        "prefetch_gigabytes": 8.0,
+    }
+
+
 def generation_config() -> ConfigDict:
     """How captions are generated in evaluation; see `models.generation.Search`."""
     return ConfigDict(
@@ -285,7 +298,7 @@ def evaluation_config() -> ConfigDict:
             "generation": generation_config(),
             "data": {
                 **build_fields(),
-                "workers": -1,
+                **prefetch_fields(),
                 "short": "repeat",
                 "max_failed_share": 0.01,
                 "retry_seconds": RETRY_SECONDS,

@@ -44,6 +44,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "model.text.context_length": (3, None),
     "model.vision.rotary_grid": (0, None),
     "data.workers": (-1, None),
+    "data.prefetch_gigabytes": (0.001, None),
     "data.max_failed_share": (0.0, 1.0),
     "data.retry_seconds": (0.0, None),
     "data.frame_rate": (0.01, 1000.0),

@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from listed_source import DeadlySource, ListedSource, StampedFrames, grey_clips
+from listed_source import DeadlySource, ListedSource, ProcessFrames, StampedFrames, grey_clips
 
+from vlab_jax.data import batches as batches_ahead
 from vlab_jax.data import builders, left, mixtures, pipeline, schema
 from vlab_jax.data.builders.options import BuildOptions
+from vlab_jax.data.pieces import Batch
 from vlab_jax.data.tokenizer import train_bpe
 from vlab_jax.data.workers import default_workers
 from vlab_jax.errors import InputError, RunStopped
@@ -34,7 +36,7 @@ def tiny(tmp_path_factory) -> Any:
     return builders.open_split("motion/tiny", "train", BuildOptions(str(tmp_path_factory.mktemp("data"))))
 
 
-def draw(sources: list, count: int, *, batch_size: int = 4, seed: int = 0, **options: Any) -> list[pipeline.Batch]:
+def draw(sources: list, count: int, *, batch_size: int = 4, seed: int = 0, **options: Any) -> list[Batch]:
     """The first batches of an iterator."""
     weights = options.pop("weights", [1.0] * len(sources))
     frames, tokenizer = options.pop("frames", STAMPS), options.pop("tokenizer", TOKENIZER)
@@ -45,7 +47,7 @@ def draw(sources: list, count: int, *, batch_size: int = 4, seed: int = 0, **opt
         return [{key: np.array(value) for key, value in batch.items()} for batch in itertools.islice(batches, count)]
 
 
-def assert_same(one: list[pipeline.Batch], other: list[pipeline.Batch]) -> None:
+def assert_same(one: list[Batch], other: list[Batch]) -> None:
     assert len(one) == len(other) > 0
     for first, second in zip(one, other, strict=True):
         assert first.keys() == second.keys() == {"video", "tokens", "lengths", "clip", "ids", "failures"}
@@ -53,7 +55,7 @@ def assert_same(one: list[pipeline.Batch], other: list[pipeline.Batch]) -> None:
             assert first[key].dtype == second[key].dtype and np.array_equal(first[key], second[key]), key
 
 
-def differ(one: list[pipeline.Batch], other: list[pipeline.Batch], key: str) -> bool:
+def differ(one: list[Batch], other: list[Batch], key: str) -> bool:
     return any(not np.array_equal(a[key], b[key]) for a, b in zip(one, other, strict=True))
 
 
@@ -98,6 +100,26 @@ def test_any_number_of_workers_yields_the_same_batches(tiny):
     alone = draw(sources, 7, **options)
     assert_same(draw(sources, 7, workers=1, **options), alone)
     assert_same(draw(sources, 5, workers=2, first=2, **options), alone[2:])
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_any_bound_on_memory_yields_the_same_batches(tiny, workers):
+    """By the bound, a piece has 5 clips (2 with two workers), or 1 and none is made ahead."""
+    sources, options = [tiny, grey_clips(5, broken=(1,))], {"weights": [0.7, 0.3], "batch_size": 11, "frames": FRAMES}
+    whole = draw(sources, 3, **options)
+    least = pipeline.PrefetchMemory(gigabytes=0.001, shares=10)
+    assert any(len(batch["failures"]) for batch in whole)
+    assert_same(draw(sources, 3, workers=workers, memory=least, **options), whole)
+
+
+def test_all_workers_take_part_in_the_first_batch():
+    """Each clip's frames say which process decoded it."""
+    with pipeline.training_batches(
+        [grey_clips(8)], [1.0], ProcessFrames(1, 2), TOKENIZER, batch_size=8, seed=0, workers=2
+    ) as batches:
+        batch = next(batches)
+        decoded = {int(number) for number in batch["video"].reshape(8, -1)[:, :8].copy().view(np.uint64).ravel()}
+        assert decoded == {process.pid for process in multiprocessing.active_children()}
 
 
 def test_another_seed_yields_other_clips_frames_and_captions(tiny):
@@ -368,7 +390,7 @@ def test_a_worker_process_that_the_system_ends_is_replaced_and_the_batches_are_t
 
 
 def test_worker_processes_that_die_over_and_over_stop_the_run_in_one_line(monkeypatch):
-    monkeypatch.setattr(pipeline, "MOST_DEATHS", 1)
+    monkeypatch.setattr(batches_ahead, "MOST_DEATHS", 1)
     source = DeadlySource([schema.Clip("clip", b"", ("deadly",))])  # no clip is at work yet when the process ends
     with (
         pipeline.training_batches([source], [1.0], FRAMES, TOKENIZER, batch_size=1, seed=0, workers=1) as batches,
@@ -381,11 +403,15 @@ def test_worker_processes_that_die_over_and_over_stop_the_run_in_one_line(monkey
 
 
 @pytest.mark.parametrize(
-    ("cores", "asked", "workers"), [(8, -1, 7), (1, -1, 1), (None, -1, 1), (64, -1, 16), (8, 0, 0), (8, 3, 3)]
+    ("cores", "asked", "processes", "workers"),
+    [(8, -1, 1, 6), (2, -1, 1, 1), (1, -1, 1, 1), (200, -1, 1, 198), (200, -1, 8, 24), (8, -1, 8, 1), (8, 0, 1, 0)]
+    + [(8, 3, 1, 3), (8, 3, 8, 3)],
 )
-def test_one_core_is_left_to_the_training_process_unless_workers_are_asked_for(monkeypatch, cores, asked, workers):
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    assert default_workers(asked) == workers
+def test_two_cores_are_left_and_the_others_shared_by_processes_unless_workers_are_asked_for(
+    monkeypatch, cores, asked, processes, workers
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    assert default_workers(asked, processes) == workers
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=9))

@@ -86,7 +86,7 @@ def check(
       manual_dir: where the files of official data sets lie.
       out: the list of findings; `<out>.state` has how far the check is.
       allow_missing: whether clips without media will be left out.
-      workers: processes that open media; -1: one fewer than there are cores, at most 16.
+      workers: processes that open media; -1: two fewer than there are cores.
       probe: the share of the media that are opened.
       timeout: seconds after which a file counts as unreadable.
       limits: what reading one file may take.
@@ -258,9 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", required=True, help="as in msrvtt, msrvtt/retrieval_9k or folder:/my/videos")
     parser.add_argument("--manual_dir", default="", help="where the files of official data sets lie")
     parser.add_argument("--allow_missing", action="store_true", help="clips without media will be left out: a warning")
-    parser.add_argument(
-        "--workers", type=int, default=-1, help="processes that open media (default: cores less one, to 16)"
-    )
+    parser.add_argument("--workers", type=int, default=-1, help="processes that open media (default: cores less two)")
     parser.add_argument("--probe", type=float, default=1.0, help="the share of the media to open (default: 1)")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds for one file (default: 60)")
     add_flags(parser)

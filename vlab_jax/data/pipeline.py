@@ -9,29 +9,23 @@ Dimensions: `b` clips of this process, `T` frames, `S` pixels, `L` text tokens.
 import collections
 import dataclasses
 import functools
-import gc
 import logging
-import pathlib
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
 import numpy as np
-from absl import flags
 
-from vlab_jax.data import left, schema
-from vlab_jax.data.in_hand import InHand, guilty
+from vlab_jax.data import schema
+from vlab_jax.data.batches import Batches
 from vlab_jax.data.mixtures import identity
-from vlab_jax.data.patience import Patient
+from vlab_jax.data.pieces import Pieces
+from vlab_jax.data.prefetch import DEFAULT_MEMORY, PrefetchMemory, plan_prefetch
 from vlab_jax.data.reader import FrameOptions, Reader, Unreadable
 from vlab_jax.data.tokenizer import Tokenizer
-from vlab_jax.data.workers import begin_worker
-from vlab_jax.errors import CannotRead, InputError, RunStopped
+from vlab_jax.errors import InputError
 
-Batch = dict[str, Any]
 ATTEMPTS = 10  # clips tried in place of one that cannot be decoded
-MOST_DEATHS = 3  # of worker processes over one batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,13 +98,6 @@ def _types_in_turns(questions: Sequence[schema.Question]) -> list[schema.Questio
     return [question for _, question in sorted(zip(turns, questions, strict=True), key=lambda pair: pair[0])]
 
 
-def stack(elements: Sequence[Mapping[str, Any]]) -> Batch:
-    """Elements to a batch: arrays are stacked, lists (of failures, of ids) are joined."""
-    lists = [key for key in elements[0] if isinstance(elements[0][key], list)]
-    batch = {key: np.stack([e[key] for e in elements]) for key in elements[0] if key not in lists}
-    return batch | {key: [each for e in elements for each in e[key]] for key in lists}
-
-
 def training_batches(
     sources: Sequence[Sequence],
     weights: Sequence[float],
@@ -123,17 +110,19 @@ def training_batches(
     process: int = 0,
     processes: int = 1,
     workers: int = 0,
+    memory: PrefetchMemory = DEFAULT_MEMORY,
     questions: int = 0,
     without: tuple[str, ...] = (),
     captions: bool = True,
     datasets: Sequence[str] = (),
-) -> "Batches":
+) -> Batches:
     """An endless iterator over training batches, from number `first` on; to be closed when done with.
 
     Args:
       sources: data sources of the schema, each with its weight in the mixture.
       batch_size: clips of a batch over all processes; this process gets `batch_size / processes` of them.
-      workers: processes that decode; 0 decodes in threads of this one.
+      workers: processes that decode, at most; 0 decodes in threads of this one.
+      memory: what batches that are made ahead may take.
       questions: how many come along with each clip, of other types than those in `without`.
       captions: whether captions are learned from; without, a clip may have none.
       datasets: the data set of each source (`mixtures.dataset_names`): equal ids in two of them are two clips. Empty:
@@ -146,7 +135,7 @@ def training_batches(
       where a clip has no further question.
 
     Raises:
-      InputError: a source is empty, or the batch does not divide over the processes.
+      InputError: a source is empty, the batch does not divide over the processes, or the memory is too little.
     """
     if batch_size % processes:
         raise InputError(f"a batch of {batch_size} clips does not divide over {processes} processes")
@@ -161,13 +150,15 @@ def training_batches(
     ]
     mixed = grain.MapDataset.mix(streams, weights=list(weights)) if len(streams) > 1 else streams[0]
 
-    def make(reader: Reader) -> grain.MapDataset:
-        read = ReadForTraining(reader, tokenizer, questions, without, captions, tuple(datasets))
-        # Without drop_remainder, Grain computes the number of batches in floats, and batches of 1 overflow.
-        batches = mixed.random_map(read, seed=seed).batch(batch_size // processes, drop_remainder=True, batch_fn=stack)
-        return batches[first * processes + process :: processes]
+    size = batch_size // processes
+    prefetch = plan_prefetch(memory, batch=size, frame_bytes=frames.nbytes, workers=workers)
 
-    return Batches(make, Reader(tuple(sources), frames), workers)
+    def make(reader: Reader) -> Pieces:
+        read = ReadForTraining(reader, tokenizer, questions, without, captions, tuple(datasets))
+        clips = mixed.random_map(read, seed=seed)
+        return Pieces(clips, size, prefetch.piece, first * processes + process, processes)
+
+    return Batches(make, Reader(tuple(sources), frames), size, prefetch)
 
 
 def _numbered(number: int, index: int) -> tuple[int, int]:
@@ -190,18 +181,6 @@ class ReadForEvaluation:
         return {"video": frames, "index": np.int32(index), "valid": not failures, "failures": failures}
 
 
-@dataclasses.dataclass(frozen=True)
-class Pad:
-    """Stacks elements and pads the batch to its full size with clips that are not `valid`."""
-
-    batch_size: int
-
-    def __call__(self, elements: Sequence[Mapping[str, Any]]) -> Batch:
-        missing = self.batch_size - len(elements)
-        empty = {**elements[-1], "valid": False, "index": np.int32(-1), "failures": []}
-        return stack([*elements, *[empty] * missing])
-
-
 def evaluation_batches(
     source: Sequence,
     frames: FrameOptions,
@@ -210,132 +189,28 @@ def evaluation_batches(
     workers: int = 0,
     process: int = 0,
     processes: int = 1,
-) -> Iterator[Batch]:
-    """Every clip of a source once, in order, in batches of one size; of several processes each gets its share of them.
+    memory: PrefetchMemory = DEFAULT_MEMORY,
+) -> Batches:
+    """Every clip of a source once, in order, in batches of one size; to be closed when done with.
 
-    The batches are the same whatever the number of processes: so is, to the bit, what is computed of them.
+    Args:
+      process, processes: each of several gets its share of the batches, which are the same whatever their number, and
+        so is what is computed of them, to the bit.
+      workers, memory: as of `training_batches`.
 
     Yields:
       `video` uint8 `[b, T, S, S, 3]`, `index` int32 `[b]` (-1 for padding), `valid` bool `[b]` and `failures`.
+
+    Raises:
+      InputError: the memory is too little.
     """
     indices = grain.MapDataset.range(len(source))
+    prefetch = plan_prefetch(memory, batch=batch_size, frame_bytes=frames.nbytes, workers=workers)
 
-    def make(reader: Reader) -> grain.MapDataset:
-        read = indices.map(ReadForEvaluation(reader))
-        batches = read.batch(batch_size, drop_remainder=False, batch_fn=Pad(batch_size))
-        return batches[process::processes]
+    def make(reader: Reader) -> Pieces:
+        return Pieces(indices.map(ReadForEvaluation(reader)), batch_size, prefetch.piece, process, processes)
 
-    return Batches(make, Reader((source,), frames), workers)
-
-
-class Batches(Iterator[Batch]):
-    """Batches made ahead of time, by threads of this process or by worker processes.
-
-    A worker process that dies is replaced, and the batches that it had not delivered are made anew: they are the same,
-    unless the clip that it was at is to blame, by a crash of the decoder or by taking too long; that one is a clip that
-    cannot be decoded from then on. Closing ends the worker processes, and so does leaving the `with` block. Without
-    that they end when it is no longer referred to, which an exception on its way up can put off.
-
-    Args:
-      make: the batches, read by a reader.
-      reader: of the data sources; patient ones are shared by those who read.
-      workers: processes that make batches; 0: threads of this one.
-
-    Raises, from `next`:
-      InputError, CannotRead: as the transformations raise them, in a worker process too.
-      RunStopped: worker processes die again and again, over the same batch, and no clip is to blame.
-    """
-
-    def __init__(self, make: Callable[[Reader], grain.MapDataset], reader: Reader, workers: int) -> None:
-        self._folder = left.folder()
-        shared = pathlib.Path(self._folder.name)
-        self._tag = left.tag_of(self._folder.name)
-        if workers:
-            (shared / "in_hand").mkdir()
-            in_hand = InHand(str(shared / "in_hand"), reader.frames.limits.clock_seconds)
-            reader = dataclasses.replace(reader, in_hand=in_hand)
-        sources = tuple(each.within(shared) if isinstance(each, Patient) else each for each in reader.sources)
-        self._make, self._reader, self._workers = make, dataclasses.replace(reader, sources=sources), workers
-        self._delivered = self._deaths = 0
-        self._iterator: grain.DatasetIterator | None = None
-        self._start()
-
-    def _start(self) -> None:
-        batches = self._make(self._reader)[self._delivered :]
-        self._iterator = iter(_in_background(batches, self._workers, self._tag))
-
-    def __next__(self) -> Batch:
-        while self._iterator is not None:
-            try:
-                batch = next(self._iterator)
-            except (InputError, CannotRead) as error:
-                raise type(error)(str(error)) from None  # without Grain's note on tracebacks
-            except RuntimeError as error:
-                if "Worker process was terminated" not in str(error):
-                    raise
-                self._replace_workers(error)
-                continue
-            self._delivered, self._deaths = self._delivered + 1, 0
-            return batch
-        raise StopIteration  # closed
-
-    def _end_workers(self) -> None:
-        iterator, self._iterator = self._iterator, None
-        if iterator is None:
-            return
-        iterator.close()
-        if self._workers:
-            del iterator
-            gc.collect()  # it refers to itself, and holds batches in shared memory
-            left.remove_undelivered(self._tag)
-
-    def _replace_workers(self, error: RuntimeError) -> None:
-        """Begins anew behind the last batch that was delivered, without the clips that are to blame."""
-        self._end_workers()
-        told = re.search(r"exit code (-?\d+)", str(error))
-        code = int(told.group(1)) if told else None
-        reader = self._reader
-        found = guilty(reader.in_hand.left(), code, reader.again, reader.in_hand.seconds)
-        if found:
-            self._reader = dataclasses.replace(reader, lost={**reader.lost, **found})
-        else:
-            self._count_death("unknown" if code is None else str(code), error)
-        self._start()
-
-    def _count_death(self, code: str, error: RuntimeError) -> None:
-        ended = f"a worker process that decodes was ended with exit code {code}"
-        self._deaths += 1
-        if self._deaths > MOST_DEATHS:
-            raise RunStopped(
-                f"{ended}, {self._deaths} times over the same batch, by the system if it ran out of memory; run again, "
-                "with fewer, as in --config.data.workers=1"
-            ) from error
-        logging.warning("%s; others make its batches anew", ended)
-
-    def __enter__(self) -> "Batches":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Ends threads and worker processes, those too that wait for their data; a second time, does nothing."""
-        self._folder.cleanup()
-        self._end_workers()
-
-
-def _in_background(batches: grain.MapDataset, workers: int, tag: str) -> grain.IterDataset:
-    """Two batches ahead: by threads of this process, or by worker processes with one reading thread each.
-
-    `tag` is in the names of the memory that the worker processes share.
-    """
-    if workers == 0:
-        return batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain asks for its own flags; a program without a command line has none
-    quiet = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-    return batches.to_iter_dataset(quiet).mp_prefetch(options, functools.partial(begin_worker, tag))
+    return Batches(make, Reader((source,), frames), batch_size, prefetch)
 
 
 @dataclasses.dataclass

@@ -25,6 +25,11 @@ class FrameOptions:
     short: str = "repeat"
     limits: MediaLimits = DEFAULT_LIMITS
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a clip's frames."""
+        return self.num_frames * self.size**2 * 3
+
     def decode(self, clip: schema.Clip, rng: np.random.Generator | None) -> np.ndarray:
         """uint8 RGB frames `[T, S, S, 3]`."""
         return video.decode_clip(

@@ -22,9 +22,18 @@ B = TypeVar("B")
 _AHEAD = 4  # items a worker that are in work or done and not yet asked for
 
 
-def default_workers(asked: int) -> int:
-    """Worker processes for decoding: as asked, or, for -1, one core fewer than there are, from 1 to 16."""
-    return asked if asked >= 0 else min(max((os.cpu_count() or 1) - 1, 1), 16)
+def default_workers(asked: int, processes: int = 1) -> int:
+    """Worker processes for decoding, of each of so many processes that share this one's cores.
+
+    As many as asked, or, for -1, its share of two fewer than there are cores that it may use, and one at least.
+    """
+    return asked if asked >= 0 else max(1, (_usable_cores() - 2) // processes)
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # of Linux: a container or a scheduler may allow a part of the cores
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def begin_worker(tag: str, *_: int) -> None:

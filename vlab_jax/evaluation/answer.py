@@ -16,7 +16,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from vlab_jax.data import pipeline, schema
+from vlab_jax.data import schema
+from vlab_jax.data.pieces import Batch
 from vlab_jax.data.schema import Question
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import question_answering as scoring
@@ -72,7 +73,7 @@ def answer_questions(
       update: called with the number of clips done.
     """
 
-    def answer(batch: pipeline.Batch, video: jax.Array) -> Iterator[tuple[int, Answered]]:
+    def answer(batch: Batch, video: jax.Array) -> Iterator[tuple[int, Answered]]:
         reader = Reader(encoder, encoder.remember(video), search)
         indices = {row: int(batch["index"][row]) for row in np.flatnonzero(batch["valid"]).tolist()}
         clips = {row: without_media(source, index) for row, index in indices.items()}

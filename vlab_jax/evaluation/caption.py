@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from vlab_jax.data import pipeline
+from vlab_jax.data.pieces import Batch
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import captioning
 from vlab_jax.evaluation.run import Encoder, all_without_media
@@ -42,7 +42,7 @@ def caption_clips(
     start = sharding.to_global({"prefix": prefix, "lengths": np.ones(encoder.batch, np.int32)}, encoder.mesh)
     decoder_parameters = encoder.parameters["decoder"]
 
-    def write(batch: pipeline.Batch, video: jax.Array) -> Iterator[tuple[int, str]]:
+    def write(batch: Batch, video: jax.Array) -> Iterator[tuple[int, str]]:
         memory = encoder.remember(video)
         written = compiled.write(
             encoder.model, search, decoder_parameters, memory, None, start["prefix"], start["lengths"]

@@ -1,5 +1,6 @@
 """Evaluates a checkpoint, by the config that it was saved with: what `--config=configs/evaluate.py` runs."""
 
+import logging
 import pathlib
 
 import jax
@@ -9,6 +10,7 @@ from vlab_jax.data import builders, mixtures, pipeline, sampling
 from vlab_jax.data import tokenizer as tokenizers
 from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.data.limits import MediaLimits
+from vlab_jax.data.prefetch import PrefetchMemory, free_shared_memory, plan_prefetch
 from vlab_jax.data.workers import default_workers
 from vlab_jax.evaluation import retrieval, sheets
 from vlab_jax.evaluation import run as evaluation
@@ -78,14 +80,21 @@ def _encoder(config: ConfigDict, restored: Restored, mesh: jax.sharding.Mesh) ->
     """The model of a checkpoint, as it was trained to look at clips; on this process's own devices."""
     saved = restored.config
     limits = MediaLimits.from_fields(config.data.limits)
+    frames = pipeline.FrameOptions(saved["frames"], saved["model"]["vision"]["image_size"], config.data.short, limits)
+    workers = default_workers(config.data.workers)
+    memory = PrefetchMemory(config.data.prefetch_gigabytes, free_shared_memory())
+    plan = plan_prefetch(memory, batch=config.batch_size, frame_bytes=frames.nbytes, workers=workers)
+    if plan.note:
+        logging.warning("%s", plan.note)
     return evaluation.Encoder(
         restored.model,
         processes.on_own_mesh(restored.parameters, mesh),
         tokenizers.load(restored.home, saved["model"]["text"]["context_length"]),
-        pipeline.FrameOptions(saved["frames"], saved["model"]["vision"]["image_size"], config.data.short, limits),
+        frames,
         tuple(config.streams) or tuple(saved["stage"][restored.stage]["streams"]),
         sampling.sample_image_frames(saved["frames"], saved["image_frames"]),
         mesh,
         config.batch_size,
-        default_workers(config.data.workers),
+        workers,
+        memory,
     )

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from vlab_jax.data import pipeline
+from vlab_jax.data.pieces import Batch
 from vlab_jax.evaluation import retrieval
 from vlab_jax.evaluation.run import Encoder, Retrieval
 from vlab_jax.models.cached_decoder import Memory
@@ -75,7 +75,7 @@ def candidate_likelihoods(
     at_once = max(1, TEXTS_AT_ONCE // encoder.batch)
     column_of = {int(index): column for column, index in enumerate(found.indices)}
 
-    def score(batch: pipeline.Batch, video: jax.Array) -> Iterator[tuple[int, tuple[Sequence[int], np.ndarray]]]:
+    def score(batch: Batch, video: jax.Array) -> Iterator[tuple[int, tuple[Sequence[int], np.ndarray]]]:
         asked = []
         for row in np.flatnonzero(batch["valid"]).tolist():
             column = column_of[int(batch["index"][row])]

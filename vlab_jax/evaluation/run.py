@@ -19,6 +19,8 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from vlab_jax.data import pipeline, schema
+from vlab_jax.data.pieces import Batch
+from vlab_jax.data.prefetch import DEFAULT_MEMORY, PrefetchMemory
 from vlab_jax.data.tokenizer import Tokenizer
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import retrieval
@@ -48,6 +50,7 @@ class Encoder:
     mesh: Mesh
     batch_size: int
     workers: int = 0
+    memory: PrefetchMemory = DEFAULT_MEMORY
 
     @property
     def batch(self) -> int:
@@ -58,7 +61,7 @@ class Encoder:
     def of_clips(
         self,
         source: Sequence,
-        of_batch: Callable[[pipeline.Batch, jax.Array], Iterable[tuple[int, A]]],
+        of_batch: Callable[[Batch, jax.Array], Iterable[tuple[int, A]]],
         max_failed_share: float,
         update: Callable[[int], None],
     ) -> list[tuple[int, A]]:
@@ -78,10 +81,10 @@ class Encoder:
 
     def batches(
         self, source: Sequence, count: pipeline.FailureCount, update: Callable[[int], None]
-    ) -> Iterator[tuple[pipeline.Batch, jax.Array]]:
+    ) -> Iterator[tuple[Batch, jax.Array]]:
         """This process's share of the batches of a source, each with its video on the mesh; see `of_clips`."""
         share = {"process": jax.process_index(), "processes": jax.process_count()}
-        given = {"batch_size": self.batch, "workers": self.workers, **share}
+        given = {"batch_size": self.batch, "workers": self.workers, "memory": self.memory, **share}
         done = 0
         with pipeline.evaluation_batches(source, self.frames, **given) as batches:
             for batch in batches:
@@ -108,7 +111,7 @@ class Encoder:
           update: called with the number of clips done.
         """
 
-        def embed(batch: pipeline.Batch, video: jax.Array) -> Iterable[tuple[int, np.ndarray]]:
+        def embed(batch: Batch, video: jax.Array) -> Iterable[tuple[int, np.ndarray]]:
             embedded = compiled.embed_clips(self.model, self.streams, self.image_frames, self.parameters, video)
             rows = np.asarray(embedded)[batch["valid"]]
             return zip(batch["index"][batch["valid"]].tolist(), rows, strict=True)

@@ -94,7 +94,7 @@ class Predictor:
           frames: of a clip; None: as in training. Positions in time are interpolated to other numbers.
           beams: of beam search, for captions and answers; 1 is greedy; None: as the run was evaluated.
           batch_size: clips at once. Batches are filled up to a power of two, and a program is compiled for each.
-          workers: processes that decode where there are many clips (`reading.FEW`); -1: one fewer than there are cores,
+          workers: processes that decode where there are many clips (`reading.FEW`); -1: two fewer than there are cores,
             0: none. A script that lets them start does its work under `if __name__ == "__main__":`.
           dtype: what matrix products are computed in; None: as in training.
 

@@ -37,7 +37,7 @@ def read_clips(videos: Iterable[Any], frames: FrameShape, workers: int) -> Itera
 
     Args:
       videos: what `as_clip` takes.
-      workers: processes that decode where there are more than `FEW` videos; -1: one fewer than there are cores, 0:
+      workers: processes that decode where there are more than `FEW` videos; -1: two fewer than there are cores, 0:
         none.
 
     Raises:

@@ -5,11 +5,14 @@ what is written once; checkpoints are written by all.
 """
 
 import contextlib
+import hashlib
 import os
+import pathlib
 import pickle
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -107,6 +110,37 @@ def shared_map(function: Callable[[A], B], items: Sequence[A]) -> list[B]:
     count = jax.process_count()
     shares = gathered([function(item) for item in items[jax.process_index() :: count]])
     return [shares[place % count][place // count] for place in range(len(items))]
+
+
+class Neighbours(NamedTuple):
+    """How many processes of a run, this one included, share its machine, and the cores that it may use."""
+
+    host: int = 1
+    cores: int = 1
+
+
+def neighbours() -> Neighbours:
+    """The processes of this run beside this one; all processes must call it."""
+    if jax.process_count() == 1:
+        return Neighbours()
+    host = _machine()
+    # Processes that are bound to different cores of one machine have no core in common.
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    own = np.stack([_digest(host), _digest(f"{host} {cores}")])
+    every = np.asarray(multihost_utils.process_allgather(own))  # [processes, 2, 2]
+    return Neighbours(*(every == own).all(-1).sum(0).tolist())
+
+
+def _machine() -> str:
+    """What tells a machine from others; containers have names of their own, and names repeat."""
+    try:
+        return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        return socket.gethostname()
+
+
+def _digest(text: str) -> np.ndarray:
+    return np.frombuffer(hashlib.sha256(text.encode()).digest()[:8], np.uint32)
 
 
 def own_mesh(mesh: Mesh) -> Mesh:

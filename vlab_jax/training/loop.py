@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 
 from vlab_jax import config as configuration
 from vlab_jax.data import left, pipeline, sampling
+from vlab_jax.data.pieces import Batch
+from vlab_jax.data.prefetch import free_shared_memory
 from vlab_jax.errors import CannotRead, RunPreempted
 from vlab_jax.evaluation import run as evaluation
 from vlab_jax.evaluation import sheets
@@ -137,8 +139,9 @@ class Run:
         self.model = VLAB.from_fields(configuration.model_fields(self.saved_config, platform))
         stages.check(self.model, config, mesh)
         self.model = with_sound_kernels(self.model, stages.attention_shapes_of(self.model, config))
+        neighbours = processes.neighbours()
         with processes.primary_first("data"):
-            self.data = RunData(config)
+            self.data = RunData(config, neighbours, free_shared_memory())
         fresh = checkpoints.latest() is None
         self.pretrained = start.open_pretrained(config) if fresh and config.model.pretrained else None
         with processes.primary_first("tokenizer"):
@@ -254,9 +257,7 @@ class Run:
         self.stop_signal.release()
         return state, progress
 
-    def _next(
-        self, batches: pipeline.Batches, record: StepRecord, state: TrainState, progress: Progress
-    ) -> pipeline.Batch:
+    def _next(self, batches: pipeline.Batches, record: StepRecord, state: TrainState, progress: Progress) -> Batch:
         """The next batch. It may be long in coming, where the data is out of reach: SIGTERM is heard meanwhile.
 
         Raises:
@@ -360,6 +361,7 @@ class Run:
             mesh,
             self.config.evaluation.batch_size,
             self.data.workers,
+            self.data.memory,
         )
 
     def finish(self, parameters: Any) -> dict[str, dict[str, float]]:

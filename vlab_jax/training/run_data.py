@@ -1,5 +1,6 @@
 """What a run reads: the splits of its data sets, each opened once, and the batches that a stage learns from."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,10 @@ from ml_collections import ConfigDict
 from vlab_jax.data import builders, mixtures, pipeline
 from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.data.limits import MediaLimits
+from vlab_jax.data.prefetch import PrefetchMemory, plan_prefetch
 from vlab_jax.data.tokenizer import Tokenizer
 from vlab_jax.data.workers import default_workers
+from vlab_jax.runtime.processes import Neighbours
 from vlab_jax.training import start
 
 
@@ -19,23 +22,44 @@ class RunData:
 
     A split is opened once: where its directory vanishes later, it must not be taken for one that is to be prepared.
 
+    Args:
+      neighbours: the processes of the run on this host, which share its cores and memory.
+      free: bytes that are free in shared memory; None: no bound is known.
+
     Attributes:
-      workers: processes that decode; 0: threads.
+      workers: processes that decode, at most; 0: threads.
+      memory: what the batches made ahead may take, of training and of evaluation each.
       validated: whether the data set that is evaluated has a validation split.
 
     Raises:
-      InputError: a data set, or a split of it, is missing.
+      InputError: a data set, or a split of it, is missing, or there is too little memory for decoding ahead.
     """
 
-    def __init__(self, config: ConfigDict) -> None:
+    def __init__(self, config: ConfigDict, neighbours: Neighbours, free: int | None) -> None:
         self._config = config
         self._options = BuildOptions.from_fields(dict(config.data))
         self._sources: dict[tuple[str, str], Any] = {}
-        self.workers = default_workers(config.data.workers)
+        self.workers = default_workers(config.data.workers, neighbours.cores)
+        # Training's batches wait while a stage is evaluated on the way.
+        self.memory = PrefetchMemory(config.data.prefetch_gigabytes, free, 2 * neighbours.host)
+        self._check_memory()
         self.validated = start.validates(config, self._options)
         for split in ("validation", "test") if self.validated else ("test",):
             self.open(config.data.evaluate, split)  # missing, it would be missed only after training
         self.training()
+
+    def _check_memory(self) -> None:
+        """Says once, before the first stage, what the memory is too little for."""
+        config = self._config
+        stages = [config.stage[name] for name in config.stages]
+        asked = [(stage.frames or config.frames, stage.batch_size // jax.process_count()) for stage in stages]
+        asked.append((config.frames, config.evaluation.batch_size))
+        plans = [
+            plan_prefetch(self.memory, batch=batch, frame_bytes=self.frames(count).nbytes, workers=self.workers)
+            for count, batch in asked
+        ]
+        for note in dict.fromkeys(plan.note for plan in plans if plan.note):
+            logging.warning("%s", note)
 
     def open(self, spec: str, split: str) -> Any:
         """A split of a data set."""
@@ -80,6 +104,7 @@ class RunData:
             process=jax.process_index(),
             processes=jax.process_count(),
             workers=self.workers,
+            memory=self.memory,
             questions=stage.questions_per_clip if stage.objectives.question_answering else 0,
             without=tuple(without),
             captions=any(weight for each, weight in stage.objectives.items() if each != "question_answering"),

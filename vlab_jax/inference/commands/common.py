@@ -41,7 +41,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, default: str = "") -> N
     group.add_argument("--frames", type=int, help="frames of a clip that are looked at (default: as in training)")
     group.add_argument("--batch", type=int, default=8, help="clips at once (default: 8)")
     group.add_argument(
-        "--workers", type=int, default=-1, help="processes that decode many clips (default: cores less one, to 16)"
+        "--workers", type=int, default=-1, help="processes that decode many clips (default: cores less two)"
     )
     group.add_argument("--dtype", choices=("float32", "bfloat16"), help="to compute in (default: as in training)")
 
