@@ -38,7 +38,8 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from experiments.timing import commit
-from vlab_jax.config import differences, plain, stage_config, training_config
+from vlab_jax.config import plain, stage_config, training_config
+from vlab_jax.config_differences import differences
 from vlab_jax.errors import InputError
 from vlab_jax.runtime.json_file import write_json
 

@@ -12,7 +12,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from vlab_jax.models.attention import Kernels
-from vlab_jax.models.layers import Insertion, LayerNorm, normal, transformer_of, whole_product
+from vlab_jax.models.layers import Insertion, LayerNorm, normal, transformer_of
+from vlab_jax.models.partition import whole_product
 from vlab_jax.models.rotary import Rotation, patch_rotation
 
 # Per-channel mean and standard deviation of RGB in [0, 1] (CLIP's preprocessing).

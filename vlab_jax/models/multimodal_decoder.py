@@ -28,8 +28,8 @@ from vlab_jax.models.layers import (
     output_projection,
     stacked_init,
     transformer_of,
-    whole_product,
 )
+from vlab_jax.models.partition import whole_product
 from vlab_jax.models.vocabulary import logits_of
 
 # The streams that each blending looks at, in the order of attention.

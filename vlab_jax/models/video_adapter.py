@@ -17,7 +17,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vlab_jax.models.attention import Kernels, attend
-from vlab_jax.models.layers import ACTIVATIONS, interpolate_positions, normal, whole_product
+from vlab_jax.models.layers import ACTIVATIONS, interpolate_positions, normal
+from vlab_jax.models.partition import whole_product
 
 MIXERS = ("conv", "attention")
 

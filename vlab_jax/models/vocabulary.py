@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vlab_jax.models.layers import gathered
+from vlab_jax.models.partition import gathered
 
 CHUNK_BYTES = 2**28  # of float32 logits that exist at once on a device
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vlab_jax.models.layers import batch_devices
+from vlab_jax.models.partition import batch_devices
 from vlab_jax.models.vocabulary import token_losses
 
 MAX_LOGIT_SCALE = 100.0  # CLIP's clamp of the inverse temperature

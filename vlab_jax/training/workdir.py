@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlab_jax import config as configuration
+from vlab_jax.config_differences import differences
 from vlab_jax.errors import InputError
 from vlab_jax.runtime.checkpoint import CONFIG, Checkpoints
 
@@ -20,7 +21,7 @@ def check_workdir(checkpoints: Checkpoints, saved: dict[str, Any]) -> None:
     latest = checkpoints.latest()
     if latest is None:
         return
-    changed = configuration.differences(_with_defaults(checkpoints.read_json(latest, CONFIG)), saved)
+    changed = differences(_with_defaults(checkpoints.read_json(latest, CONFIG)), saved)
     if changed:
         raise InputError(
             f"{checkpoints.directory.parent} holds a run of another config; use another --workdir, or set back: "
