@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlab_jax import config as configuration
-from vlab_jax.config_differences import differences
 from vlab_jax.errors import InputError
 from vlab_jax.runtime.checkpoint import CONFIG, Checkpoints
+from vlab_jax.training.config_differences import differences
 
 RESULTS = "results.json"
 
