@@ -13,13 +13,14 @@ GIB = 2**30
 class Lowered:
     """A lowered program that the compiler takes with so many bytes, or refuses."""
 
-    def __init__(self, arguments=0, temporaries=0, results=0, aliased=0, message=""):
+    def __init__(self, arguments=0, temporaries=0, results=0, aliased=0, peak=0, message=""):
         self.message = message
         self.memory = types.SimpleNamespace(
             argument_size_in_bytes=arguments,
             temp_size_in_bytes=temporaries,
             output_size_in_bytes=results,
             alias_size_in_bytes=aliased,
+            peak_memory_in_bytes=peak,
         )
 
     def compile(self):
@@ -52,6 +53,13 @@ def test_both_of_a_tpus_complaints_are_read():
 def test_another_fault_of_the_compiler_is_no_verdict():
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         fitting.compiled(Lowered(message="INTERNAL: a fault"), topologies.parse("v5e:2x4"), 0)
+
+
+def test_a_tpu_needs_what_it_needs_at_its_peak():
+    """Its compiler lets arrays take the place of others that are over: less than the sum of all that there ever is."""
+    lowered = Lowered(arguments=4 * GIB, temporaries=12 * GIB, peak=14 * GIB)
+    found = fitting.compiled(lowered, topologies.parse("v5e:2x4"), 4 * GIB)
+    assert found.fits and (found.needed, found.temporaries) == (14 * GIB, 10 * GIB)
 
 
 def test_on_a_gpu_what_takes_the_place_of_what_is_given_counts_once(monkeypatch):

@@ -59,7 +59,10 @@ def compiled(lowered: Any, topology: Topology, held: int) -> Compiled:
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     needed = float(memory.argument_size_in_bytes + memory.temp_size_in_bytes + results)
     fits = topology.platform == "tpu" or needed <= topology.memory
-    return Compiled(fits, needed, topology.memory, needed - memory.argument_size_in_bytes, program.as_text())
+    if topology.platform == "tpu":  # the compiler lets arrays take the place of others that are over
+        needed = float(memory.peak_memory_in_bytes or needed)
+    temporaries = max(needed - memory.argument_size_in_bytes, 0.0)
+    return Compiled(fits, needed, topology.memory, temporaries, program.as_text())
 
 
 def refused(message: str) -> tuple[float, float]:
