@@ -1,6 +1,7 @@
 """The mesh, what lies where on it, and that a mesh of eight devices trains like one."""
 
 import functools
+import re
 
 import jax
 import numpy as np
@@ -311,3 +312,25 @@ def test_devices_send_parameters_and_their_gradients_and_no_activations(blended_
     if "fsdp" in name:
         assert size < work.payload["all-gather"] < 2.5 * size
     assert work.payload["all-to-all"] < 0.1 * size
+
+
+def gathered_types(axes: dict[str, int]) -> set[str]:
+    """The types of the arrays that a training step asks to be whole on each device."""
+    config = training_config()
+    config.frames = config.image_frames = 4
+    fields = stage_config(batch_size=CLIPS, objectives={"contrastive": 1.0, "captioning": 1.0, "masked_lm": 0.0})
+    stage = stages.prepare(tiny_vlab(dtype="bfloat16"), fields, config, sharding.make_mesh(**axes))
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), random_batch(CLIPS))
+    text = stage.step.trace(stage.shapes, batch).lower().as_text()
+    side = r'\{(?:"tensor")?\}'  # split along nothing, or along an axis of one device
+    return set(re.findall(rf"sharding_constraint \S+ <@mesh, \[{side}(?:, {side})*\]> : tensor<(\S+)>", text))
+
+
+def test_kernels_that_fsdp_splits_are_whole_before_their_products_in_the_compute_type():
+    """Else a TPU's compiler makes a ring of small products of each."""
+    mlp, attention, table, cross = ("16x32", "32x16"), ("16x3x2x8", "2x8x16"), ("40x16",), ("16x1x2x8", "16x2x2x8")
+    patches, adapter = ("192x16",), ("16x8", "8x16")  # the pooled token's projection is of the adapter's shape
+    kernels = {f"{shape}xbf16" for shape in (*mlp, *attention, *table, *cross, *patches, *adapter, "16x16")}
+    found = gathered_types({"data": 1, "fsdp": 8})
+    assert found == kernels, (found - kernels, kernels - found)
+    assert gathered_types({"data": 8}) == set()
