@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +78,7 @@ def one_product(config, name, mesh, batch=0):
     kernel = jax.ShapeDtypeStruct((32, 8), jnp.float32, sharding=whole)
     gradient = jax.jit(jax.grad(lambda kernel, clips: (clips @ kernel).sum()), out_shardings=whole)
     held = {"parameters": 32 * 8 * 4, "optimiser": 0, "average": 0, "batch": 2 * 32 * 4}
-    return programs.Program(name, 16, 8, held, 8e12, lambda: gradient.lower(kernel, clips))
+    return programs.Program(name, 16, 8, held, 8e12, lambda: gradient.trace(kernel, clips))
 
 
 def test_a_stage_is_compiled_for_the_machine(eight, monkeypatch, capsys):
@@ -112,7 +113,8 @@ def test_what_a_model_is_used_for_is_lowered_too(eight, monkeypatch):
 def stage_of_one_clip_a_quarter(config, name, mesh, batch=0):
     """A stage whose every clip takes a quarter of a GiB."""
     batch = batch or config.stage[name].batch_size
-    return programs.Program(name, batch, 8, dict.fromkeys(HELD, 0), 1e12, lambda: batch)
+    traced = types.SimpleNamespace(lower=lambda: batch)
+    return programs.Program(name, batch, 8, dict.fromkeys(HELD, 0), 1e12, lambda: traced)
 
 
 @pytest.fixture

@@ -203,6 +203,7 @@ def test_no_shell_no_evaluation_of_text_and_no_foreign_pickles():
     assert found.pop("captioning.py") == {"subprocess.Popen"}  # the Java of two scorers, with a fixed command line
     assert found.pop("in_hand.py") == {"pickle.loads"}  # a folder that this program makes for its own workers
     assert found.pop("patience.py") == {"pickle.loads"}  # what the same program has pickled a moment before
+    assert found.pop("processes.py") == {"pickle.loads"}  # what another process of the run has pickled a moment before
     assert found.pop("replay.py") == {"np.load"}
     assert found == {}, "say here why it cannot be made to run what others wrote"
 

@@ -235,12 +235,11 @@ def reference_transformer():
 
 def outputs_and_gradients(inputs, remat: str, unroll: int):
     """A causal transformer's output, and the gradients of a loss in its parameters and its input."""
-    mask = jnp.tril(jnp.ones((5, 5), bool))[None, None]
 
     def loss(parameters, inserted, x):
         insertion = Insertion("mlp", lambda kernel, x, _: x + jnp.tanh(x @ kernel), inserted, (0, 2))
         module = Transformer(depth=3, heads=2, mlp_width=32, remat=remat, unroll=unroll)
-        y, _ = module.apply({"params": parameters}, x, mask, (insertion,))
+        y, _ = module.apply({"params": parameters}, x, causal=True, insertions=(insertion,))
         return jnp.sin(y).mean(), y
 
     return quick_jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*inputs)

@@ -62,8 +62,9 @@ def test_a_step_of_captioning_leaves_the_text_tower_alone_only_where_what_is_unu
     labels = optim.assign_groups(parameters, groups)
     optimizer = optim.make_optimizer(groups, labels, optim.course(10, 0), weight_decay=0.5, clip_norm=1.0)
     objective = Objective(CAPTIONING, BOTH, (0, 2))
-    step = make_train_step(model, objective, optimizer, optim.trainable(parameters, groups), seed=0)
-    state = init_state(parameters, optimizer, averaged=False)
+    trainable = optim.trainable(parameters, groups)
+    step = make_train_step(model, objective, optimizer, trainable, seed=0)
+    state = init_state(parameters, optimizer, False, trainable)
     after = quick_jit(step)(state, batch)[0].parameters
     text = max(jax.tree.leaves(jax.tree.map(largest_difference, after["text"], parameters["text"])))
     projection = largest_difference(

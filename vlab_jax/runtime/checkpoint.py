@@ -187,7 +187,8 @@ class Checkpoints:
     def _saved_paths(self, step: int, part: str) -> list[tuple[str, ...]]:
         """The paths of the arrays that a part of a saved state holds."""
         try:
-            tree = self._manager.item_metadata(step)[STATE].tree
+            with ocp.StandardCheckpointer() as reader:
+                tree = reader.metadata(self.directory / str(step) / STATE).item_metadata.tree
             return [path for path, leaf in flatten_dict(tree[part]).items() if leaf is not None]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise _unreadable(self.directory / str(step), error) from error
