@@ -79,7 +79,10 @@ def test_generation_makes_logits_of_the_last_place_of_a_prefix_alone(seen):
     assert temporaries(lowered) < 0.5 * GIB
 
 
-def test_a_training_step_takes_less_room_than_its_logits_would(config):
-    """16 clips with a caption read twice: 0.45 GiB of logits, three times that with what their gradients need."""
-    step = programs.stage_step(config, "adapt", one_device(), 16)
-    assert temporaries(step.trace().lower()) < 1.3 * GIB
+def test_a_training_step_makes_no_logits_of_a_whole_batch():
+    """Of 64 captions that are read twice, 1.8 GiB, and as much again for their gradients: 6.8 GiB were taken by that."""
+    config = get_config("b32")
+    config.model.vision.depth = config.model.text.depth = 2
+    config.dtype, config.frames, config.image_frames = "float32", 2, 2
+    step = programs.stage_step(config, "adapt", one_device(), 64)
+    assert temporaries(step.trace().lower()) < 3.3 * GIB
