@@ -80,7 +80,7 @@ def test_generation_makes_logits_of_the_last_place_of_a_prefix_alone(seen):
 
 
 def test_a_training_step_makes_no_logits_of_a_whole_batch():
-    """Of 64 captions that are read twice, 1.8 GiB, and as much again for their gradients: 6.8 GiB were taken by that."""
+    """Of 64 captions that are read twice they are 1.8 GiB, and their gradients as much again: a step took 6.8 GiB."""
     config = get_config("b32")
     config.model.vision.depth = config.model.text.depth = 2
     config.dtype, config.frames, config.image_frames = "float32", 2, 2
