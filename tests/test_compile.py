@@ -161,7 +161,7 @@ def row(**fields):
         "time": None,
         "compile_seconds": 83.0,
     }
-    return compile_report.Row(**given | fields)
+    return compile_report.ProgramRow(**given | fields)
 
 
 def test_the_table_says_what_fits_and_where_time_goes():

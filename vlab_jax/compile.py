@@ -77,7 +77,7 @@ def run(
       search: whether the largest batch of each stage is looked for.
 
     Returns:
-      The mesh, and a `compile_report.Row` for each program.
+      The mesh, and a `compile_report.ProgramRow` for each program.
 
     Raises:
       InputError: the config does not fit the machine's mesh, or the machine is none that can be compiled for.
@@ -121,7 +121,7 @@ def _show(given: Sequence[str], topology: topologies.Topology, mesh: Any, rows: 
 
 
 def _compiled(made: Any, topology: topologies.Topology, mesh: Any, place: str) -> Any:
-    """The `Row` of a `programs.Program`."""
+    """The `ProgramRow` of a `programs.Program`."""
     from vlab_jax.runtime import compile_report, fitting, hlo, step_time
     from vlab_jax.runtime.absent_devices import cudnn_answers
     from vlab_jax.runtime.chips import peak_flops
@@ -142,7 +142,7 @@ def _compiled(made: Any, topology: topologies.Topology, mesh: Any, place: str) -
     if found.text and topology.platform == "tpu":
         rates = step_time.Rates(chip.clock, (peak or 0.0) / mesh.size, chip.bandwidth, chip.ring)
         estimate = step_time.estimate(found.text, rates)
-    return compile_report.Row(
+    return compile_report.ProgramRow(
         made.name,
         made.batch,
         found.fits,
@@ -163,7 +163,7 @@ def _compiled(made: Any, topology: topologies.Topology, mesh: Any, place: str) -
 
 
 def _largest(step: Callable[..., Any], topology: topologies.Topology, mesh: Any, place: str) -> Any:
-    """The `Row` of the largest batch of a stage that fits, or of the smallest that was tried where none does."""
+    """The `ProgramRow` of the largest batch of a stage that fits, or of the smallest that was tried where none does."""
     from vlab_jax.runtime import fitting
 
     tried, first = {}, step()

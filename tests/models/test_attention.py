@@ -14,7 +14,7 @@ from tiny_models import quick_jit
 
 from vlab_jax.models import attention_check
 from vlab_jax.models.attention import Kernels, attend, from_cache_layout, to_cache_layout, uses_cudnn
-from vlab_jax.models.attention_check import Shape, wrong_kernel
+from vlab_jax.models.attention_check import AttentionShape, wrong_kernel
 
 HEAD_WIDTHS = (24, 64, 72, 80, 88, 96, 104, 128)
 ROWS, HEADS = 2, 2
@@ -208,7 +208,11 @@ def test_what_is_cached_comes_back_as_it_was(kernels):
     assert np.array_equal(from_cache_layout(to_cache_layout(x, kernels), kernels, 64), x)
 
 
-SHAPES = [Shape(77, 77, 2, 64, causal=True), Shape(16, 33, 2, 64, lengths=True), Shape(5, 5, 2, 20)]
+SHAPES = [
+    AttentionShape(77, 77, 2, 64, causal=True),
+    AttentionShape(16, 33, 2, 64, lengths=True),
+    AttentionShape(5, 5, 2, 20),
+]
 
 
 def right(query, key, value, *, platform, attention, **options):

@@ -26,7 +26,7 @@ ROUNDINGS, LARGEST_ROUNDINGS = 2.0, 16.0
 Attention = Callable[..., jax.Array]
 
 
-class Shape(NamedTuple):
+class AttentionShape(NamedTuple):
     """The shape of an attention: `queries` to `keys` tokens, `heads` of `head_width`; `lengths`: a row has its own."""
 
     queries: int
@@ -43,7 +43,7 @@ class Shape(NamedTuple):
 
 def attention_shapes(
     model: VLAB, frames: int, image_frames: int, streams: Iterable[str], texts: int, masked: bool
-) -> list[Shape]:
+) -> list[AttentionShape]:
     """The attentions of a model's training step, each once.
 
     Args:
@@ -56,24 +56,26 @@ def attention_shapes(
     tokens = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
     length, width = text["context_length"], text["width"] // text["heads"]
     shapes = [
-        Shape(tokens, tokens, vision["heads"], vision["width"] // vision["heads"]),
-        Shape(length, length, text["heads"], width, causal=True),
+        AttentionShape(tokens, tokens, vision["heads"], vision["width"] // vision["heads"]),
+        AttentionShape(length, length, text["heads"], width, causal=True),
     ]
     if adapter["blocks"] and adapter["mixer"] == "attention":
-        shapes.append(Shape(frames, frames, adapter["heads"], adapter["width"] // adapter["heads"]))
+        shapes.append(AttentionShape(frames, frames, adapter["heads"], adapter["width"] // adapter["heads"]))
     if masked:
-        shapes.append(Shape(length, length, text["heads"], width, lengths=True))
+        shapes.append(AttentionShape(length, length, text["heads"], width, lengths=True))
     blending = model.decoder["blending"]
     counts = {"video": frames, "image": image_frames}
     seen = [counts[stream] * tokens for stream in BLENDINGS[blending] if stream in streams]
     if blending == "concat":
         seen = [sum(seen)]
     for read in {texts, int(masked)} - {0}:
-        shapes += [Shape(read * length, keys, text["heads"], width) for keys in seen if keys]
+        shapes += [AttentionShape(read * length, keys, text["heads"], width) for keys in seen if keys]
     return list(dict.fromkeys(shapes))
 
 
-def wrong_kernel(shapes: Iterable[Shape], dtype: Any, kernels: Kernels, attention: Attention = attend) -> str | None:
+def wrong_kernel(
+    shapes: Iterable[AttentionShape], dtype: Any, kernels: Kernels, attention: Attention = attend
+) -> str | None:
     """What is wrong with the kernels that serve these shapes, in a line; None where nothing is, or none is used.
 
     Args:
@@ -92,7 +94,7 @@ def wrong_kernel(shapes: Iterable[Shape], dtype: Any, kernels: Kernels, attentio
     return None
 
 
-def with_sound_kernels(model: VLAB, shapes: Iterable[Shape]) -> VLAB:
+def with_sound_kernels(model: VLAB, shapes: Iterable[AttentionShape]) -> VLAB:
     """The model, or, where a kernel that it would use is wrong, the same with XLA's attention; a warning says so."""
     wrong = wrong_kernel(shapes, model.dtype, model.kernels)
     if wrong is None:
@@ -101,7 +103,7 @@ def with_sound_kernels(model: VLAB, shapes: Iterable[Shape]) -> VLAB:
     return model.clone(attention="xla")
 
 
-def _difference(shape: Shape, dtype: Any, kernels: Kernels, attention: Attention) -> str | None:
+def _difference(shape: AttentionShape, dtype: Any, kernels: Kernels, attention: Attention) -> str | None:
     """How the output or a gradient differs by more than rounding; None if none does."""
     keys = jax.random.split(jax.random.key(0), 4)
     lengths = {"query": shape.queries, "key": shape.keys, "value": shape.keys, "output": shape.queries}

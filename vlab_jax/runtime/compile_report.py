@@ -12,7 +12,7 @@ SHOWN = 16  # places of a step that the table shows
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class ProgramRow:
     """One program on a machine.
 
     Attributes:
@@ -57,7 +57,7 @@ class Row:
         return fields | {"utilisation": self.utilisation}
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[ProgramRow]) -> str:
     """A column for each program; then what its devices send each other, and where its time goes."""
     lines = [
         ("batch", [f"{row.batch}" for row in rows]),
@@ -87,7 +87,7 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(shown)
 
 
-def _collectives(row: Row) -> list[str]:
+def _collectives(row: ProgramRow) -> list[str]:
     if not row.collectives:
         return []
     hidden = "" if row.sending is None else f"; {1e3 * row.sending:.1f} ms where nothing hides them"
@@ -97,7 +97,7 @@ def _collectives(row: Row) -> list[str]:
     return lines
 
 
-def _places(row: Row) -> list[str]:
+def _places(row: ProgramRow) -> list[str]:
     if row.time is None:
         return []
     by = ", ".join(f"{name} {1e3 * spent:.1f}" for name, spent in row.time.sources.most_common() if spent)
@@ -113,7 +113,7 @@ def _place(at: Any) -> str:
     return ", ".join(filter(None, (at.part, at.layer, at.way)))
 
 
-def markdown(row: Row, what: str, topology: str, mesh: str, command: str) -> str:
+def markdown(row: ProgramRow, what: str, topology: str, mesh: str, command: str) -> str:
     """A row of a table: config, program, machine, mesh, batch, GiB a device, ms at peak and estimated, command."""
     fits = (
         f"{_gib(row.needed)} of {_gib(row.available)}"

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from vlab_jax.data import sampling
 from vlab_jax.errors import InputError
-from vlab_jax.models.attention_check import Shape, attention_shapes
+from vlab_jax.models.attention_check import AttentionShape, attention_shapes
 from vlab_jax.models.flops import Work, step_flops
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.runtime import sharding
@@ -192,7 +192,7 @@ def _prepare(model: VLAB, stage: FrozenConfigDict, config: FrozenConfigDict, mes
 
 def _cost(model: VLAB, stage: ConfigDict, config: ConfigDict, learns: Any, mesh: Mesh) -> StepCost:
     weights, frames, clips = stage.objectives, stage.frames or config.frames, stage.batch_size
-    causal = bool(weights.captioning) + stage.questions_per_clip * bool(weights.question_answering)
+    causal = causal_texts(stage)
     work = Work(
         clips,
         frames,
@@ -206,15 +206,22 @@ def _cost(model: VLAB, stage: ConfigDict, config: ConfigDict, learns: Any, mesh:
     return StepCost(clips, clips * frames, step_flops(model, work, parts), peak_flops(list(mesh.devices.flat)))
 
 
-def attention_shapes_of(model: VLAB, config: ConfigDict) -> list[Shape]:
+def causal_texts(stage: ConfigDict) -> int:
+    """Texts of a clip that the decoder reads from left to right in a stage's step."""
+    weights = stage.objectives
+    return bool(weights.captioning) + stage.questions_per_clip * bool(weights.question_answering)
+
+
+def attention_shapes_of(model: VLAB, config: ConfigDict) -> list[AttentionShape]:
     """The attentions that the stages of a config compute, each once."""
     shapes = []
     for name in config.stages:
         stage = config.stage[name]
         frames, weights = stage.frames or config.frames, stage.objectives
-        texts = bool(weights.captioning) + stage.questions_per_clip * bool(weights.question_answering)
         image_frames = min(frames, config.image_frames)
-        shapes += attention_shapes(model, frames, image_frames, stage.streams, texts, bool(weights.masked_lm))
+        shapes += attention_shapes(
+            model, frames, image_frames, stage.streams, causal_texts(stage), bool(weights.masked_lm)
+        )
     return list(dict.fromkeys(shapes))
 
 
