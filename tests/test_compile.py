@@ -165,10 +165,10 @@ def row(**fields):
 
 
 def test_the_table_says_what_fits_and_where_time_goes():
-    from vlab_jax.runtime.step_time import Place, Time
+    from vlab_jax.runtime.step_time import ModelPlace, Time
 
     time = Time()
-    time.places[Place("decoder", "MLP", "backward")] = 0.4
+    time.places[ModelPlace("decoder", "MLP", "backward")] = 0.4
     time.sources.update({"compiler": 0.3, "kernels": 0.1})
     shown = compile_report.table([row(time=time), row(name="adapt", fits=False)])
     lines = {line[:22].strip(): line[22:].split() for line in shown.splitlines()}

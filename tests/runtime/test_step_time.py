@@ -3,7 +3,7 @@
 import pytest
 
 from vlab_jax.runtime import hlo, step_time
-from vlab_jax.runtime.step_time import KERNEL, Place, Rates
+from vlab_jax.runtime.step_time import KERNEL, ModelPlace, Rates
 
 RATES = Rates(clock=1e9, peak=1e12, memory=1e9, ring=1e6)
 TWICE = "jit(on_mesh)/transpose(jvp(VLAB.decode))/decoder/transformer/while/body/blocks/mlp/input/dot_general"
@@ -128,27 +128,27 @@ def test_what_has_no_estimate_is_charged_its_bytes_and_what_runs_beside_nothing(
 @pytest.mark.parametrize(
     ("name", "place"),
     [
-        (TWICE, Place("decoder", "MLP", "backward")),
+        (TWICE, ModelPlace("decoder", "MLP", "backward")),
         (
             "jit(on_mesh)/transpose(jvp(VLAB.encode_visual))/VLAB._video_stream/VLAB._end/vision.end/transformer/while/"
             "body/closed_call/checkpoint/rematted_computation/blocks/attention/bhlk,bhkd->bhld/dot_general",
-            Place("video stream", "attention", "recomputed"),
+            ModelPlace("video stream", "attention", "recomputed"),
         ),
         (
             "jit(on_mesh)/jvp(VLAB.decode)/decoder/transformer/blocks/blocks._insert/CrossAttention/attend/query/dot",
-            Place("decoder", "cross-attention", "forward"),
+            ModelPlace("decoder", "cross-attention", "forward"),
         ),
         (
             "jit(on_mesh)/jvp(VLAB.encode_visual)/VLAB._image_stream/VLAB._end/image_encoder.end/ln_post/norm/div",
-            Place("image stream", "rest", "forward"),
+            ModelPlace("image stream", "rest", "forward"),
         ),
         (
             "jit(on_mesh)/jvp(VLAB.encode_text)/text/transformer/blocks/mlp/output/add",
-            Place("text tower", "MLP", "forward"),
+            ModelPlace("text tower", "MLP", "forward"),
         ),
-        ("jit(on_mesh)/transpose(jvp())/reduce_sum", Place("losses", "", "backward")),
-        ("jit(on_mesh)/mul", Place("optimiser", "", "")),
-        ("broadcast.7", Place("copies", "", "")),
+        ("jit(on_mesh)/transpose(jvp())/reduce_sum", ModelPlace("losses", "", "backward")),
+        ("jit(on_mesh)/mul", ModelPlace("optimiser", "", "")),
+        ("broadcast.7", ModelPlace("copies", "", "")),
     ],
 )
 def test_time_is_put_where_the_model_spends_it(name, place):

@@ -24,7 +24,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
 @dataclasses.dataclass
-class Work:
+class Counts:
     """Of one device in one run: FLOPs of matrix products; by kind of collective, how many there are (`count`), the
     bytes that they are of (`payload`: the full array, before it is reduced or after it is gathered), and the bytes that
     a device sends for it in a ring (`sent`)."""
@@ -34,7 +34,7 @@ class Work:
     payload: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     sent: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
-    def add(self, other: "Work", times: int = 1) -> None:
+    def add(self, other: "Counts", times: int = 1) -> None:
         """Adds another computation's work, so many times."""
         self.flops += times * other.flops
         for mine, theirs in zip(self._counters(), other._counters(), strict=True):
@@ -73,14 +73,14 @@ class Instruction:
 Computations = Mapping[str, Sequence[Instruction]]
 
 
-def work(text: str) -> Work:
+def work(text: str) -> Counts:
     """The work of a compiled program, from its text (`compiled.as_text()`)."""
     computations, entry = computations_of(text)
-    done: dict[str, Work] = {}
+    done: dict[str, Counts] = {}
 
-    def of(name: str) -> Work:
+    def of(name: str) -> Counts:
         if name not in done:
-            done[name] = Work()
+            done[name] = Counts()
             for part in computations[name]:
                 _count(done[name], part, of, computations)
         return done[name]
@@ -144,7 +144,7 @@ def _reached(name: str, computations: Computations) -> list[str]:
     return called + [further for each in called for further in _reached(each, computations)]
 
 
-def _count(total: Work, part: Instruction, of: Callable[[str], Work], computations: Computations) -> None:
+def _count(total: Counts, part: Instruction, of: Callable[[str], Counts], computations: Computations) -> None:
     kind = part.operation.removesuffix("-start")
     if kind in COLLECTIVES:
         total.count[kind] += 1

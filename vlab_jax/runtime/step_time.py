@@ -53,7 +53,7 @@ class Rates:
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class ModelPlace:
     """Where time goes: a part of the model, a layer of it, and whether it is computed `forward`, `recomputed` or
     `backward`."""
 
@@ -139,19 +139,19 @@ def _charge(part: hlo.Instruction, rates: Rates) -> tuple[str, float]:
     return "kernels", max(moved, KERNEL * int(flops[1]) / rates.peak if flops else 0.0)
 
 
-def place(part: hlo.Instruction) -> Place:
+def place(part: hlo.Instruction) -> ModelPlace:
     """Where an instruction belongs, by the name that JAX gave it."""
     named = _NAME.search(part.rest)
     name = named[1] if named else ""
     if part.operation in hlo.COLLECTIVES:
-        return Place("collectives", part.operation, "")
+        return ModelPlace("collectives", part.operation, "")
     if "jit(" not in name:
-        return Place("copies", "", "")  # of the compiler, in whose names there is no function
+        return ModelPlace("copies", "", "")  # of the compiler, in whose names there is no function
     way = "recomputed" if "rematted_computation" in name else "backward" if "transpose(" in name else "forward"
     model = _first(PARTS, name)
     if not model:
-        return Place("losses", "", way) if "jvp(" in name else Place("optimiser", "", "")
-    return Place(model, _first(LAYERS, name) or "rest", way)
+        return ModelPlace("losses", "", way) if "jvp(" in name else ModelPlace("optimiser", "", "")
+    return ModelPlace(model, _first(LAYERS, name) or "rest", way)
 
 
 def _first(known: tuple[tuple[str, tuple[str, ...]], ...], name: str) -> str:
