@@ -6,9 +6,11 @@ import re
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from run_files import losses
+from saved_clip import flat
 from several_processes import OUTAGE, ROOT, together
 
 from vlab_jax.config import model_fields, plain
@@ -71,6 +73,26 @@ def test_two_processes_train_as_one_and_each_number_goes_on_with_the_others_chec
     results, reached = (json.loads((folder / "results.json").read_text()) for folder in (tmp_path, finished))
     assert results.keys() == reached.keys()
     assert (tmp_path / "report" / "index.html").is_file()
+
+
+def test_frozen_parameters_split_over_two_processes_are_saved_as_one_process_saves_them(config, data_dir, tmp_path):
+    """In bfloat16, with each kernel in eight parts: what is frozen is held rounded, and saved in float32, to the bit,
+    also by a run that has gone on."""
+    config.stop_after, config.dtype, config.mesh.data, config.mesh.fsdp = 1, "bfloat16", 1, 8
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(config, one)
+    expected = flat(parameters(config, one))
+    kernels = [path for path in expected if path.startswith("vision/") and path.endswith("kernel")]
+    assert kernels
+    given = ["dtype=bfloat16", "mesh.data=1", "mesh.fsdp=8", f"data.directory={data_dir}"]
+    arguments = [f"--config={CONFIG}", f"--workdir={two}", *(f"--config.{each}" for each in given)]
+    for steps in (1, 2):
+        run_together(2, [*arguments, f"--config.stop_after={steps}"])
+        found = flat(parameters(config, two))
+        assert losses(two)[-1][0] == steps
+        for path in kernels:
+            np.testing.assert_array_equal(found[path], expected[path], err_msg=path)
+            assert np.any(found[path] != found[path].astype(jnp.bfloat16)), path
 
 
 def test_data_out_of_reach_of_one_process_ends_both_and_what_was_saved_stays(data_dir, tmp_path):
