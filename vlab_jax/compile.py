@@ -136,7 +136,7 @@ def _compiled(made: Any, topology: topologies.Topology, mesh: Any, place: str) -
     verdict = "fits" if found.fits else "does not fit"
     needs = f"{found.needed / topologies.GIB:.2f} of {found.available / topologies.GIB:.2f} GiB"
     _say(f"compiled after {spent:.0f} s; it {verdict}: {needs}\n")
-    peak, chip, work, estimate = peak_flops(list(mesh.devices.flat)), topology.chip, hlo.Counts(), None
+    peak, chip, work, estimate = peak_flops(list(mesh.devices.flat)), topology.chip, hlo.ProgramCounts(), None
     if found.text:
         work = hlo.work(found.text)
     if found.text and topology.platform == "tpu":

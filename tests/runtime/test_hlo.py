@@ -11,7 +11,7 @@ ROWS, WIDTH, DEPTH = 16, 32, 5
 PRODUCT = 2.0 * ROWS * WIDTH * WIDTH
 
 
-def work_of(function, *shapes: tuple[int, ...], **options) -> hlo.Counts:
+def work_of(function, *shapes: tuple[int, ...], **options) -> hlo.ProgramCounts:
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     return hlo.work(jax.jit(function, **options).lower(*arguments).compile().as_text())
 

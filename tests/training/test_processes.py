@@ -76,8 +76,8 @@ def test_two_processes_train_as_one_and_each_number_goes_on_with_the_others_chec
 
 
 def test_frozen_parameters_split_over_two_processes_are_saved_as_one_process_saves_them(config, data_dir, tmp_path):
-    """In bfloat16, with each kernel in eight parts: what is frozen is held rounded, and saved in float32, to the bit,
-    also by a run that has gone on."""
+    """In bfloat16, each kernel split in eight: checkpoints have the float32 values of frozen parameters, to the bit,
+    also those of a resumed run."""
     config.stop_after, config.dtype, config.mesh.data, config.mesh.fsdp = 1, "bfloat16", 1, 8
     one, two = tmp_path / "one", tmp_path / "two"
     train(config, one)

@@ -24,18 +24,23 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
 @dataclasses.dataclass
-class Counts:
-    """Of one device in one run: FLOPs of matrix products; by kind of collective, how many there are (`count`), the
-    bytes that they are of (`payload`: the full array, before it is reduced or after it is gathered), and the bytes that
-    a device sends for it in a ring (`sent`)."""
+class ProgramCounts:
+    """What one device does in one run of a program, or of a computation in it.
+
+    Attributes:
+      flops: of matrix products.
+      count: collectives, by kind.
+      payload: bytes of the full arrays that they reduce or gather, by kind.
+      sent: bytes that the device sends for them in a ring, by kind.
+    """
 
     flops: float = 0.0
     count: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     payload: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     sent: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
-    def add(self, other: "Counts", times: int = 1) -> None:
-        """Adds another computation's work, so many times."""
+    def add(self, other: "ProgramCounts", times: int = 1) -> None:
+        """Adds what another computation does, `times` over."""
         self.flops += times * other.flops
         for mine, theirs in zip(self._counters(), other._counters(), strict=True):
             mine.update({kind: times * value for kind, value in theirs.items()})
@@ -73,14 +78,14 @@ class Instruction:
 Computations = Mapping[str, Sequence[Instruction]]
 
 
-def work(text: str) -> Counts:
-    """The work of a compiled program, from its text (`compiled.as_text()`)."""
+def work(text: str) -> ProgramCounts:
+    """Counts what a compiled program does, from its text (`compiled.as_text()`)."""
     computations, entry = computations_of(text)
-    done: dict[str, Counts] = {}
+    done: dict[str, ProgramCounts] = {}
 
-    def of(name: str) -> Counts:
+    def of(name: str) -> ProgramCounts:
         if name not in done:
-            done[name] = Counts()
+            done[name] = ProgramCounts()
             for part in computations[name]:
                 _count(done[name], part, of, computations)
         return done[name]
@@ -144,7 +149,9 @@ def _reached(name: str, computations: Computations) -> list[str]:
     return called + [further for each in called for further in _reached(each, computations)]
 
 
-def _count(total: Counts, part: Instruction, of: Callable[[str], Counts], computations: Computations) -> None:
+def _count(
+    total: ProgramCounts, part: Instruction, of: Callable[[str], ProgramCounts], computations: Computations
+) -> None:
     kind = part.operation.removesuffix("-start")
     if kind in COLLECTIVES:
         total.count[kind] += 1
