@@ -1,5 +1,6 @@
 """Shape checks on for the whole package, eight fake devices, and the folder of real files."""
 
+import gc
 import os
 import pathlib
 import tempfile
@@ -24,6 +25,11 @@ from jaxtyping import install_import_hook
 install_import_hook("vlab_jax", "beartype.beartype")
 
 import pytest
+
+# Tracing makes objects by the million, nearly all of which stay: looking through them again and again is a seventh of
+# a trace's time.
+gc.freeze()
+gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture(scope="session")

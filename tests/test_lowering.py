@@ -1,7 +1,8 @@
 """Programs of every size and use are lowered for NVIDIA GPUs and for TPUs, on the CPU: what those refuse is seen here.
 
-Two blocks at true widths and lengths: the others are the same again. A stage's attentions are those of `blend` or
-fewer, so that every size is lowered by its `blend`, and one size by all of its stages.
+Two blocks at true widths and lengths: the others are the same again. What every size has in common, one lowers for
+all: the whole step of each stage, with its optimiser, and masked language modelling (texts have 77 tokens and heads of
+64 in all sizes). The others, and the benchmarks, lower the gradient of what they have of their own.
 """
 
 import contextlib
@@ -53,6 +54,22 @@ def lowered_step(config, stage: str, platform: str) -> str:
         return made.step.trace(made.shapes, given).lower(lowering_platforms=(platform,)).as_text()
 
 
+def lowered_gradient(config, stage: str, platform: str) -> str:
+    """The text of a stage's loss and its gradient."""
+    # The same for every platform, and kept; initialisation itself is lowered with the whole steps.
+    shapes = parameter_shapes(programs.model_of(config, one_device()), config.frames)
+    with devices_of(platform):
+        model = programs.model_of(config, one_device())
+        objective = stages.objective_of(config.stage[stage], config)
+        batch = stages.batch_shapes(model, config.stage[stage], config)
+
+        def loss(parameters, batch):
+            return objective(model, parameters, batch, jax.random.key(0))
+
+        traced = jax.jit(jax.grad(loss, has_aux=True)).trace(shapes, batch)
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
 def assert_fused(text: str, platform: str) -> None:
     """On a GPU attention is cuDNN's, forward and backward; elsewhere nothing is."""
     assert (FUSED in text) == (platform == "cuda")
@@ -60,16 +77,17 @@ def assert_fused(text: str, platform: str) -> None:
         assert FUSED + "SoftmaxBackward" in text
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("size", [name for name in SIZES if name != "tiny"])
-def test_every_published_size_lowers_with_all_of_its_objectives(size, platform):
-    config = small(get_config(size))
-    assert_fused(lowered_step(config, "blend", platform), platform)
-
-
 @pytest.mark.parametrize("platform", PLATFORMS)
-@pytest.mark.parametrize("stage", ["clip", "adapt"])
-def test_every_stage_lowers(stage, platform):
+def test_every_published_size_lowers(size, platform):
+    config = small(get_config(size))
+    config.stage.blend.objectives.masked_lm = 0.0
+    assert_fused(lowered_gradient(config, "blend", platform), platform)
+
+
+@pytest.mark.parametrize("stage", ["clip", "adapt", "blend"])
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_every_stage_lowers_with_all_of_its_objectives(stage, platform):
     assert_fused(lowered_step(small(get_config("b32")), stage, platform), platform)
 
 
@@ -98,7 +116,7 @@ FINE_TUNINGS = fine_tunings()
 @pytest.mark.parametrize("name", FINE_TUNINGS)
 def test_every_benchmark_lowers_with_its_objective_and_frames(name, platform):
     task = name.partition("/")[0]
-    assert_fused(lowered_step(FINE_TUNINGS[name], task, platform), platform)
+    assert_fused(lowered_gradient(FINE_TUNINGS[name], task, platform), platform)
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
@@ -110,9 +128,8 @@ def test_a_mixer_that_attends_over_any_number_of_frames_lowers(platform):
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-@pytest.mark.parametrize("size", ["b16", "h14"])
-def test_embedding_captioning_and_likelihoods_lower(size, platform):
-    config = small(get_config(size))
+def test_embedding_captioning_and_likelihoods_lower(platform):
+    config = small(get_config("b16"))
     config.generation.max_tokens = 8
     with devices_of(platform):
         mesh = one_device()

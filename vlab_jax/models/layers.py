@@ -301,6 +301,7 @@ class Transformer(nn.Module):
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
             length=last - first,
             unroll=min(self.unroll, last - first),
+            check_constancy_invariants=False,  # nothing is broadcast out: one more trace of every block, for nothing
         )
         if last - first < self.depth:
 
