@@ -26,8 +26,8 @@ install_import_hook("vlab_jax", "beartype.beartype")
 
 import pytest
 
-# Tracing makes objects by the million, nearly all of which stay: looking through them again and again is a seventh of
-# a trace's time.
+# Tracing makes millions of objects, and nearly all of them stay. With Python's defaults, the garbage collector scans
+# them so often that it takes a seventh of a trace's time.
 gc.freeze()
 gc.set_threshold(100_000, 20, 20)
 

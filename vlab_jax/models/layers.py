@@ -301,7 +301,8 @@ class Transformer(nn.Module):
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
             length=last - first,
             unroll=min(self.unroll, last - first),
-            check_constancy_invariants=False,  # nothing is broadcast out: one more trace of every block, for nothing
+            # The check traces the block a second time, to find outputs that are the same in all iterations: none is.
+            check_constancy_invariants=False,
         )
         if last - first < self.depth:
 
