@@ -12,7 +12,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile --max-worker-restart=0
 demo: $(VENV)/requirements.done
 	$(VENV)/bin/python -m vlab_jax.main --config=configs/pretrain.py --workdir=$(WORKDIR)
 	$(VENV)/bin/python -m vlab_jax.export --checkpoint=$(WORKDIR) --out=$(MODEL) --replace
-	test -d $(VIDEOS) || $(VENV)/bin/python -m vlab_jax.data.unpack --dataset=motion --clips=24 --out=$(VIDEOS)
+	test -d $(VIDEOS) || $(VENV)/bin/python -m vlab_jax.datasets.unpack --dataset=motion --clips=24 --out=$(VIDEOS)
 	@echo "Try what it has learned on clips that it has not seen, or on videos of your own:"
 	@echo "  $(VENV)/bin/python -m vlab_jax.predict caption $(VIDEOS) --model=$(MODEL)"
 

@@ -40,8 +40,8 @@ from ml_collections import ConfigDict
 from experiments.timing import commit
 from vlab_jax.config import plain, stage_config, training_config
 from vlab_jax.errors import InputError
-from vlab_jax.runtime.json_file import write_json
-from vlab_jax.training.config_differences import differences
+from vlab_jax.runtime.disk import write_json
+from vlab_jax.training.workdir import differences
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent

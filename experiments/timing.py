@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vlab_jax.runtime.json_file import write_json
+from vlab_jax.runtime.disk import write_json
 
 
 def medians(

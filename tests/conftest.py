@@ -44,9 +44,9 @@ def assets() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> str:
     """`motion/tiny`, built once."""
-    from vlab_jax.data import builders  # here, because the hook must be there first
-    from vlab_jax.data.builders.options import BuildOptions
+    from vlab_jax.datasets import registry  # here, because the hook must be there first
+    from vlab_jax.datasets.records import BuildOptions
 
     folder = str(tmp_path_factory.mktemp("data"))
-    builders.prepare("motion/tiny", BuildOptions(folder))
+    registry.prepare("motion/tiny", BuildOptions(folder))
     return folder

@@ -19,7 +19,7 @@ import numpy as np
 from reference_models import CASES, Reference
 from tiny_models import largest_difference, with_block_states
 
-from vlab_jax.models.clip import TextTower, VisionTower
+from vlab_jax.models.towers import TextTower, VisionTower
 from vlab_jax.models.vlab import VLAB, parameter_shapes, unit_length
 from vlab_jax.pretrained.load import Pretrained, load_parameters, open_checkpoint
 

@@ -7,7 +7,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vlab_jax.runtime.checkpoint import STATE, Checkpoints
-from vlab_jax.runtime.meters import read_metrics
+from vlab_jax.runtime.metrics import read_metrics
 
 
 def saved_state(workdir: pathlib.Path, step: int | None = None) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 from tiny_models import TEXT, VISION, random_parameters, tiny_vlab
 
-from vlab_jax.models.clip import TextTower, VisionTower
+from vlab_jax.models.towers import TextTower, VisionTower
 from vlab_jax.models.vlab import VLAB
 from vlab_jax.pretrained.export import write_hugging_face
 

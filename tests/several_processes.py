@@ -47,7 +47,7 @@ def together(commands: list[list[str]], devices: int = 4) -> list[Ended]:
 def _main() -> None:
     notes, failing, last = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     from vlab_jax import main
-    from vlab_jax.data.reader import Reader
+    from vlab_jax.data.batches import Reader
     from vlab_jax.errors import CannotRead
     from vlab_jax.training.loop import Run
 

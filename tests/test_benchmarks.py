@@ -13,7 +13,7 @@ from configs.captioning import get_config as captioning
 from configs.fine_tuning import fine_tuning
 from vlab_jax import config_check
 from vlab_jax.config import model_fields, plain
-from vlab_jax.data import builders
+from vlab_jax.datasets import registry
 from vlab_jax.errors import InputError
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.training import optim
@@ -68,7 +68,7 @@ def test_every_value_has_a_source_and_what_is_published_nowhere_says_so(task, na
 def test_a_benchmark_s_data_set_has_its_splits_and_as_many_examples_as_are_counted(task, name):
     benchmark = benchmarks.BENCHMARKS[task][name]
     data, _, configuration = benchmark.data.partition("/")
-    protocol = builders.BUILDERS[data].protocol_of(configuration)
+    protocol = registry.BUILDERS[data].protocol_of(configuration)
     assert protocol.name == configuration and {"train", "test"} <= set(protocol.files)
     assert ("validation" in protocol.files) == (benchmark.select_on == "validation")
     trained = (counts for splits, counts in protocol.expected.items() if splits.startswith("train"))

@@ -15,8 +15,9 @@ import pytest
 
 from vlab_jax import compile as command
 from vlab_jax import config_file
-from vlab_jax.runtime import compile_report, fitting, sharding, topologies
-from vlab_jax.runtime.compile_report import HELD
+from vlab_jax.compiling import fitting, report, topologies
+from vlab_jax.compiling.report import HELD
+from vlab_jax.runtime import sharding
 from vlab_jax.training import programs
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -161,16 +162,16 @@ def row(**fields):
         "time": None,
         "compile_seconds": 83.0,
     }
-    return compile_report.ProgramRow(**given | fields)
+    return report.ProgramRow(**given | fields)
 
 
 def test_the_table_says_what_fits_and_where_time_goes():
-    from vlab_jax.runtime.step_time import ModelPlace, Time
+    from vlab_jax.compiling.step_time import ModelPlace, Time
 
     time = Time()
     time.places[ModelPlace("decoder", "MLP", "backward")] = 0.4
     time.sources.update({"compiler": 0.3, "kernels": 0.1})
-    shown = compile_report.table([row(time=time), row(name="adapt", fits=False)])
+    shown = report.table([row(time=time), row(name="adapt", fits=False)])
     lines = {line[:22].strip(): line[22:].split() for line in shown.splitlines()}
     assert lines["fits"] == ["yes", "NO"]
     assert lines["utilisation, %"] == ["25.0", "-"]
@@ -180,7 +181,7 @@ def test_the_table_says_what_fits_and_where_time_goes():
 
 
 def test_a_row_of_markdown_has_its_command():
-    text = compile_report.markdown(row(fits=False), "l14", "v5e:2x4", "data=8", "python -m vlab_jax.compile …")
+    text = report.markdown(row(fits=False), "l14", "v5e:2x4", "data=8", "python -m vlab_jax.compile …")
     cells = [cell.strip() for cell in text.strip("|").split("|")]
     assert cells[:5] == ["l14", "blend", "v5e:2x4", "data=8", "128"]
     assert cells[5] == "**no**: 12.50 of 15.75"

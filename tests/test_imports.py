@@ -78,7 +78,7 @@ MAY_IMPORT = {
 
 
 def part(file: pathlib.Path) -> str:
-    """`models` for `vlab_jax/models/clip.py`, `main` for `vlab_jax/main.py`."""
+    """`models` for `vlab_jax/models/towers.py`, `main` for `vlab_jax/main.py`."""
     return file.relative_to(ROOT / "vlab_jax").with_suffix("").parts[0]
 
 
@@ -106,7 +106,7 @@ def parts_imported(file: pathlib.Path) -> set[str]:
 
 def test_the_reader_of_imports_sees_every_spelling():
     source = "import a.b\nfrom c import d as e\ndef f():\n  from . import g\n  from ..data import video\n"
-    assert imported(ast.parse(source), "vlab_jax.models.clip") == {
+    assert imported(ast.parse(source), "vlab_jax.models.towers") == {
         "a.b",
         "c.d",
         "vlab_jax.models.g",
@@ -129,7 +129,7 @@ def test_the_package_hands_out_the_predictor_and_imports_nothing_before_it_is_as
         "import sys, vlab_jax\n"
         "assert not [name for name in sys.modules if name.split('.')[0] in ('jax', 'flax', 'numpy', 'av')]\n"
         "from vlab_jax import Clip, Predictor\n"
-        "assert (Clip.__module__, Predictor.__name__) == ('vlab_jax.inference.clip', 'Predictor')\n"
+        "assert (Clip.__module__, Predictor.__name__) == ('vlab_jax.inference.clips', 'Predictor')\n"
         "assert not hasattr(vlab_jax, 'Nothing')\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -161,7 +161,7 @@ def test_importing_the_whole_package_imports_no_tensorflow(tmp_path):
     (tmp_path / "tensorflow").mkdir()
     (tmp_path / "tensorflow" / "__init__.py").write_text("")
     modules = [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in SOURCES]
-    assert "vlab_jax.training.loop" in modules and "vlab_jax.data.builders" in modules
+    assert "vlab_jax.training.loop" in modules and "vlab_jax.datasets.registry" in modules
     program = (
         "import importlib, importlib.util, sys\n"
         "assert importlib.util.find_spec('tensorflow')\n"

@@ -17,10 +17,10 @@ from configs import benchmarks
 from configs.pretrain import get_config
 from configs.sizes import SIZES
 from experiments.speed.program import one_device
-from vlab_jax.models import attention, compiled, likelihood
+from vlab_jax.compiling.topologies import cudnn_answers
+from vlab_jax.models import attention, generation, likelihood
 from vlab_jax.models.vlab import STREAMS, parameter_shapes
 from vlab_jax.runtime import sharding
-from vlab_jax.runtime.absent_devices import cudnn_answers
 from vlab_jax.training import programs
 from vlab_jax.training import stage as stages
 
@@ -150,7 +150,7 @@ def lowered_likelihoods(model, config, platform: str) -> str:
     side = model.vision["image_size"]
     video = jax.ShapeDtypeStruct((2, config.frames, side, side, 3), np.uint8)
     image_frames = tuple(range(config.image_frames))
-    memory = compiled.remember.eval_shape(model, STREAMS, image_frames, parameters, video)
+    memory = generation.remember.eval_shape(model, STREAMS, image_frames, parameters, video)
     read = likelihood._read.eval_shape(model, 7, parameters["decoder"], memory, None, prefix, clips)
     counts = jax.ShapeDtypeStruct((2, 8), np.int32)
     traced = likelihood._likelihoods.trace(model, parameters["decoder"], *read, texts, counts)

@@ -7,7 +7,7 @@ import pytest
 
 from configs.pretrain import get_config
 from experiments.speed.program import one_device
-from vlab_jax.models import compiled, likelihood
+from vlab_jax.models import generation, likelihood
 from vlab_jax.models.generation import Search
 from vlab_jax.models.vlab import STREAMS, VLAB, parameter_shapes
 from vlab_jax.training import programs
@@ -31,7 +31,7 @@ def seen(config):
     shapes = parameter_shapes(model, config.frames)
     side = model.vision["image_size"]
     video = jax.ShapeDtypeStruct((CLIPS, config.frames, side, side, 3), jnp.uint8)
-    memory = compiled.remember.eval_shape(model, STREAMS, tuple(range(config.image_frames)), shapes, video)
+    memory = generation.remember.eval_shape(model, STREAMS, tuple(range(config.image_frames)), shapes, video)
     return model, shapes["decoder"], memory
 
 
@@ -75,7 +75,7 @@ def test_generation_makes_logits_of_the_last_place_of_a_prefix_alone(seen):
     prefix = jax.ShapeDtypeStruct((CLIPS * 8, 57), jnp.int32)
     rows, lengths = (jax.ShapeDtypeStruct((CLIPS * 8,), jnp.int32) for _ in range(2))
     search = Search(max_tokens=20, end=49407)
-    lowered = compiled.write.lower(model, search, decoder, memory, rows, prefix, lengths)
+    lowered = generation.write.lower(model, search, decoder, memory, rows, prefix, lengths)
     assert temporaries(lowered) < 0.5 * GIB
 
 

@@ -20,10 +20,10 @@ from vlab_jax.data import tokenizer as tokenizers
 from vlab_jax.errors import InputError
 from vlab_jax.models.vlab import parameter_shapes
 from vlab_jax.pretrained.export import write_vlab
+from vlab_jax.pretrained.files import Tensors
 from vlab_jax.pretrained.load import load_parameters, open_checkpoint
-from vlab_jax.pretrained.tensors import Tensors
 from vlab_jax.runtime.checkpoint import Checkpoints, DamagedCheckpoint
-from vlab_jax.training import replay
+from vlab_jax.training import health
 
 SOURCES = sorted((pathlib.Path(__file__).parents[1] / "vlab_jax").rglob("*.py"))
 UNPICKLED: list[str] = []
@@ -101,7 +101,7 @@ def test_a_kept_batch_with_objects_in_it_is_refused(tmp_path):
     objects = np.array([Touch(tmp_path / "made")], dtype=object)
     np.savez(tmp_path / "batch.npz", _stage=objects, _step=objects, _ids=objects)
     with nothing_is_unpickled(), pytest.raises(InputError, match="is not a batch that a run has kept"):
-        replay._read(tmp_path / "batch.npz")
+        health._read(tmp_path / "batch.npz")
     assert not (tmp_path / "made").exists()
 
 

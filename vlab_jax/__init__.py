@@ -8,12 +8,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlab_jax.inference.clip import Clip
+    from vlab_jax.inference.clips import Clip
     from vlab_jax.inference.predictor import Predictor
 
 __all__ = ["Clip", "Predictor"]
 
-_MODULES = {"Clip": "vlab_jax.inference.clip", "Predictor": "vlab_jax.inference.predictor"}
+_MODULES = {"Clip": "vlab_jax.inference.clips", "Predictor": "vlab_jax.inference.predictor"}
 
 
 def __getattr__(name: str) -> Any:

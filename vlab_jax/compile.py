@@ -12,7 +12,7 @@ plugin for CUDA, each in an environment of its own: pip install -e '.[compile-tp
 What it says, of one device: the bytes of parameters, optimiser, average, batch and temporaries, and whether they fit;
 model FLOPs (vlab_jax/models/flops.py), and their time at the chip's peak; what collectives send; for TPUs the
 compiler's own estimate of the time, where it goes, and the utilisation that follows. Where the compiler gives no
-estimate, as for kernels written by hand, a rule charges it (vlab_jax/runtime/step_time.py). For GPUs no time is
+estimate, as for kernels written by hand, a rule charges it (vlab_jax/compiling/step_time.py). For GPUs no time is
 estimated: XLA's compiler for them says none. An estimate is none of input, hosts or network between them.
 
 A TPU's compiler refuses what does not fit. On a GPU, JAX takes 75 % of the memory, or as much as
@@ -35,8 +35,8 @@ from ml_collections import ConfigDict, config_flags
 
 from vlab_jax import config as configuration
 from vlab_jax import config_check, config_file
+from vlab_jax.compiling import topologies
 from vlab_jax.errors import InputError
-from vlab_jax.runtime import topologies
 
 FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file(
@@ -106,7 +106,7 @@ def run(
 
 def _show(given: Sequence[str], topology: topologies.Topology, mesh: Any, rows: Sequence[Any]) -> str:
     """What is printed of the rows, by the flags of the command line `given`."""
-    from vlab_jax.runtime import compile_report
+    from vlab_jax.compiling import report
 
     axes = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     if JSON.value:
@@ -115,16 +115,16 @@ def _show(given: Sequence[str], topology: topologies.Topology, mesh: Any, rows: 
     if MARKDOWN.value:
         what = (config_file.value_of(given) or "").rpartition(":")[2]
         command = shlex.join(["python", "-m", "vlab_jax.compile", *(word for word in given if word != "--markdown")])
-        return "\n".join(compile_report.markdown(row, what, topology.name, axes, command) for row in rows)
+        return "\n".join(report.markdown(row, what, topology.name, axes, command) for row in rows)
     kind = mesh.devices.flat[0].device_kind
-    return f"{topology.name}: {mesh.size} x {kind}, mesh {axes}\n\n{compile_report.table(rows)}"
+    return f"{topology.name}: {mesh.size} x {kind}, mesh {axes}\n\n{report.table(rows)}"
 
 
 def _compiled(made: Any, topology: topologies.Topology, mesh: Any, place: str) -> Any:
     """The `ProgramRow` of a `programs.Program`."""
-    from vlab_jax.runtime import compile_report, fitting, hlo, step_time
-    from vlab_jax.runtime.absent_devices import cudnn_answers
-    from vlab_jax.runtime.chips import peak_flops
+    from vlab_jax.compiling import fitting, hlo, report, step_time
+    from vlab_jax.compiling.topologies import cudnn_answers
+    from vlab_jax.runtime.profiling import peak_flops
 
     began = time.monotonic()
     _say(f"{place} {made.name}, a batch of {made.batch}: ")
@@ -142,7 +142,7 @@ def _compiled(made: Any, topology: topologies.Topology, mesh: Any, place: str) -
     if found.text and topology.platform == "tpu":
         rates = step_time.Rates(chip.clock, (peak or 0.0) / mesh.size, chip.bandwidth, chip.ring)
         estimate = step_time.estimate(found.text, rates)
-    return compile_report.ProgramRow(
+    return report.ProgramRow(
         made.name,
         made.batch,
         found.fits,
@@ -164,7 +164,7 @@ def _compiled(made: Any, topology: topologies.Topology, mesh: Any, place: str) -
 
 def _largest(step: Callable[..., Any], topology: topologies.Topology, mesh: Any, place: str) -> Any:
     """The `ProgramRow` of the largest batch of a stage that fits, or of the smallest that was tried where none does."""
-    from vlab_jax.runtime import fitting
+    from vlab_jax.compiling import fitting
 
     tried, first = {}, step()
 

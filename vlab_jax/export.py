@@ -39,7 +39,7 @@ def export(checkpoint: pathlib.Path, out: pathlib.Path, kind: str = "vlab", repl
     """
     from vlab_jax.data import tokenizer as tokenizers  # here, because all this takes seconds
     from vlab_jax.pretrained import export as writing
-    from vlab_jax.pretrained.model_card import model_card
+    from vlab_jax.pretrained.export import model_card
     from vlab_jax.restore import restore
     from vlab_jax.runtime import sharding
 

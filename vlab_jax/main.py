@@ -88,7 +88,7 @@ def run(
             raise InputError("to evaluate, say of which run: --checkpoint=<workdir or checkpoints/<step>>")
         with _all_processes(multihost):
             from vlab_jax.evaluation.checkpoint import evaluate
-            from vlab_jax.runtime.compilation_cache import keep_compiled_programs
+            from vlab_jax.runtime.profiling import keep_compiled_programs
 
             keep_compiled_programs()
             evaluate(config, pathlib.Path(checkpoint), pathlib.Path(workdir) if workdir else None)
@@ -106,11 +106,11 @@ def _all_processes(multihost: bool) -> Iterator[None]:
     if not multihost:
         yield
         return
-    from vlab_jax.runtime import processes
+    from vlab_jax.runtime import sharding
     from vlab_jax.runtime.shared_errors import SharedErrors
 
-    processes.connect()
-    if not processes.is_primary():
+    sharding.connect()
+    if not sharding.is_primary():
         logging.getLogger().setLevel(logging.WARNING)
     with SharedErrors(_ending):
         yield
@@ -119,15 +119,14 @@ def _all_processes(multihost: bool) -> Iterator[None]:
 def _train(config: ConfigDict, folder: pathlib.Path, profile: bool, batch: str | None) -> None:
     import jax  # here, because all this takes seconds: a mistake is named at once
 
-    from vlab_jax.runtime.allocator import keep_freed_memory
-    from vlab_jax.runtime.compilation_cache import keep_compiled_programs
+    from vlab_jax.runtime.profiling import keep_compiled_programs, keep_freed_memory
     from vlab_jax.training.loop import train
 
     keep_compiled_programs()
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     if batch:
-        from vlab_jax.training.replay import replay
+        from vlab_jax.training.health import replay
 
         print(replay(config, folder, pathlib.Path(batch)))
         return
@@ -165,7 +164,7 @@ def _ending(error: BaseException) -> tuple[str, int]:
     if isinstance(error, RunPreempted):
         return "stopped by SIGTERM; what was trained is saved, and the same command goes on", 4
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        from vlab_jax.runtime.writing import cannot_write
+        from vlab_jax.runtime.disk import cannot_write
 
         return str(cannot_write(pathlib.Path(error.filename or tempfile.gettempdir()), error)), 5
     return " ".join(f"{type(error).__name__}: {error}".split()), 1

@@ -22,9 +22,9 @@ import sys
 from collections.abc import Sequence
 
 from vlab_jax.errors import InputError, RunStopped
-from vlab_jax.inference.commands import answer, caption, index, rank, search, serve
+from vlab_jax.inference import cli
 
-COMMANDS = (caption, answer, rank, index, search, serve)
+COMMANDS = (cli.add_caption, cli.add_answer, cli.add_rank, cli.add_index, cli.add_search, cli.add_serve)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m vlab_jax.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        command.add_parser(subparsers)
+    for add_command in COMMANDS:
+        add_command(subparsers)
     given = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     try:

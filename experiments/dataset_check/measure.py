@@ -1,4 +1,4 @@
-"""Peak memory and time of `vlab_jax.data.check` over a WebVid CSV of so many rows.
+"""Peak memory and time of `vlab_jax.datasets.check` over a WebVid CSV of so many rows.
 
     python -m experiments.dataset_check.measure --rows 100000 1000000
 
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 
-from vlab_jax.data.builders.motion import Motion, video_clips
+from vlab_jax.datasets.motion.builder import Motion, video_clips
 
 VALIDATION_ROWS = 5_000
 
@@ -44,7 +44,7 @@ def measure(rows: int, every: int, work: pathlib.Path) -> dict[str, float]:
     folder.mkdir(parents=True)
     write_corpus(folder, rows, every)
     out = work / f"{rows}.tsv"
-    command = [sys.executable, "-m", "vlab_jax.data.check", "--dataset=webvid/10m", f"--manual_dir={folder.parent}"]
+    command = [sys.executable, "-m", "vlab_jax.datasets.check", "--dataset=webvid/10m", f"--manual_dir={folder.parent}"]
     begun = time.monotonic()
     process = subprocess.Popen([*command, f"--out={out}"])
     _, status, usage = os.wait4(process.pid, 0)

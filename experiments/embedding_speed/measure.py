@@ -26,15 +26,13 @@ from experiments.timing import made_with, medians
 from vlab_jax.config import model_fields, plain
 from vlab_jax.data.tokenizer import train_bpe
 from vlab_jax.errors import InputError
-from vlab_jax.inference.batches import bucket, one_ahead, padded
-from vlab_jax.inference.clip import Clip, show
-from vlab_jax.inference.media_files import media_files
+from vlab_jax.inference.clips import Clip, media_files, show
+from vlab_jax.inference.engine import Trained, bucket, one_ahead, padded
 from vlab_jax.inference.predictor import Predictor
-from vlab_jax.inference.trained import Trained
 from vlab_jax.models.likelihood import chunks
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.runtime import sharding
-from vlab_jax.runtime.json_file import write_json
+from vlab_jax.runtime.disk import write_json
 
 
 def random_model(size: str, dtype: str) -> Trained:

@@ -34,8 +34,8 @@ import PIL.Image
 
 from experiments.timing import commit, medians
 from vlab_jax.data import frames, video
-from vlab_jax.data.builders.options import BuildOptions
-from vlab_jax.runtime.json_file import write_json
+from vlab_jax.datasets.records import BuildOptions
+from vlab_jax.runtime.disk import write_json
 
 FRAMES, SIZE = 8, 224
 RATE, SECONDS, PICTURE = 25, 60, (480, 360)

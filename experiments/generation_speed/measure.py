@@ -25,11 +25,10 @@ import numpy as np
 from configs.pretrain import get_config
 from experiments.timing import commit, medians
 from vlab_jax.config import model_fields, plain
-from vlab_jax.models.cached_decoder import NextTokens, Remember
+from vlab_jax.models.decoder import MultimodalDecoder, NextTokens, Remember
 from vlab_jax.models.generation import Search, generate
-from vlab_jax.models.multimodal_decoder import MultimodalDecoder
 from vlab_jax.models.vlab import VLAB, decoder_of, parameter_shapes
-from vlab_jax.runtime.json_file import write_json
+from vlab_jax.runtime.disk import write_json
 
 FRAMES = {"video": 8, "image": 4}
 TOKENS_A_FRAME, VISION_WIDTH, START = 197, 768, 49406

@@ -23,8 +23,8 @@ import psutil
 from matplotlib.figure import Figure
 
 from experiments.timing import made_with
-from vlab_jax.runtime.json_file import write_json
-from vlab_jax.runtime.meters import METRICS_FILE
+from vlab_jax.runtime.disk import write_json
+from vlab_jax.runtime.metrics import METRICS_FILE
 
 FOLDER = pathlib.Path(__file__).parent
 ROOT = FOLDER.parents[1]

@@ -21,10 +21,10 @@ import av
 import numpy as np
 from playwright.sync_api import Page, sync_playwright
 
-from vlab_jax.data.builders.motion import Motion, held_out_scenes
-from vlab_jax.data.builders.motion_render import FRAMES_PER_SECOND, render
-from vlab_jax.data.builders.motion_scene import FRAMES
-from vlab_jax.data.builders.motion_text import captions, questions
+from vlab_jax.datasets.motion.builder import Motion, held_out_scenes
+from vlab_jax.datasets.motion.render import FRAMES_PER_SECOND, render
+from vlab_jax.datasets.motion.scene import FRAMES
+from vlab_jax.datasets.motion.text import captions, questions
 
 VIDEOS, SCENES_A_VIDEO, RESOLUTION = 6, 8, 240
 SECONDS = FRAMES / FRAMES_PER_SECOND

@@ -103,7 +103,7 @@ def run(given: argparse.Namespace, workdir: pathlib.Path) -> list[dict[str, Any]
     Raises:
       RuntimeError: it failed; the last of what it said.
     """
-    from vlab_jax.runtime.meters import METRICS_FILE, read_metrics  # here: it needs more than the rest does
+    from vlab_jax.runtime.metrics import METRICS_FILE, read_metrics  # here: it needs more than the rest does
 
     # Each line is a mean over ten steps; the first third is left out.
     fields = {

@@ -29,10 +29,11 @@ import numpy as np
 
 from experiments.speed.readers import READERS, NotRead
 from experiments.timing import add_record, made_with, medians
-from vlab_jax.data import builders, pipeline, video
-from vlab_jax.data.builders.options import BuildOptions
+from vlab_jax.data import pipeline, video
 from vlab_jax.data.sampling import frames_at, segment_times
 from vlab_jax.data.tokenizer import train_bpe
+from vlab_jax.datasets import registry
+from vlab_jax.datasets.records import BuildOptions
 
 RESULTS = pathlib.Path(__file__).with_name("decode.json")
 FRAMES, SIZE = 8, 224
@@ -147,7 +148,7 @@ def our_batches(group: Sequence[Clip], folder: pathlib.Path, batch: int, workers
         (source / name).write_bytes(clip.media)
         lines.append(json.dumps({"video": name, "captions": ["a clip"], "split": "train"}))
     (source / "annotations.jsonl").write_text("\n".join(lines) + "\n")
-    data = builders.open_split(f"folder:{source}", "train", BuildOptions(str(folder / "built")))
+    data = registry.open_split(f"folder:{source}", "train", BuildOptions(str(folder / "built")))
     options = pipeline.FrameOptions(FRAMES, SIZE)
     tokenizer = train_bpe(["a clip"], 300, 8)
     return pipeline.training_batches([data], [1.0], options, tokenizer, batch_size=batch, seed=0, workers=workers)

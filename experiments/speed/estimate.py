@@ -18,7 +18,7 @@ import jax
 
 from configs.sizes import SIZES
 from experiments.speed import program
-from vlab_jax.runtime.chips import PEAK_FLOPS
+from vlab_jax.runtime.profiling import PEAK_FLOPS
 
 MACHINE = 8  # GPUs that NVLink joins
 

@@ -21,9 +21,9 @@ from configs.pretrain import get_config
 from experiments.timing import made_with, medians
 from vlab_jax.config import model_fields, plain
 from vlab_jax.models.vlab import VLAB, parameter_shapes
-from vlab_jax.runtime.json_file import write_json
-from vlab_jax.training.gradient_cache import gradient_in_parts
-from vlab_jax.training.stage_objective import Objective
+from vlab_jax.runtime.disk import write_json
+from vlab_jax.training.objectives import Objective
+from vlab_jax.training.step import gradient_in_parts
 
 
 def program(model: VLAB, objective: Objective, parts: int) -> Any:

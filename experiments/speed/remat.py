@@ -14,7 +14,7 @@ from typing import Any
 
 from experiments.speed import program
 from experiments.timing import add_record, made_with
-from vlab_jax.runtime import hlo
+from vlab_jax.compiling import hlo
 
 RESULTS = pathlib.Path(__file__).with_name("remat.json")
 POLICIES = ("none", "dots", "full")

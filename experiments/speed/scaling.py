@@ -20,7 +20,7 @@ import jax
 
 from experiments.speed import children, program
 from experiments.timing import add_record, made_with
-from vlab_jax.runtime import hlo
+from vlab_jax.compiling import hlo
 
 RESULTS = pathlib.Path(__file__).with_name("scaling.json")
 MESHES = ("data", "fsdp", "tensor")

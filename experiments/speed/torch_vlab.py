@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vlab_jax.models.clip import PIXEL_DEVIATION, PIXEL_MEAN
+from vlab_jax.models.towers import PIXEL_DEVIATION, PIXEL_MEAN
 
 GELUS = {"quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "gelu": F.gelu}
 

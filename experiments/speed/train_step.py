@@ -27,7 +27,7 @@ import numpy as np
 from experiments.speed import program
 from experiments.timing import add_record, made_with, medians
 from vlab_jax.runtime import sharding
-from vlab_jax.runtime.chips import peak_flops
+from vlab_jax.runtime.profiling import peak_flops
 from vlab_jax.training import objectives, optim
 from vlab_jax.training.stage import objective_of
 

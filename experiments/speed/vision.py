@@ -21,8 +21,8 @@ import numpy as np
 
 from configs.sizes import SIZES
 from experiments.timing import add_record, made_with, medians
-from vlab_jax.models.clip import VisionTower
 from vlab_jax.models.flops import Work, forward_flops
+from vlab_jax.models.towers import VisionTower
 from vlab_jax.models.vlab import VLAB
 
 RESULTS = pathlib.Path(__file__).with_name("vision.json")

@@ -5,9 +5,9 @@ import json
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from vlab_jax.data.builders import BUILDERS, find
-from vlab_jax.data.builders.annotation import AnnotationFolder, Entry
-from vlab_jax.data.builders.motion import Motion, video_clips
+from vlab_jax.datasets.annotations import AnnotationFolder, Entry
+from vlab_jax.datasets.motion.builder import Motion, video_clips
+from vlab_jax.datasets.registry import BUILDERS, find
 
 
 @functools.cache

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from official_folders import entries, official, write_json, write_webvid
 
-from vlab_jax.data.builders import find
-from vlab_jax.data.builders.annotation import AnnotationFolder, Counts, Entry, Protocol, held_out
-from vlab_jax.data.builders.didemo import agreed_interval
-from vlab_jax.data.text_files import TextFile
+from vlab_jax.datasets.annotations import AnnotationFolder, Counts, Entry, Protocol, held_out
+from vlab_jax.datasets.didemo import agreed_interval
+from vlab_jax.datasets.registry import find
+from vlab_jax.datasets.text_files import TextFile
 from vlab_jax.errors import InputError
 
 

@@ -10,18 +10,18 @@ import hypothesis.strategies as st
 import pytest
 from numbered_video import SIDE, encode, numbered, read_numbers
 
-from vlab_jax.data import build, builders, pipeline, video
-from vlab_jax.data.builders import beam_build, records, shard_work
-from vlab_jax.data.builders.beam_build import BeamOptions
-from vlab_jax.data.builders.options import BuildOptions
+from vlab_jax.data import pipeline, video
 from vlab_jax.data.schema import Clip, Question, from_example
 from vlab_jax.data.tokenizer import train_bpe
+from vlab_jax.datasets import build, clip_builder, distributed, records, registry
+from vlab_jax.datasets.distributed import BeamOptions
+from vlab_jax.datasets.records import BuildOptions
 from vlab_jax.errors import InputError
 
 
 def clips_of(spec: str, options: BuildOptions) -> dict[str, list[Clip]]:
     """The clips of each split, sorted by id."""
-    builder = builders.prepare(spec, options)
+    builder = registry.prepare(spec, options)
     sources = {split: builder.as_data_source(split) for split in builder.info.splits}
     return {
         split: sorted((from_example(source[i]) for i in range(len(source))), key=lambda clip: clip.id)
@@ -78,7 +78,7 @@ def test_both_variants_hold_the_same_clips_and_lie_apart(some, options, numbers)
 
 
 def test_what_cannot_be_decoded_is_listed_and_counted_where_it_is_read(some, options):
-    builder = builders.prepare(some, options)
+    builder = registry.prepare(some, options)
     lines = pathlib.Path(builder.data_dir, records.FAILURES).read_text().splitlines()
     listed = {tuple(line.split("\t")[:2]): line.split("\t")[2] for line in lines}
     assert set(listed) == {("train", "past"), ("train", "damaged")}
@@ -100,17 +100,17 @@ def test_a_data_set_of_which_nothing_can_be_decoded_is_refused(tmp_path, monkeyp
     spec = folder_of(tmp_path, *[{"video": "a.mp4", "id": str(i)} for i in range(8)], a=b"no video")
     made = BuildOptions(str(tmp_path / "made"), variant="frames", workers=0)
     with pytest.raises(InputError, match=r"^none of 8 clips has media that can be decoded; the last, .*: [^\n]*$"):
-        builders.prepare(spec, made)
+        registry.prepare(spec, made)
     monkeypatch.setattr(records, "_HOPELESS", 3)
     with pytest.raises(InputError, match="none of 3 clips"):  # without going through all
-        builders.prepare(spec, made)
+        registry.prepare(spec, made)
     assert not list(pathlib.Path(made.directory).rglob("*record*"))
 
 
 def test_a_large_split_is_written_shard_by_shard(some, tmp_path, monkeypatch):
     monkeypatch.setattr(records, "SHARD_BYTES", 1000)
     sharded = BuildOptions(str(tmp_path), variant="frames", frame_rate=5.0, workers=0)
-    assert builders.prepare(some, sharded).info.splits["train"].num_shards > 2
+    assert registry.prepare(some, sharded).info.splits["train"].num_shards > 2
     assert len(clips_of(some, sharded)["train"]) == 5
 
 
@@ -125,35 +125,35 @@ def test_two_clips_of_one_id_are_refused(tmp_path):
 
 def in_pieces(builder, files, options, most=99):
     """What the pipeline does, without Beam; after so many pieces it is killed."""
-    pieces = shard_work.plan(builder, files, 2, lambda path: path)
+    pieces = clip_builder.plan(builder, files, 2, lambda path: path)
     for piece in pieces["train"][:most]:
-        shard_work.do(piece, options)
+        clip_builder.do(piece, options)
     if most < len(pieces["train"]):
         raise KeyboardInterrupt
-    shard_work.finish(builder, files, options, pieces)
+    clip_builder.finish(builder, files, options, pieces)
 
 
 def test_in_pieces_the_same_data_set_is_made(some, options, tmp_path):
     made = BuildOptions(str(tmp_path), variant="frames", frame_rate=5.0)
-    builder = builders.prepare(some, made, in_pieces)
+    builder = registry.prepare(some, made, in_pieces)
     assert clips_of(some, made) == clips_of(some, options)
     assert builder.info.splits["train"].shard_lengths == [2, 2, 1]
     shards = {f"folder-train.array_record-0000{i}-of-00003" for i in range(3)}
     names = {path.name for path in pathlib.Path(builder.data_dir).iterdir()}
     assert names == shards | {"dataset_info.json", "features.json", records.FAILURES}
-    failed, here = (pathlib.Path(builders.prepare(some, each).data_dir, records.FAILURES) for each in (made, options))
+    failed, here = (pathlib.Path(registry.prepare(some, each).data_dir, records.FAILURES) for each in (made, options))
     assert failed.read_text() == here.read_text()
 
 
 def test_a_build_in_pieces_goes_on_where_it_stopped(some, tmp_path):
     made = BuildOptions(str(tmp_path), variant="frames", frame_rate=5.0)
     with pytest.raises(KeyboardInterrupt):
-        builders.prepare(some, made, functools.partial(in_pieces, most=2))
+        registry.prepare(some, made, functools.partial(in_pieces, most=2))
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.array_record-*")}
     assert len(times) == 2
     with pytest.raises(InputError, match="holds an unfinished data set, begun with --beam"):
-        builders.prepare(some, made)
-    builders.prepare(some, made, in_pieces)
+        registry.prepare(some, made)
+    registry.prepare(some, made, in_pieces)
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert len(clips_of(some, made)["train"]) == 5
 
@@ -162,9 +162,9 @@ def test_a_piece_is_done_again_where_its_list_or_form_has_changed(tmp_path):
     clip = Clip("a", encode([numbered(1)] * 2), ("one",))
 
     def do(clip: Clip, side: int) -> int:
-        (tmp_path / "clips").write_text(shard_work._line(clip, str))
-        piece = shard_work.Piece(*(str(tmp_path / name) for name in ("clips", "shard", "done")))
-        shard_work.do(piece, BuildOptions(variant="frames", short_side=side))
+        (tmp_path / "clips").write_text(clip_builder._line(clip, str))
+        piece = clip_builder.Piece(*(str(tmp_path / name) for name in ("clips", "shard", "done")))
+        clip_builder.do(piece, BuildOptions(variant="frames", short_side=side))
         return (tmp_path / "shard").stat().st_mtime_ns
 
     times = [do(clip, 32), do(clip, 32), do(clip, 16), do(dataclasses.replace(clip, captions=("two",)), 16)]
@@ -179,8 +179,8 @@ questions = st.lists(st.builds(Question, texts, texts, texts, several), max_size
 @hypothesis.given(st.builds(Clip, texts, st.binary() | texts, several, questions, st.floats(0, 9), st.floats(0)))
 @hypothesis.settings(max_examples=30)
 def test_a_clip_survives_its_line_in_a_list(clip):
-    line = shard_work._line(clip, str)
-    assert "\n" not in line and shard_work._clip(line.encode()) == clip
+    line = clip_builder._line(clip, str)
+    assert "\n" not in line and clip_builder._clip(line.encode()) == clip
 
 
 def test_workers_may_see_files_by_other_paths():
@@ -199,7 +199,7 @@ def test_the_pipeline_makes_the_same_data_set(some, options, tmp_path):
     (tmp_path / "here").mkdir()
     made = dataclasses.replace(options, directory=str(tmp_path / "here"))
     beam = BeamOptions(clips_per_shard=2, paths=f"{tmp_path / 'here'}={seen}")
-    builder = builders.prepare(some, made, functools.partial(beam_build.build, beam=beam))
+    builder = registry.prepare(some, made, functools.partial(distributed.build, beam=beam))
     assert clips_of(some, made) == clips_of(some, options)
     assert builder.info.splits["train"].shard_lengths == [2, 2, 1]
 

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from vlab_jax.data.builders import open_split, prepare
-from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.data.schema import from_example
+from vlab_jax.datasets.records import BuildOptions
+from vlab_jax.datasets.registry import open_split, prepare
 from vlab_jax.errors import InputError
 
 
@@ -129,8 +129,8 @@ def test_two_processes_prepare_the_same_data_at_once_and_import_no_tensorflow(tm
     (tmp_path / "tensorflow" / "__init__.py").write_text("")
     program = (
         "import importlib.util, sys\n"
-        "from vlab_jax.data.builders import open_split\n"
-        "from vlab_jax.data.builders.options import BuildOptions\n"
+        "from vlab_jax.datasets.registry import open_split\n"
+        "from vlab_jax.datasets.records import BuildOptions\n"
         "assert importlib.util.find_spec('tensorflow')\n"
         "examples = list(open_split('motion/tiny', 'test', BuildOptions(sys.argv[1])))\n"
         "assert 'tensorflow' not in sys.modules, 'TensorFlow was imported'\n"

@@ -13,10 +13,8 @@ import tracemalloc
 import pytest
 from official_folders import small_video, write_media, write_webvid
 
-from vlab_jax.data import check_state
-from vlab_jax.data.builders.media import MediaIndex
-from vlab_jax.data.check import check, main, status_of
-from vlab_jax.data.check_report import Finding
+from vlab_jax.datasets.check import Finding, check, main, status_of
+from vlab_jax.datasets.media_index import MediaIndex
 from vlab_jax.errors import InputError
 
 
@@ -156,7 +154,7 @@ def test_a_killed_check_goes_on_where_it_was(tmp_path, out, monkeypatch, capsys)
     program = (
         "import os, pathlib, signal, sys\n"
         "from vlab_jax.data import check, check_state\n"
-        "from vlab_jax.data.builders import webvid\n"
+        "from vlab_jax.datasets.registry import webvid\n"
         "check_state._AT_ONCE = 10\n"
         "read = webvid.read_table\n"
         "def dying(*arguments):\n"
@@ -188,13 +186,13 @@ def test_a_second_check_sees_what_has_changed_and_opens_only_that(tmp_path, out,
     opened = []
 
     def probe_files(paths, workers, timeout, limits):
-        from vlab_jax.data.probing import probe_file
+        from vlab_jax.datasets.check import probe_file
 
         for path in paths:
             opened.append(pathlib.Path(path).name)
             yield probe_file(path)
 
-    monkeypatch.setattr("vlab_jax.data.probing.probe_files", probe_files)
+    monkeypatch.setattr("vlab_jax.datasets.check.probe_files", probe_files)
     findings = check("webvid", str(tmp_path), out)
     assert opened == ["11.mp4", "12.mp4"] and severities(findings) == {"missing": "error"}
     write_media(tmp_path / "webvid", "a/b/c/13.mp4")
@@ -217,7 +215,7 @@ def test_a_few_unreadable_files_are_a_warning_since_a_run_goes_on_without_them(t
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path, out, monkeypatch):
-    monkeypatch.setattr(check_state, "_AT_ONCE", 100)
+    monkeypatch.setattr(check, "_AT_ONCE", 100)
     peaks = []
     for rows in (300, 3_000):
         write_webvid(tmp_path / "webvid", [(str(number), f"caption {number}") for number in range(rows)])

@@ -11,11 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlab_jax.data.builders import open_split, prepare
-from vlab_jax.data.builders.folder import Folder, assign_splits
-from vlab_jax.data.builders.folder_annotations import ANNOTATIONS, Row, read_annotations
-from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.data.schema import Clip, Question, from_example
+from vlab_jax.datasets.folder import ANNOTATIONS, Folder, Row, assign_splits, read_annotations
+from vlab_jax.datasets.records import BuildOptions
+from vlab_jax.datasets.registry import open_split, prepare
 from vlab_jax.errors import InputError
 
 

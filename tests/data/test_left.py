@@ -11,7 +11,7 @@ from multiprocessing import shared_memory
 
 import pytest
 
-from vlab_jax.data.left import name_by_parent, prefix_of, remove_undelivered, tag_of, take_over
+from vlab_jax.data.crash_guard import name_by_parent, prefix_of, remove_undelivered, tag_of, take_over
 
 ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not pathlib.Path("/dev/shm").is_dir(), reason="no /dev/shm to look into")
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not pathlib.Path("/dev/shm").is_dir(), reason="n
 PROGRAM = """
 import multiprocessing, pathlib, sys, time
 from multiprocessing import shared_memory
-from vlab_jax.data.left import folder, name_by_parent, take_over
+from vlab_jax.data.crash_guard import folder, name_by_parent, take_over
 
 def work():
     name_by_parent()

@@ -14,11 +14,12 @@ import pytest
 from numbered_video import SIDE, encode, encode_image, numbered_video, read_numbers
 
 from vlab_jax import config
-from vlab_jax.data import frames, limits, pipeline, video
-from vlab_jax.data.files import read_file
-from vlab_jax.data.limits import DecodeError, MediaLimits
-from vlab_jax.data.packet_reader import HeldPackets
+from vlab_jax.data import frames, pipeline, video
+from vlab_jax.data import media as limits
+from vlab_jax.data.media import DecodeError, MediaLimits
+from vlab_jax.data.packets import HeldPackets
 from vlab_jax.data.tokenizer import train_bpe
+from vlab_jax.datasets.records import read_file
 from vlab_jax.errors import InputError
 
 GREY = np.full((SIDE, SIDE, 3), 128, np.uint8)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlab_jax.data.builders import media
-from vlab_jax.data.builders.media import MediaIndex, checked_name, without_extension
+from vlab_jax.datasets import media_index
+from vlab_jax.datasets.media_index import MediaIndex, checked_name, without_extension
 from vlab_jax.errors import InputError
 
 
@@ -22,8 +22,8 @@ def write(folder: pathlib.Path, *names: str) -> pathlib.Path:
 
 def found(index: MediaIndex, *names: str) -> str | None:
     """Where the media is, from the folder."""
-    media = index.find(*names)
-    return media and os.path.relpath(media.path, index.folders[0])
+    media_index = index.find(*names)
+    return media_index and os.path.relpath(media_index.path, index.folders[0])
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.MP4", "a.mov.mp4", "a.gif", "a.jpeg", "x/a.avi", "x/y/z/a.webm", "a."])
@@ -135,7 +135,7 @@ def test_the_fingerprint_changes_with_every_file_and_not_with_the_order(tmp_path
 
 def test_a_listing_that_was_ended_goes_on_and_lists_nothing_twice(tmp_path, monkeypatch):
     folder = write(tmp_path / "in", *(f"{part}/{number}.mp4" for part in range(5) for number in range(4)))
-    monkeypatch.setattr(media, "_COMMIT_EVERY", 1)
+    monkeypatch.setattr(media_index, "_COMMIT_EVERY", 1)
     index = MediaIndex([folder], sqlite3.connect(tmp_path / "state"))
     listed = []
     with pytest.raises(KeyboardInterrupt):
@@ -144,7 +144,7 @@ def test_a_listing_that_was_ended_goes_on_and_lists_nothing_twice(tmp_path, monk
     again = MediaIndex([folder], sqlite3.connect(tmp_path / "state"))
     assert 0 < again.files < 20 and not again.changed()
     assert again.scan().files == 20
-    assert len({media.path for media in again}) == len(list(again)) == 20
+    assert len({media_index.path for media_index in again}) == len(list(again)) == 20
     write(folder, "3/more.mp4")
     assert again.changed()
 

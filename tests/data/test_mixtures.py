@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlab_jax.data import mixtures
+from vlab_jax.data import sources
 from vlab_jax.errors import InputError
 
 
@@ -16,14 +16,14 @@ from vlab_jax.errors import InputError
     ],
 )
 def test_a_mixture_is_spelled_with_weights_behind_an_at_sign(entries, mixture):
-    assert mixtures.parse_mixture(entries) == mixture
+    assert sources.parse_mixture(entries) == mixture
 
 
 def test_a_directory_whose_name_ends_like_a_weight_is_a_directory_where_it_is_there(tmp_path):
     spec = f"folder:{tmp_path}/clips@2024"
-    assert mixtures.parse_mixture([spec]) == [(f"folder:{tmp_path}/clips", 2024.0)]
+    assert sources.parse_mixture([spec]) == [(f"folder:{tmp_path}/clips", 2024.0)]
     (tmp_path / "clips@2024").mkdir()
-    assert mixtures.parse_mixture([spec, f"{spec}@0.5"]) == [(spec, 1.0), (spec, 0.5)]
+    assert sources.parse_mixture([spec, f"{spec}@0.5"]) == [(spec, 1.0), (spec, 0.5)]
 
 
 @pytest.mark.parametrize(
@@ -38,4 +38,4 @@ def test_a_directory_whose_name_ends_like_a_weight_is_a_directory_where_it_is_th
 )
 def test_a_mixture_without_data_or_positive_weights_is_refused(entries, message):
     with pytest.raises(InputError, match=message):
-        mixtures.parse_mixture(entries)
+        sources.parse_mixture(entries)

@@ -13,16 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlab_jax.data.builders.motion import (
+from vlab_jax.datasets.motion.builder import (
     Motion,
     MotionConfig,
     held_out_scenes,
     is_held_out,
+    place,
+    relation,
     still_clips,
     video_clips,
 )
-from vlab_jax.data.builders.motion_render import PALETTE, encode_video, render, render_background
-from vlab_jax.data.builders.motion_scene import (
+from vlab_jax.datasets.motion.render import PALETTE, encode_video, render, render_background
+from vlab_jax.datasets.motion.scene import (
     ANGLE,
     BACKGROUNDS,
     COLOURS,
@@ -41,8 +43,7 @@ from vlab_jax.data.builders.motion_scene import (
     Y,
     draw_scene,
 )
-from vlab_jax.data.builders.motion_still_text import place, relation
-from vlab_jax.data.builders.motion_text import PHRASES, captions, questions, twin_questions
+from vlab_jax.datasets.motion.text import PHRASES, captions, questions, twin_questions
 from vlab_jax.errors import InputError
 
 SMALL = MotionConfig(name="small", train=12, validation=8, test=8)

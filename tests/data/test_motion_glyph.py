@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlab_jax.data.builders.motion import Motion, still_clips, video_clips
-from vlab_jax.data.builders.motion_glyph import KINDS, Glyph, draw_glyph, stamp
+from vlab_jax.datasets.motion.builder import KINDS, Glyph, Motion, draw_glyph, stamp, still_clips, video_clips
 
 CONFIGS = {config.name: config for config in Motion.BUILDER_CONFIGS}
 GLYPHS = dataclasses.replace(CONFIGS["glyphs"], train=300, test=20)

@@ -6,11 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from vlab_jax.data import builders, schema
+from vlab_jax.data import schema
 from vlab_jax.data import tokenizer as tokenizers
-from vlab_jax.data.builders.options import BuildOptions
+from vlab_jax.datasets import registry
+from vlab_jax.datasets.records import BuildOptions
 from vlab_jax.errors import InputError
-from vlab_jax.evaluation import captioning, report, sample_sheet
+from vlab_jax.evaluation import captioning, report, sheets
 
 CAPTIONS = {
     "empty": "",
@@ -60,7 +61,7 @@ def test_captions_of_a_folder_come_back_as_they_were(tmp_path):
     line = {"video": "a.mp4", "captions": captions, "split": "train", "questions": [question]}
     (tmp_path / "a.mp4").write_bytes(b"\0bytes")
     (tmp_path / "annotations.jsonl").write_text(json.dumps(line))
-    (example,) = builders.open_split(f"folder:{tmp_path}", "train", BuildOptions(str(tmp_path / "data")))
+    (example,) = registry.open_split(f"folder:{tmp_path}", "train", BuildOptions(str(tmp_path / "data")))
     clip = schema.from_example(example)
     assert clip.captions == tuple(captions) and clip.media == b"\0bytes"
     assert clip.questions == (schema.Question(CAPTIONS["lines"], CAPTIONS["emoji"], "open", tuple(captions)),)
@@ -97,10 +98,10 @@ def test_a_report_shows_texts_as_texts(tmp_path):
 def test_sheets_are_drawn_whatever_is_written_on_them(tmp_path):
     frames = np.full((4, 32, 32, 3), 90, np.uint8)
     samples = [
-        sample_sheet.Sample(name, frames, (caption,), caption, ((caption, caption, caption, True),))
+        sheets.Sample(name, frames, (caption,), caption, ((caption, caption, caption, True),))
         for name, caption in CAPTIONS.items()
     ]
-    assert sample_sheet.sample_sheet(tmp_path / "samples.png", samples).stat().st_size > 1000
+    assert sheets.sample_sheet(tmp_path / "samples.png", samples).stat().st_size > 1000
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from numbered_video import SIDE, encode, encode_image, numbered, numbered_video, read_numbers
 
 from vlab_jax.data import video
-from vlab_jax.data.probing import probe_file
+from vlab_jax.datasets.check import probe_file
 
 QUIET = {"x265-params": "log-level=none"}
 

@@ -8,9 +8,9 @@ import zipfile
 import pytest
 from official_folders import small_video, write_media, write_webvid
 
-from vlab_jax.data.builders import open_split, prepare
-from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.data.schema import from_example
+from vlab_jax.datasets.records import BuildOptions
+from vlab_jax.datasets.registry import open_split, prepare
 from vlab_jax.errors import InputError
 
 TRAIN = [("11", "a boat"), ("12", "a tree"), ("13", "a road"), ("14", "")]
@@ -43,7 +43,7 @@ def test_missing_media_are_refused_with_counts_shares_names_and_the_way_out(data
     assert message == (
         "webvid/2m: 3 of 5 clips (60.0%) have no media: train 2 of 4, validation 1 of 1 (missing: 13, 14, 21) in "
         f"{data}/webvid; put them there, or leave their clips out with data.allow_missing=True (--allow_missing); "
-        f"python -m vlab_jax.data.check --dataset=webvid/2m --manual_dir={data} lists them all"
+        f"python -m vlab_jax.datasets.check --dataset=webvid/2m --manual_dir={data} lists them all"
     )
     assert not list((data.parent / "out").rglob("*.array_record*"))
 

@@ -7,8 +7,8 @@ import pathlib
 import pytest
 from official_folders import entries
 
-from vlab_jax.data.builders import find
-from vlab_jax.data.builders.annotation import AnnotationFolder, Entry, Tally
+from vlab_jax.datasets.annotations import AnnotationFolder, Entry, Tally
+from vlab_jax.datasets.registry import find
 
 # Clips, captions, questions and rows of each split that the assets have.
 COUNTS = {

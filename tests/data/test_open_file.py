@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numbered_video import FORMATS, SIDE, encode, encode_image, numbered, numbered_video
 
-from vlab_jax.data import packet_reader, packets, video
-from vlab_jax.data.limits import MediaLimits, Watch
+from vlab_jax.data import packets, video
+from vlab_jax.data.media import MediaLimits, Watch
 from vlab_jax.data.media import opened as opened_path
 
 INTERVALS = ((0.0, math.inf), (0.45, 0.95))
@@ -66,7 +66,7 @@ def test_an_open_file_of_no_bytes_is_refused(opened):
 def test_packets_that_are_too_many_to_hold_show_the_same_frames(name, interval, held, monkeypatch, opened):
     media = numbered_video(name)
     expected, few = decoded(media, interval), decoded(media, interval, frames=2)
-    monkeypatch.setattr(packet_reader, "_MOST_HELD", held)
+    monkeypatch.setattr(packets, "_MOST_HELD", held)
     np.testing.assert_array_equal(decoded(opened(media), interval), expected)
     np.testing.assert_array_equal(decoded(media, interval, frames=2), few)
 
@@ -75,12 +75,12 @@ def test_packets_read_again_are_those_that_were_read(monkeypatch):
     media = numbered_video("mp4")
     with packets.open_interval(media, 0.0, math.inf, Watch(MediaLimits())) as interval:
         held = interval.packets
-        assert isinstance(held, packet_reader.HeldPackets)
+        assert isinstance(held, packets.HeldPackets)
         expected = [bytes(packet) for packet in held.read(0, len(held))]
-    monkeypatch.setattr(packet_reader, "_MOST_HELD", 0)
+    monkeypatch.setattr(packets, "_MOST_HELD", 0)
     with packets.open_interval(media, 0.0, math.inf, Watch(MediaLimits())) as interval:
         again = interval.packets
-        assert isinstance(again, packet_reader.PacketsReadAgain) and len(again) == len(expected)
+        assert isinstance(again, packets.PacketsReadAgain) and len(again) == len(expected)
         for first, stop in ((3, 6), (6, 9), (8, 12), (0, len(expected)), (5, 5)):  # on, and back
             assert [bytes(packet) for packet in again.read(first, stop)] == expected[first:stop]
 
@@ -90,7 +90,7 @@ def test_a_damaged_file_shows_the_same_frames_with_packets_read_again(monkeypatc
     middle = len(media) // 2
     media[middle : middle + 300] = bytes(300)
     expected = decoded(bytes(media))
-    monkeypatch.setattr(packet_reader, "_MOST_HELD", 0)
+    monkeypatch.setattr(packets, "_MOST_HELD", 0)
     np.testing.assert_array_equal(decoded(bytes(media)), expected)
 
 
@@ -102,7 +102,7 @@ def test_every_real_file_shows_the_same_frames_with_packets_read_again(assets, m
         with path.open("rb") as media:
             expected = decoded(media)
             with monkeypatch.context() as patched:
-                patched.setattr(packet_reader, "_MOST_HELD", 1000)
+                patched.setattr(packets, "_MOST_HELD", 1000)
                 np.testing.assert_array_equal(decoded(media), expected, err_msg=path.name)
 
 
@@ -112,7 +112,7 @@ def test_an_open_file_is_never_in_memory_whole(monkeypatch, opened):
     media = encode(noise, options={"g": "1", "qp": "4", "preset": "ultrafast"}, rate=10)
     file, size = opened(media), len(media)
     del media
-    monkeypatch.setattr(packet_reader, "_MOST_HELD", 2**20)
+    monkeypatch.setattr(packets, "_MOST_HELD", 2**20)
     tracemalloc.start()
     decoded(file, frames=2)
     peak = tracemalloc.get_traced_memory()[1]

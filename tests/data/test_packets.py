@@ -11,7 +11,7 @@ import pytest
 from numbered_video import FORMATS, SIDE, encode, numbered, numbered_video, read_numbers
 
 from vlab_jax.data import packets, video
-from vlab_jax.data.limits import MediaLimits, Watch
+from vlab_jax.data.media import MediaLimits, Watch
 from vlab_jax.errors import InputError
 
 # cost

@@ -13,10 +13,11 @@ import pytest
 from listed_source import StampedFrames
 from outage import cut_off
 
-from vlab_jax.data import builders, patience, pipeline
-from vlab_jax.data.builders.options import BuildOptions
-from vlab_jax.data.patience import DamagedRecord, Patient
+from vlab_jax.data import pipeline, sources
+from vlab_jax.data.sources import DamagedRecord, Patient
 from vlab_jax.data.tokenizer import train_bpe
+from vlab_jax.datasets import registry
+from vlab_jax.datasets.records import BuildOptions
 from vlab_jax.errors import CannotRead
 
 TOKENIZER = train_bpe(["a circle moves"], vocab_size=280, context_length=128)
@@ -30,7 +31,7 @@ def folder(data_dir, tmp_path) -> pathlib.Path:
 
 
 def opened(folder: pathlib.Path, seconds: float = 60.0) -> Patient:
-    return builders.open_split("motion/tiny", "train", BuildOptions(str(folder)), seconds)
+    return registry.open_split("motion/tiny", "train", BuildOptions(str(folder)), seconds)
 
 
 def records(folder: pathlib.Path) -> pathlib.Path:
@@ -94,7 +95,7 @@ def test_of_those_who_read_for_one_consumer_one_speaks_and_all_give_up_when_it_i
 
 
 def test_a_damaged_record_is_not_waited_for_and_is_replaced_and_counted_in_training(folder, monkeypatch):
-    monkeypatch.setattr(patience, "_FIRST_WAIT", 1e9)  # whoever waits does so for ever
+    monkeypatch.setattr(sources, "_FIRST_WAIT", 1e9)  # whoever waits does so for ever
     file = records(folder)
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 0x55

@@ -18,11 +18,13 @@ from hypothesis import strategies as st
 from listed_source import DeadlySource, ListedSource, ProcessFrames, StampedFrames, grey_clips
 
 from vlab_jax.data import batches as batches_ahead
-from vlab_jax.data import builders, left, mixtures, pipeline, schema
-from vlab_jax.data.builders.options import BuildOptions
+from vlab_jax.data import crash_guard, pipeline, schema
+from vlab_jax.data import sources as mixtures
+from vlab_jax.data.crash_guard import default_workers
 from vlab_jax.data.pieces import Batch
 from vlab_jax.data.tokenizer import train_bpe
-from vlab_jax.data.workers import default_workers
+from vlab_jax.datasets import registry
+from vlab_jax.datasets.records import BuildOptions
 from vlab_jax.errors import InputError, RunStopped
 
 FRAMES = pipeline.FrameOptions(num_frames=2, size=8)
@@ -33,7 +35,7 @@ TOKENIZER = train_bpe(["clip one two three 0 1 2 3 4 5 6 7 8 9"], vocab_size=280
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Any:
     """The training split of `motion/tiny`: 48 clips of 24 H.264 frames, with four captions each."""
-    return builders.open_split("motion/tiny", "train", BuildOptions(str(tmp_path_factory.mktemp("data"))))
+    return registry.open_split("motion/tiny", "train", BuildOptions(str(tmp_path_factory.mktemp("data"))))
 
 
 def draw(sources: list, count: int, *, batch_size: int = 4, seed: int = 0, **options: Any) -> list[Batch]:
@@ -350,7 +352,7 @@ def batches_of(source: ListedSource, workers: int) -> pipeline.Batches:
 
 def assert_no_shared_memory_is_left() -> None:
     deadline = time.monotonic() + 10  # what was delivered goes in the background
-    while left_behind := [*pathlib.Path("/dev/shm").glob(f"{left.prefix_of(os.getpid())}*")]:
+    while left_behind := [*pathlib.Path("/dev/shm").glob(f"{crash_guard.prefix_of(os.getpid())}*")]:
         assert time.monotonic() < deadline, left_behind
         time.sleep(0.01)
 

@@ -12,14 +12,8 @@ from listed_source import ProcessFrames, grey_clips
 
 from configs import benchmarks, pretrain
 from vlab_jax.config import evaluation_config, training_config
-from vlab_jax.data import left, pipeline
-from vlab_jax.data.prefetch import (
-    Prefetch,
-    PrefetchMemory,
-    free_shared_memory,
-    pieces_at_once,
-    plan_prefetch,
-)
+from vlab_jax.data import crash_guard, pipeline
+from vlab_jax.data.pieces import Prefetch, PrefetchMemory, free_shared_memory, pieces_at_once, plan_prefetch
 from vlab_jax.data.tokenizer import train_bpe
 from vlab_jax.errors import InputError
 
@@ -129,7 +123,7 @@ def test_both_kinds_of_configs_bound_the_memory_alike():
 def segments() -> list[int]:
     """Bytes of each segment of shared memory that belongs to this process."""
     sizes = []
-    for path in pathlib.Path("/dev/shm").glob(f"{left.prefix_of(os.getpid())}*"):
+    for path in pathlib.Path("/dev/shm").glob(f"{crash_guard.prefix_of(os.getpid())}*"):
         try:
             sizes.append(path.stat().st_size)
         except FileNotFoundError:  # it was being removed

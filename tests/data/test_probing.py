@@ -8,7 +8,7 @@ import threading
 import pytest
 from official_folders import small_video
 
-from vlab_jax.data.probing import Probed, hash64, probe_file, probe_files
+from vlab_jax.datasets.check import Probed, hash64, probe_file, probe_files
 
 
 def test_what_is_known_of_a_file_is_its_length_its_content_or_why_it_cannot_be_opened(tmp_path):

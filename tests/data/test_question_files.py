@@ -6,8 +6,8 @@ import pathlib
 
 import pytest
 
-from vlab_jax.data.question_files import TGIF_TASKS, read_qa_csv, read_qa_json, read_tgif_qa
 from vlab_jax.data.schema import Question
+from vlab_jax.datasets.annotations import TGIF_TASKS, read_qa_csv, read_qa_json, read_tgif_qa
 from vlab_jax.errors import InputError
 
 FRAMEQA = "gif_name\tquestion\tanswer\ttype\tvid_id\tkey\tdescription"

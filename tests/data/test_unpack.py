@@ -5,8 +5,9 @@ import json
 import pytest
 from listed_source import ListedSource
 
-from vlab_jax.data import builders, schema, unpack
-from vlab_jax.data.builders.options import BuildOptions
+from vlab_jax.data import schema
+from vlab_jax.datasets import registry, unpack
+from vlab_jax.datasets.records import BuildOptions
 from vlab_jax.errors import InputError
 
 
@@ -16,8 +17,8 @@ def test_what_is_unpacked_is_the_same_data_set_again(data_dir, tmp_path, capsys)
     assert unpack.main(given) == 0 and capsys.readouterr().out.endswith(f"wrote 3 clips into {out}\n")
     assert [path.suffix for path in sorted(out.iterdir())] == [".jsonl", ".mp4", ".mp4", ".mp4"]
     (out / "annotations.jsonl").write_text((out / "annotations.jsonl").read_text().replace('"test"', '"train"'))
-    again = builders.open_split(f"folder:{out}", "train", BuildOptions(str(tmp_path / "data")))
-    before = builders.open_split("motion/tiny", "test", BuildOptions(data_dir))
+    again = registry.open_split(f"folder:{out}", "train", BuildOptions(str(tmp_path / "data")))
+    before = registry.open_split("motion/tiny", "test", BuildOptions(data_dir))
     assert sorted(map(repr, (schema.from_example(again[i]) for i in range(3)))) == sorted(
         map(repr, (schema.from_example(before[i]) for i in range(3)))
     )
@@ -27,7 +28,7 @@ def test_what_is_unpacked_is_the_same_data_set_again(data_dir, tmp_path, capsys)
 
 def test_names_cannot_lead_out_and_intervals_are_kept(tmp_path, monkeypatch):
     clip = schema.Clip("../../a b", b"\x1aE\xdf\xa3", ("x",), (), 1.5, 3.0)
-    monkeypatch.setattr(builders, "open_split", lambda *_: ListedSource([clip]))
+    monkeypatch.setattr(registry, "open_split", lambda *_: ListedSource([clip]))
     assert unpack.unpack("any", "test", 0, tmp_path / "out") == 1
     assert (tmp_path / "out" / "_a_b.mkv").is_file()
     row = json.loads((tmp_path / "out" / "annotations.jsonl").read_text())
@@ -37,7 +38,7 @@ def test_names_cannot_lead_out_and_intervals_are_kept(tmp_path, monkeypatch):
 
 def test_frames_are_refused_and_nothing_is_left(tmp_path, monkeypatch):
     clip = schema.Clip("a", (b"\xff\xd8\xff",), ("x",))
-    monkeypatch.setattr(builders, "open_split", lambda *_: ListedSource([clip]))
+    monkeypatch.setattr(registry, "open_split", lambda *_: ListedSource([clip]))
     with pytest.raises(InputError, match="stored as frames"):
         unpack.unpack("any", "test", 0, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from vlab_jax.data.workers import map_in_order
+from vlab_jax.data.crash_guard import map_in_order
 from vlab_jax.errors import InputError
 
 

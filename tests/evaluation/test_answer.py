@@ -15,14 +15,15 @@ from PIL import Image
 from tiny_models import quick_jit, random_like
 
 from vlab_jax import config as configuration
-from vlab_jax.data import builders, pipeline, schema
-from vlab_jax.data.builders.options import BuildOptions
-from vlab_jax.data.question_files import read_answer_list, read_qa_json
+from vlab_jax.data import pipeline, schema
 from vlab_jax.data.schema import Question
 from vlab_jax.data.tokenizer import train_bpe
-from vlab_jax.evaluation.answer import Reader, answer_questions, evaluate_question_answering
+from vlab_jax.datasets import registry
+from vlab_jax.datasets.annotations import read_answer_list, read_qa_json
+from vlab_jax.datasets.records import BuildOptions
+from vlab_jax.evaluation.answers import Reader, answer_questions, evaluate_question_answering
+from vlab_jax.evaluation.encoder import Encoder
 from vlab_jax.evaluation.question_answering import ceiling
-from vlab_jax.evaluation.run import Encoder
 from vlab_jax.models import likelihood
 from vlab_jax.models.generation import Search
 from vlab_jax.models.vlab import VLAB, parameter_shapes
@@ -46,7 +47,7 @@ def encoder(data_dir) -> Encoder:
 
 @pytest.fixture(scope="module")
 def source(data_dir):
-    return builders.open_split("motion/tiny", "test", BuildOptions(data_dir))
+    return registry.open_split("motion/tiny", "test", BuildOptions(data_dir))
 
 
 def slow_decoder(encoder: Encoder, video: np.ndarray):
@@ -111,7 +112,7 @@ def test_every_question_of_every_clip_is_answered_but_those_left_out(encoder, so
 
 
 def test_all_conventions_are_scored_and_every_prediction_is_saved(encoder, source, data_dir, tmp_path):
-    training = [builders.open_split("motion/tiny", "train", BuildOptions(data_dir))]
+    training = [registry.open_split("motion/tiny", "train", BuildOptions(data_dir))]
     metrics, answered, headline, judged = evaluate_question_answering(
         encoder, source, Search(3, encoder.tokenizer.end), training, list_size=3, without=("twin",), folder=tmp_path
     )

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlab_jax.data.schema import Question
-from vlab_jax.evaluation.counting import ERROR, count_error
+from vlab_jax.evaluation.question_answering import ERROR, count_error
 from vlab_jax.evaluation.retrieval import LOWER_IS_BETTER
 
 COUNTS = st.integers(0, 20)

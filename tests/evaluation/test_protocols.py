@@ -9,7 +9,7 @@ from listed_source import ListedSource
 from test_answer import encoder  # noqa: F401 (fixture)
 
 from vlab_jax.data import schema
-from vlab_jax.evaluation.run import evaluate_retrieval
+from vlab_jax.evaluation.encoder import evaluate_retrieval
 
 
 @pytest.fixture(scope="module")

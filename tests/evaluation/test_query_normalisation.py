@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from test_answer import encoder, source  # noqa: F401 (fixtures)
 
 from vlab_jax import config_check
-from vlab_jax.data import builders, schema
-from vlab_jax.data.builders.options import BuildOptions
+from vlab_jax.data import schema
+from vlab_jax.datasets import registry
+from vlab_jax.datasets.records import BuildOptions
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import query_normalisation, retrieval
+from vlab_jax.evaluation.encoder import evaluate_retrieval
 from vlab_jax.evaluation.query_normalisation import Normalisation, choose_captions, dual_softmax, querybank
-from vlab_jax.evaluation.run import evaluate_retrieval
 
 COSINES = st.floats(-1, 1, width=32)
 TEMPERATURES = st.sampled_from([0.01, 0.05, 1.0])
@@ -119,7 +120,7 @@ def test_each_direction_of_dual_softmax_is_normalised_over_its_own_queries():
 
 
 def test_the_bank_s_captions_are_of_training_clips_spread_evenly_and_the_same_each_time(data_dir):
-    training = builders.open_split("motion/tiny", "train", BuildOptions(data_dir))
+    training = registry.open_split("motion/tiny", "train", BuildOptions(data_dir))
     clips = [schema.from_example(training[index]).captions for index in range(len(training))]
     chosen = choose_captions([training], len(clips) // 2)
     assert chosen == choose_captions([training], len(clips) // 2) and len(chosen) == len(clips) // 2
@@ -133,7 +134,7 @@ def test_the_bank_s_captions_are_of_training_clips_spread_evenly_and_the_same_ea
 
 def test_rows_are_named_and_none_of_them_is_there_unless_asked_for(encoder, source, data_dir):  # noqa: F811
     found = evaluate_retrieval(encoder, source)
-    training = [builders.open_split("motion/tiny", "train", BuildOptions(data_dir))]
+    training = [registry.open_split("motion/tiny", "train", BuildOptions(data_dir))]
     assert Normalisation().rows(encoder, found, training.copy) == {}
     rows = Normalisation(config_check.QUERY_NORMALISATIONS, bank_size=20).rows(encoder, found, training.copy)
     assert list(rows) == ["dual softmax", "QB-Norm"]

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlab_jax.data.question_files import read_qa_csv, read_qa_json, read_tgif_qa
 from vlab_jax.data.schema import Question
+from vlab_jax.datasets.annotations import read_qa_csv, read_qa_json, read_tgif_qa
 from vlab_jax.errors import CannotWrite, InputError
 from vlab_jax.evaluation import question_answering, retrieval
 from vlab_jax.evaluation.question_answering import normalise

@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlab_jax.errors import InputError
-from vlab_jax.evaluation import contact_sheet, drawing, report, retrieval, sample_sheet
-from vlab_jax.runtime.meters import MetricWriter
+from vlab_jax.evaluation import report, retrieval
+from vlab_jax.evaluation import sheets as contact_sheet
+from vlab_jax.evaluation import sheets as drawing
+from vlab_jax.evaluation import sheets as sample_sheet
+from vlab_jax.runtime.metrics import MetricWriter
 
 GREEN = (0x1A, 0x96, 0x41)
 

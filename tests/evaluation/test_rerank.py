@@ -10,8 +10,8 @@ from test_answer import encoder, slow_decoder, source  # noqa: F401 (fixtures)
 
 from vlab_jax.data import schema
 from vlab_jax.evaluation import retrieval
-from vlab_jax.evaluation.rerank import candidate_likelihoods, put_first, rerank
-from vlab_jax.evaluation.run import evaluate_retrieval
+from vlab_jax.evaluation.encoder import evaluate_retrieval
+from vlab_jax.evaluation.query_normalisation import candidate_likelihoods, put_first, rerank
 
 
 @settings(max_examples=100, deadline=None)

@@ -7,14 +7,15 @@ import pytest
 from ml_collections import ConfigDict
 
 from vlab_jax import config as configuration
-from vlab_jax.data import builders, schema
-from vlab_jax.data.builders.options import BuildOptions
+from vlab_jax.data import schema
 from vlab_jax.data.tokenizer import train_bpe
+from vlab_jax.datasets import registry
+from vlab_jax.datasets.records import BuildOptions
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation.captioning import score_captions
 from vlab_jax.evaluation.checkpoint import evaluate
 from vlab_jax.evaluation.query_normalisation import Normalisation
-from vlab_jax.evaluation.tasks import Plan
+from vlab_jax.evaluation.registry import Plan
 from vlab_jax.models.generation import Search
 from vlab_jax.training.loop import train
 
@@ -50,7 +51,7 @@ def test_captions_and_references_can_be_scored_again(captioned, data_dir):
     references: dict[str, list[str]] = {}
     for entry in json.loads((folder / "references.json").read_text())["annotations"]:
         references.setdefault(entry["image_id"], []).append(entry["caption"])
-    source = builders.open_split("motion/tiny", "test", BuildOptions(data_dir))
+    source = registry.open_split("motion/tiny", "test", BuildOptions(data_dir))
     clips = [schema.from_example(source[index]) for index in range(len(source))]
     assert references == {clip.id: list(clip.captions) for clip in clips}
     again = score_captions(predictions, references)

@@ -23,11 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from vlab_jax.data import question_files, schema
-from vlab_jax.data.builders import find
-from vlab_jax.data.builders.annotation import AnnotationFolder
-from vlab_jax.data.builders.folder_annotations import ANNOTATIONS, read_annotations
-from vlab_jax.data.builders.media import checked_name
+from vlab_jax.data import schema
+from vlab_jax.datasets import annotations
+from vlab_jax.datasets.annotations import AnnotationFolder
+from vlab_jax.datasets.folder import ANNOTATIONS, read_annotations
+from vlab_jax.datasets.media_index import checked_name
+from vlab_jax.datasets.registry import find
 from vlab_jax.errors import InputError
 
 AT_ONCE = 40  # lines of a file: a report shows fifty problems at most, and a line may have more than one
@@ -197,7 +198,7 @@ def samples(assets: str) -> dict[str, tuple[str, bytes, Callable[[pathlib.Path],
 
 
 def _tgif_reader(file: str, task: str) -> Callable[[pathlib.Path], Any]:
-    return lambda folder: question_files.read_tgif_qa(folder / file, task)
+    return lambda folder: annotations.read_tgif_qa(folder / file, task)
 
 
 def _beginning(path: pathlib.Path) -> bytes:

@@ -24,8 +24,8 @@ import numpy as np
 from numbered_video import FORMATS, encode, encode_image, numbered, numbered_video
 
 from vlab_jax.data import frames, video
-from vlab_jax.data.limits import DecodeError, MediaLimits
-from vlab_jax.data.workers import map_in_order
+from vlab_jax.data.crash_guard import map_in_order
+from vlab_jax.data.media import DecodeError, MediaLimits
 
 LIMITS = MediaLimits(decode_seconds=20.0)
 MORE = {

@@ -33,10 +33,10 @@ from compile_options import FLAGS  # noqa: E402
 from run_files import assert_same_state, losses, saved_state  # noqa: E402
 
 from experiments.timing import made_with  # noqa: E402
-from vlab_jax.data import builders  # noqa: E402
-from vlab_jax.data.builders.options import BuildOptions  # noqa: E402
-from vlab_jax.runtime.json_file import write_json  # noqa: E402
-from vlab_jax.runtime.meters import read_metrics  # noqa: E402
+from vlab_jax.datasets import registry  # noqa: E402
+from vlab_jax.datasets.records import BuildOptions  # noqa: E402
+from vlab_jax.runtime.disk import write_json  # noqa: E402
+from vlab_jax.runtime.metrics import read_metrics  # noqa: E402
 
 AIMS = ("any time", "the start", "the first step", "training", "training", "saving", "saving", "end")
 MARK = "VLAB_FAULTS_START"  # a variable that every process of a start carries
@@ -354,7 +354,7 @@ class Trial:
         self.folder, self.rng, self.length, self.data = folder, random.Random(seed), length, data
         self.cache = cache or str(folder / "compiled")
         self.runs: list[KilledRun] = []
-        builders.prepare("motion/tiny", BuildOptions(str(data)))
+        registry.prepare("motion/tiny", BuildOptions(str(data)))
         if undisturbed is None:
             run = KilledRun(folder / "undisturbed", length, data, self.cache, self.rng)
             run.finish()

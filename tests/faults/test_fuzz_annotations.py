@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vlab_jax.data.builders.folder_annotations import ANNOTATIONS, read_annotations
+from vlab_jax.datasets.folder import ANNOTATIONS, read_annotations
 from vlab_jax.errors import InputError
 
 JSON = st.recursive(

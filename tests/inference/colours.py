@@ -17,8 +17,8 @@ sys.path += [str(pathlib.Path(__file__).parents[1]), str(pathlib.Path(__file__).
 
 from numbered_video import encode
 
-from vlab_jax.inference.clip import Clip, FrameShape, show
-from vlab_jax.inference.results import Answer, Caption
+from vlab_jax.inference.clips import Clip, FrameShape, show
+from vlab_jax.inference.predictor import Answer, Caption
 
 RATE, SIDE, SIZE, NUM_FRAMES = 10, 32, 8, 2
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "grey": (128, 128, 128)}
@@ -111,9 +111,9 @@ def _kill_at(moment: str) -> None:
 
 if __name__ == "__main__":
     from vlab_jax import predict
-    from vlab_jax.inference.commands import common
+    from vlab_jax.inference import cli
 
-    common.open_model = open_colours
+    cli.open_model = open_colours
     _kill_at(os.environ.get("INDEX_KILLED", ""))
     first, *then = " \0 ".join(sys.argv[1:]).split(" \0 then \0 ")
     for arguments in then:

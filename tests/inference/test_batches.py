@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlab_jax.inference.batches import bucket, one_ahead, padded, parts
+from vlab_jax.inference.engine import bucket, one_ahead, padded, parts
 
 
 @given(st.data(), st.integers(1, 8), st.integers(1, 16))

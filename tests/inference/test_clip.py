@@ -10,7 +10,7 @@ from numbered_video import SIDE, encode_image, numbered, numbered_video, read_nu
 from vlab_jax import Clip
 from vlab_jax.data.video import decode_clip
 from vlab_jax.errors import InputError
-from vlab_jax.inference.clip import FrameShape, as_clip, is_video, local_path, show
+from vlab_jax.inference.clips import FrameShape, as_clip, is_video, local_path, show
 
 FRAMES = FrameShape(5, SIDE)
 

@@ -12,10 +12,10 @@ import pytest
 from inference.colours import ColourEmbedder, colour_video, open_colours
 
 from vlab_jax import predict
-from vlab_jax.inference.commands import common
-from vlab_jax.inference.commands import index as index_command
+from vlab_jax.inference import cli
+from vlab_jax.inference import cli as index_command
 from vlab_jax.inference.search_index import open_index
-from vlab_jax.runtime.workdir_lock import only_holder
+from vlab_jax.runtime.disk import only_holder
 
 PROGRAM = pathlib.Path(__file__).with_name("colours.py")
 
@@ -29,7 +29,7 @@ def embedders(monkeypatch):
         loaded.append(open_colours(given))
         return loaded[-1]
 
-    monkeypatch.setattr(common, "open_model", load)
+    monkeypatch.setattr(cli, "open_model", load)
     return loaded
 
 

@@ -25,7 +25,7 @@ from PIL import Image
 from vlab_jax import predict
 from vlab_jax.data import video
 from vlab_jax.errors import InputError
-from vlab_jax.inference.commands import common
+from vlab_jax.inference import cli
 from vlab_jax.inference.web import playable, service
 from vlab_jax.inference.web.app import make_app
 from vlab_jax.inference.web.playable import Playable
@@ -93,7 +93,7 @@ def home(tmp_path_factory):
     (media / "grey.png").write_bytes(encode_image(np.full((32, 32, 3), 128, np.uint8), "PNG"))
     (home / "secret.mp4").write_bytes(b"secret")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(common, "open_model", open_colours)
+        patch.setattr(cli, "open_model", open_colours)
         given = ["index", str(media), f"--index={home / 'index'}", "--model=colours"]
         assert predict.main([*given, "--window=4", "--workers=0"]) == 0
     (media / "unindexed.mp4").write_bytes(b"secret")
@@ -329,7 +329,7 @@ def test_a_query_in_a_script_that_the_model_never_learned_is_answered_with_a_not
 def test_what_is_indexed_while_the_page_is_open_is_found_and_another_model_is_named(home, tmp_path, monkeypatch):
     shutil.copytree(home / "index", tmp_path / "index")
     shutil.copytree(home / "media", tmp_path / "media", ignore=shutil.ignore_patterns("un*"))
-    monkeypatch.setattr(common, "open_model", open_colours)
+    monkeypatch.setattr(cli, "open_model", open_colours)
     with running(tmp_path, tmp_path / "scratch") as site:
         (tmp_path / "media" / "new.mp4").write_bytes(colour_video(("blue", 4)))
         (tmp_path / "media" / "grey.png").unlink()
@@ -351,7 +351,7 @@ def serve(*arguments):
 
 
 def test_mistakes_on_the_command_line_are_one_line(home, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(common, "open_model", open_colours)
+    monkeypatch.setattr(cli, "open_model", open_colours)
     index = f"--index={home / 'index'}"
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -377,7 +377,7 @@ def test_who_lets_others_reach_the_page_is_warned(home, host, warned, monkeypatc
         assert sockets[0].getsockname()[0] == host
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(common, "open_model", open_colours)
+    monkeypatch.setattr(cli, "open_model", open_colours)
     monkeypatch.setattr(uvicorn.Server, "run", interrupted)
     given = () if host == "127.0.0.1" else (f"--host={host}",)
     assert serve(f"--index={home / 'index'}", "--model=colours", "--port=0", *given) == 0

@@ -14,18 +14,19 @@ from saved_clip import rewrite, save_clip
 from tiny_trained import save_run
 
 from vlab_jax import Clip, Predictor
-from vlab_jax.data import builders, pipeline, schema
+from vlab_jax.data import pipeline, schema
 from vlab_jax.data import tokenizer as tokenizers
-from vlab_jax.data.builders.options import BuildOptions
 from vlab_jax.data.schema import Question
+from vlab_jax.datasets import registry
+from vlab_jax.datasets.records import BuildOptions
 from vlab_jax.errors import InputError
-from vlab_jax.evaluation.answer import Reader
-from vlab_jax.evaluation.caption import caption_clips
-from vlab_jax.evaluation.run import Encoder
+from vlab_jax.evaluation.answers import Reader
+from vlab_jax.evaluation.captioning import caption_clips
+from vlab_jax.evaluation.encoder import Encoder
 from vlab_jax.export import export
 from vlab_jax.inference import engine as engines
-from vlab_jax.inference.trained import load_trained
-from vlab_jax.models import compiled
+from vlab_jax.inference.engine import load_trained
+from vlab_jax.models import generation
 from vlab_jax.models.generation import Search
 from vlab_jax.restore import restore
 from vlab_jax.runtime import sharding
@@ -66,7 +67,7 @@ def of_export(exported, mesh) -> Predictor:
 
 @pytest.fixture(scope="module")
 def source(data_dir):
-    return builders.open_split("motion/tiny", "test", BuildOptions(data_dir))
+    return registry.open_split("motion/tiny", "test", BuildOptions(data_dir))
 
 
 @pytest.fixture(scope="module")
@@ -179,12 +180,12 @@ def test_any_number_of_frames_can_be_asked_for(workdir, mesh, videos):
 def test_a_program_is_compiled_once_for_each_size_of_batch(workdir, mesh):
     predictor = Predictor(load_trained(str(workdir), mesh), frames=2, batch_size=4)
     clips = numbered_clips(7)
-    before = compiled.embed_clips._cache_size()
+    before = generation.embed_clips._cache_size()
     every = predictor.embed_videos(clips)  # 4 and 3
-    assert compiled.embed_clips._cache_size() - before == 1
+    assert generation.embed_clips._cache_size() - before == 1
     for count in (1, 2, 3, 4, 5, 7):
         np.testing.assert_allclose(predictor.embed_videos(clips[:count]), every[:count], atol=1e-5)
-    assert compiled.embed_clips._cache_size() - before == 3  # 1, 2 and 4
+    assert generation.embed_clips._cache_size() - before == 3  # 1, 2 and 4
 
 
 # What is wrong with a video

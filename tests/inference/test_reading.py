@@ -7,9 +7,8 @@ import pytest
 from numbered_video import SIDE, encode, numbered, read_numbers
 
 from vlab_jax.errors import InputError
-from vlab_jax.inference import reading
-from vlab_jax.inference.clip import FrameShape
-from vlab_jax.inference.reading import read_clips
+from vlab_jax.inference import clips
+from vlab_jax.inference.clips import FrameShape, read_clips
 
 FRAMES = FrameShape(1, SIDE)
 
@@ -21,7 +20,7 @@ def media() -> list[bytes]:
 
 @pytest.mark.parametrize("workers", [0, 1], ids=["here", "one process"])
 def test_videos_come_in_order_and_what_is_wrong_stands_in_its_place(media, workers, monkeypatch):
-    monkeypatch.setattr(reading, "FEW", 2)
+    monkeypatch.setattr(clips, "FEW", 2)
     videos = [*media[:3], b"", 5, "/nowhere.mp4", *media[3:]]
     found = list(read_clips(videos, FRAMES, workers))
     shown = [read.frames for read in found if read.frames is not None]
@@ -36,14 +35,14 @@ def test_videos_come_in_order_and_what_is_wrong_stands_in_its_place(media, worke
 
 def test_few_videos_and_frames_are_read_in_this_process(media, monkeypatch):
     asked = []
-    plain = reading.map_in_order
+    plain = clips.map_in_order
 
     def here(function, items, workers, lost, seconds):
         asked.append(workers)
         return plain(function, items, 0, lost, seconds)
 
-    monkeypatch.setattr(reading, "map_in_order", here)
-    monkeypatch.setattr(reading, "FEW", 2)
+    monkeypatch.setattr(clips, "map_in_order", here)
+    monkeypatch.setattr(clips, "FEW", 2)
     list(read_clips(media[:2], FRAMES, 3))
     list(read_clips([np.zeros((1, 8, 8, 3), np.uint8)] * 3, FRAMES, 3))
     list(read_clips(media[:3], FRAMES, 3))
@@ -54,21 +53,21 @@ def test_of_an_endless_iterator_only_what_is_needed_is_taken(media):
     taken = itertools.count()
     reads = read_clips((media[next(taken) % 6] for _ in itertools.count()), FRAMES, 0)
     assert [read_numbers(read.frames)[0] for read in itertools.islice(reads, 8)] == [0, 1, 2, 3, 4, 5, 0, 1]
-    assert next(taken) <= reading.FEW + 8
+    assert next(taken) <= clips.FEW + 8
 
 
 def test_an_error_of_the_program_is_no_error_of_the_video(media, monkeypatch):
     def broken(clip, frames):
         raise KeyError("a fault")
 
-    monkeypatch.setattr(reading, "show", broken)
+    monkeypatch.setattr(clips, "show", broken)
     with pytest.raises(KeyError):
         list(read_clips(media, FRAMES, 0))
 
 
 def test_a_video_whose_process_ends_is_named():
-    read = reading._lost("clip.mp4")
+    read = clips._lost("clip.mp4")
     assert (read.name, read.frames) == ("clip.mp4", None)
     assert read.error == "clip.mp4: the decoder crashed on it, or did not come back"
     with pytest.raises(InputError):
-        reading._lost(5)
+        clips._lost(5)

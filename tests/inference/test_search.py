@@ -17,8 +17,7 @@ from inference.colours import ColourEmbedder, colour_video, open_colours
 from PIL import Image
 
 from vlab_jax import predict
-from vlab_jax.inference import search_index
-from vlab_jax.inference.commands import common
+from vlab_jax.inference import cli, search_index
 from vlab_jax.inference.page import clock
 from vlab_jax.inference.search_index import About, File, Indexed, SearchIndex, open_index, writable_index
 from vlab_jax.inference.windows import Window
@@ -36,7 +35,7 @@ def indexed(tmp_path_factory) -> pathlib.Path:
     (home / "media" / "green.mp4").write_bytes(colour_video(("green", 4)))
     given = ["index", str(home / "media"), f"--index={home / 'index'}", "--model=colours"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(common, "open_model", open_colours)
+        patch.setattr(cli, "open_model", open_colours)
         assert predict.main([*given, "--window=2", "--stride=1", "--workers=0"]) == 0
     return home
 
@@ -44,7 +43,7 @@ def indexed(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture
 def search(indexed, monkeypatch, capsys):
     """Runs `search` and returns its exit status, its output and its errors."""
-    monkeypatch.setattr(common, "open_model", open_colours)
+    monkeypatch.setattr(cli, "open_model", open_colours)
 
     def run(*arguments, index=indexed / "index"):
         status = predict.main(["search", *arguments, f"--index={index}"])

@@ -9,8 +9,8 @@ import pytest
 from pytorch import pytorch
 from tiny_models import largest_difference, with_block_states
 
-from vlab_jax.models.clip import PIXEL_DEVIATION, PIXEL_MEAN, TextTower, VisionTower, normalise_pixels, patches
 from vlab_jax.models.layers import ACTIVATIONS, LayerNorm
+from vlab_jax.models.towers import PIXEL_DEVIATION, PIXEL_MEAN, TextTower, VisionTower, normalise_pixels, patches
 
 TOLERANCE = 1e-5  # maximum absolute difference in float32; DESIGN asks for 1e-4
 

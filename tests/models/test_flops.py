@@ -8,7 +8,7 @@ from tiny_models import tiny_vlab
 from vlab_jax.models import video_adapter
 from vlab_jax.models.flops import MIXERS, Work, forward_flops, step_flops
 from vlab_jax.models.vlab import VLAB, parameter_shapes
-from vlab_jax.training.stage_objective import Objective
+from vlab_jax.training.objectives import Objective
 
 TOWER = {"width": 512, "depth": 2, "heads": 8, "mlp_width": 2048, "embed_width": 256}
 VISION = {"image_size": 64, "patch_size": 16, **TOWER}

@@ -17,7 +17,7 @@ from tiny_models import (
     with_block_states,
 )
 
-from vlab_jax.models.multimodal_decoder import BLENDINGS, MultimodalDecoder
+from vlab_jax.models.decoder import BLENDINGS, MultimodalDecoder
 
 FRAMES, COUNT, VISION_WIDTH = 2, 3, 12
 NOTICEABLE, NEGLIGIBLE = 1e-3, 1e-5

@@ -18,8 +18,8 @@ from tiny_models import (
     tiny_vlab,
 )
 
-from vlab_jax.models.clip import VisionTower, normalise_pixels
 from vlab_jax.models.layers import interpolate_positions
+from vlab_jax.models.towers import VisionTower, normalise_pixels
 from vlab_jax.models.video_adapter import VideoAdapter
 
 INNER = 8  # the adapter's width

@@ -9,7 +9,7 @@ import pytest
 from parity import loaded
 
 from vlab_jax.data.video import decode_clip
-from vlab_jax.models.clip import PIXEL_DEVIATION, VisionTower, normalise_pixels
+from vlab_jax.models.towers import PIXEL_DEVIATION, VisionTower, normalise_pixels
 
 
 @pytest.fixture(scope="module")

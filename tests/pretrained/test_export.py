@@ -13,9 +13,8 @@ from tiny_models import ADAPTER, DECODER, random_parameters, random_video, tiny_
 
 from vlab_jax.errors import InputError
 from vlab_jax.models.vlab import parameter_shapes
-from vlab_jax.pretrained.export import new_folder, write_hugging_face, write_vlab
+from vlab_jax.pretrained.export import model_card, new_folder, write_hugging_face, write_vlab
 from vlab_jax.pretrained.load import check_model, load_parameters, open_checkpoint
-from vlab_jax.pretrained.model_card import model_card
 
 TRAINING = {
     "frames": 4,

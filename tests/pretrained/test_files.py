@@ -9,9 +9,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from vlab_jax.errors import InputError
-from vlab_jax.pretrained.files import PREFERRED, choose, locate
+from vlab_jax.pretrained.files import PREFERRED, Tensors, choose, locate
 from vlab_jax.pretrained.load import open_checkpoint
-from vlab_jax.pretrained.tensors import Tensors
 
 ONE = {"a": np.ones((2, 3), np.float32)}
 

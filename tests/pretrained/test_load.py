@@ -18,9 +18,8 @@ from tiny_models import tiny_vlab
 from vlab_jax.errors import InputError
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.pretrained import load
-from vlab_jax.pretrained.load import check_model, load_parameters, open_checkpoint
-from vlab_jax.pretrained.origins import format_origins
-from vlab_jax.pretrained.positions import fit_positions
+from vlab_jax.pretrained.convert import fit_positions
+from vlab_jax.pretrained.load import check_model, format_origins, load_parameters, open_checkpoint
 from vlab_jax.runtime import sharding
 
 ROOT = pathlib.Path(__file__).parents[2]

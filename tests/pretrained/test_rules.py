@@ -6,9 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlab_jax.errors import InputError
-from vlab_jax.pretrained import layouts
-from vlab_jax.pretrained.layouts import LINEAR, Layout
-from vlab_jax.pretrained.rules import Rule, check, linear
+from vlab_jax.pretrained import convert
+from vlab_jax.pretrained.convert import LINEAR, Layout, Rule, check, linear
 
 small = st.integers(1, 4)
 LAYOUTS = {
@@ -26,13 +25,13 @@ LAYOUTS = {
 
 
 def test_every_layout_is_tested():
-    assert {name for name, value in vars(layouts).items() if isinstance(value, Layout)} == set(LAYOUTS)
+    assert {name for name, value in vars(convert).items() if isinstance(value, Layout)} == set(LAYOUTS)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 @given(a=small, b=small, c=small)
 def test_a_layout_there_and_back_changes_nothing(name, a, b, c):
-    layout, shape = getattr(layouts, name), LAYOUTS[name](a, b, c)
+    layout, shape = getattr(convert, name), LAYOUTS[name](a, b, c)
     ours = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     theirs = layout.to_theirs(ours)
     assert [part.shape for part in theirs] == layout.source_shapes(shape)
@@ -42,7 +41,7 @@ def test_a_layout_there_and_back_changes_nothing(name, a, b, c):
 def test_a_patch_kernel_gives_what_the_convolution_gives():
     rng = np.random.default_rng(0)
     convolution, patch = rng.normal(size=(5, 3, 2, 2)), rng.normal(size=(2, 2, 3))
-    kernel = layouts.PATCHES.to_ours([convolution], (12, 5))
+    kernel = convert.PATCHES.to_ours([convolution], (12, 5))
     np.testing.assert_allclose(patch.reshape(-1) @ kernel, np.einsum("dcij,ijc->d", convolution, patch))
 
 

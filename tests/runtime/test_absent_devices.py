@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from vlab_jax.runtime.absent_devices import cudnn_answers
+from vlab_jax.compiling.topologies import cudnn_answers
 
 
 def lowered(tokens: int, width: int, gradient: bool = False) -> str:

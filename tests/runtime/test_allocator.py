@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = """
 import resource, sys
 import numpy as np
-from vlab_jax.runtime.allocator import keep_freed_memory
+from vlab_jax.runtime.profiling import keep_freed_memory
 
 if sys.argv[1] == "keep":
     assert keep_freed_memory()

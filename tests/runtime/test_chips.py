@@ -5,7 +5,7 @@ import types
 import jax
 import pytest
 
-from vlab_jax.runtime.chips import peak_flops
+from vlab_jax.runtime.profiling import peak_flops
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = """
 import jax
 from jax import monitoring
-from vlab_jax.runtime.compilation_cache import keep_compiled_programs
+from vlab_jax.runtime.profiling import keep_compiled_programs
 
 hits = []
 monitoring.register_event_listener(lambda event, **_: hits.append(event) if event.endswith("cache_hits") else None)

@@ -5,7 +5,7 @@ import types
 import jax
 import pytest
 
-from vlab_jax.runtime import fitting, topologies
+from vlab_jax.compiling import fitting, topologies
 
 GIB = 2**30
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from vlab_jax.runtime import hlo
+from vlab_jax.compiling import hlo
 
 ROWS, WIDTH, DEPTH = 16, 32, 5
 PRODUCT = 2.0 * ROWS * WIDTH * WIDTH

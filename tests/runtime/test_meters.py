@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vlab_jax.errors import InputError
-from vlab_jax.runtime.meters import MetricWriter, Progress, Throughput, json_safe, read_metrics
+from vlab_jax.runtime.metrics import MetricWriter, Progress, Throughput, json_safe, read_metrics
 
 
 class Terminal(io.StringIO):

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from vlab_jax.runtime import processes
-from vlab_jax.runtime.processes import Neighbours, neighbours
+from vlab_jax.runtime import sharding
+from vlab_jax.runtime.sharding import Neighbours, neighbours
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = """
@@ -27,7 +27,7 @@ def counted(cores: list[str]) -> list[str]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    names = (processes.COORDINATOR, processes.COUNT, processes.NUMBER)
+    names = (sharding.COORDINATOR, sharding.COUNT, sharding.NUMBER)
     running = []
     for number, core in enumerate(cores):
         given = dict(zip(names, (f"127.0.0.1:{port}", str(len(cores)), str(number)), strict=True))

@@ -10,12 +10,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tiny_models import FRAMES, QUICK, random_batch, random_parameters, tiny_vlab
 
 from configs.pretrain import get_config
+from vlab_jax.compiling import hlo
 from vlab_jax.config import model_fields, plain, stage_config, training_config
 from vlab_jax.errors import InputError
 from vlab_jax.models.vlab import VLAB, parameter_shapes
-from vlab_jax.runtime import hlo, sharding
+from vlab_jax.runtime import sharding
 from vlab_jax.training import stage as stages
-from vlab_jax.training.stage_objective import Objective
+from vlab_jax.training.objectives import Objective
 
 CLIPS, STEPS = 8, 3
 MESHES = {

@@ -2,8 +2,8 @@
 
 import pytest
 
-from vlab_jax.runtime import hlo, step_time
-from vlab_jax.runtime.step_time import KERNEL, ModelPlace, Rates
+from vlab_jax.compiling import hlo, step_time
+from vlab_jax.compiling.step_time import KERNEL, ModelPlace, Rates
 
 RATES = Rates(clock=1e9, peak=1e12, memory=1e9, ring=1e6)
 TWICE = "jit(on_mesh)/transpose(jvp(VLAB.decode))/decoder/transformer/while/body/blocks/mlp/input/dot_general"

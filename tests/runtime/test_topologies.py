@@ -4,9 +4,9 @@ import importlib.util
 
 import pytest
 
+from vlab_jax.compiling import topologies
 from vlab_jax.errors import InputError
-from vlab_jax.runtime import topologies
-from vlab_jax.runtime.chips import PEAK_FLOPS, peak_flops
+from vlab_jax.runtime.profiling import PEAK_FLOPS, peak_flops
 
 
 @pytest.mark.parametrize(

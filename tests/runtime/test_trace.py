@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from vlab_jax.runtime.trace import StepTrace
+from vlab_jax.runtime.profiling import StepTrace
 
 
 def step(trace: StepTrace) -> None:

@@ -8,9 +8,8 @@ import resource
 import pytest
 
 from vlab_jax.errors import CannotWrite
-from vlab_jax.runtime.json_file import write_json
-from vlab_jax.runtime.meters import MetricWriter, read_metrics
-from vlab_jax.runtime.writing import number_of, writing
+from vlab_jax.runtime.disk import number_of, write_json, writing
+from vlab_jax.runtime.metrics import MetricWriter, read_metrics
 
 
 @pytest.fixture

@@ -11,10 +11,9 @@ from tiny_models import FRAMES, random_batch, random_parameters, tiny_vlab
 
 from vlab_jax.errors import InputError, RunStopped
 from vlab_jax.training import loop, optim, step
-from vlab_jax.training.anomalies import Anomalies
+from vlab_jax.training.health import Anomalies, replay
 from vlab_jax.training.loop import train
-from vlab_jax.training.replay import replay
-from vlab_jax.training.stage_objective import Objective
+from vlab_jax.training.objectives import Objective
 
 
 def watched(losses, most_skipped=2, stopped=lambda step: f"kept {step}"):

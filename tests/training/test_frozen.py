@@ -12,7 +12,7 @@ from vlab_jax.models.vlab import parameter_shapes
 from vlab_jax.training import optim
 from vlab_jax.training import stage as stages
 from vlab_jax.training.frozen import freeze_unused, kept_parts
-from vlab_jax.training.stage_objective import Objective
+from vlab_jax.training.objectives import Objective
 from vlab_jax.training.step import init_state, make_train_step
 
 BOTH, VIDEO = ("video", "image"), ("video",)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tiny_models import FRAMES, quick_jit, random_batch, random_parameters, tiny_vlab
 
 from vlab_jax.runtime import sharding
-from vlab_jax.training.gradient_cache import gradient_in_parts, in_parts, joined
-from vlab_jax.training.stage_objective import Objective
+from vlab_jax.training.objectives import Objective
+from vlab_jax.training.step import gradient_in_parts, in_parts, joined
 
 CLIPS = 8
 EVERY = {"contrastive": 1.0, "captioning": 0.5, "masked_lm": 2.0, "question_answering": 1.5}

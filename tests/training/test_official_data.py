@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from vlab_jax import config as configuration
-from vlab_jax.data.check import check, status_of
+from vlab_jax.datasets.check import check, status_of
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation.checkpoint import evaluate
 

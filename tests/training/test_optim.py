@@ -11,8 +11,8 @@ from tiny_models import FRAMES, QUICK, largest_difference, quick_jit, random_bat
 
 from vlab_jax.errors import InputError
 from vlab_jax.training import optim
+from vlab_jax.training.objectives import Objective
 from vlab_jax.training.optim import Group
-from vlab_jax.training.stage_objective import Objective
 from vlab_jax.training.step import init_state, make_train_step
 
 RATE, DECAY = 0.1, 0.5

@@ -12,7 +12,7 @@ from outage import cut_off
 from run_files import assert_same_state, losses, saved_state
 
 from vlab_jax.errors import CannotRead, RunPreempted
-from vlab_jax.runtime.meters import MetricWriter
+from vlab_jax.runtime.metrics import MetricWriter
 from vlab_jax.training.loop import train
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="open files are made to fail by way of /proc")

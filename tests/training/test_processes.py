@@ -16,7 +16,7 @@ from several_processes import OUTAGE, ROOT, together
 from vlab_jax.config import model_fields, plain
 from vlab_jax.errors import InputError
 from vlab_jax.models.vlab import VLAB, parameter_shapes
-from vlab_jax.runtime import processes, sharding
+from vlab_jax.runtime import sharding
 from vlab_jax.runtime.checkpoint import PROGRESS, Checkpoints
 from vlab_jax.training.loop import train
 
@@ -142,17 +142,17 @@ def test_two_processes_evaluate_half_of_the_clips_each_and_find_what_one_does(fi
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({processes.COUNT: "2"}, "JAX_NUM_PROCESSES is set, but JAX_COORDINATOR_ADDRESS is not"),
+        ({sharding.COUNT: "2"}, "JAX_NUM_PROCESSES is set, but JAX_COORDINATOR_ADDRESS is not"),
         (
-            {processes.COORDINATOR: "localhost:1", processes.COUNT: "2", processes.NUMBER: "2"},
+            {sharding.COORDINATOR: "localhost:1", sharding.COUNT: "2", sharding.NUMBER: "2"},
             "JAX_PROCESS_ID=2 must be a number from 0 to JAX_NUM_PROCESSES=2 less 1",
         ),
     ],
 )
 def test_variables_that_make_no_sense_are_explained_in_one_line(monkeypatch, given, said):
-    for name in (processes.COORDINATOR, processes.COUNT, processes.NUMBER):
+    for name in (sharding.COORDINATOR, sharding.COUNT, sharding.NUMBER):
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=re.escape(said)):
-        processes.connect()
+        sharding.connect()

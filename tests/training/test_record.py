@@ -4,10 +4,9 @@ import io
 
 import pytest
 
-from vlab_jax.runtime.meters import MetricWriter, Progress, read_metrics
-from vlab_jax.training import record as recording
-from vlab_jax.training.record import StepRecord
-from vlab_jax.training.step_cost import StepCost
+from vlab_jax.runtime import metrics as recording
+from vlab_jax.runtime.metrics import MetricWriter, Progress, StepRecord, read_metrics
+from vlab_jax.training.step import StepCost
 
 
 class Clock:

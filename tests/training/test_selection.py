@@ -15,12 +15,12 @@ from ml_collections import ConfigDict
 
 from vlab_jax import config as configuration
 from vlab_jax import config_check
-from vlab_jax.data.builders import open_split
+from vlab_jax.datasets.registry import open_split
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation.checkpoint import evaluate
-from vlab_jax.evaluation.tasks import Plan
+from vlab_jax.evaluation.registry import Plan
 from vlab_jax.runtime.checkpoint import Checkpoints, find_checkpoint
-from vlab_jax.training import run_data, start
+from vlab_jax.training import setup
 from vlab_jax.training.loop import train
 from vlab_jax.training.selection import Selection
 
@@ -151,7 +151,7 @@ def test_the_best_checkpoint_is_kept_tested_and_found_and_an_interruption_change
 
 def test_a_run_whose_data_have_no_validation_tests_its_last_checkpoint_or_is_refused(config, tmp_path, monkeypatch):
     without = types.SimpleNamespace(info=types.SimpleNamespace(splits=("train", "test")))
-    for module in (run_data, start):
+    for module in (setup, setup):
         monkeypatch.setattr(
             module, "builders", types.SimpleNamespace(prepare=lambda *_: without, open_split=open_split)
         )

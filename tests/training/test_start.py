@@ -18,7 +18,7 @@ from vlab_jax.evaluation.checkpoint import evaluate
 from vlab_jax.export import export, main
 from vlab_jax.runtime import sharding
 from vlab_jax.training.loop import train
-from vlab_jax.training.start import open_pretrained, pretrained_parameters, random_parameters
+from vlab_jax.training.setup import open_pretrained, pretrained_parameters, random_parameters
 
 
 @pytest.fixture(scope="module")

@@ -9,19 +9,92 @@ import pathlib
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import grain
+import numpy as np
 from absl import flags
+from jaxtyping import UInt8
 
-from vlab_jax.data import left
-from vlab_jax.data.in_hand import InHand, guilty
-from vlab_jax.data.patience import Patient
-from vlab_jax.data.pieces import Batch, Pieces, join
-from vlab_jax.data.prefetch import THREADS, Prefetch
-from vlab_jax.data.reader import Reader
-from vlab_jax.data.workers import begin_worker
+from vlab_jax.data import crash_guard, schema, video
+from vlab_jax.data.crash_guard import NOWHERE, InHand, Note, begin_worker, guilty
+from vlab_jax.data.media import DEFAULT_LIMITS, MediaLimits
+from vlab_jax.data.pieces import THREADS, Batch, Pieces, Prefetch, join
+from vlab_jax.data.sources import DamagedRecord, Patient
 from vlab_jax.errors import CannotRead, InputError, RunStopped
+
+# FOLDED vlab_jax/data/batches.py: Clips of data sources, read and decoded; a clip that has ended a worker process is
+# not decoded again.
+
+
+class Unreadable(Exception):
+    """A clip that cannot be decoded, or whose record is damaged; it says which and why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameOptions:
+    """How a clip becomes frames; see `video.decode_clip`."""
+
+    num_frames: int
+    size: int
+    short: str = "repeat"
+    limits: MediaLimits = DEFAULT_LIMITS
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a clip's frames."""
+        return self.num_frames * self.size**2 * 3
+
+    def decode(self, clip: schema.Clip, rng: np.random.Generator | None) -> np.ndarray:
+        """uint8 RGB frames `[T, S, S, 3]`."""
+        return video.decode_clip(
+            clip.media,
+            num_frames=self.num_frames,
+            size=self.size,
+            start=clip.start,
+            end=clip.end,
+            rng=rng,
+            short=self.short,
+            limits=self.limits,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """Decodes clips of the sources, and notes which one while it does.
+
+    `lost` are clips that have brought a worker process down, with the reason: they are not decoded again.
+    """
+
+    sources: tuple[Sequence, ...]
+    frames: FrameOptions
+    in_hand: InHand = NOWHERE
+    lost: Mapping[tuple[int, str], str] = dataclasses.field(default_factory=dict)
+
+    def clip(self, number: int, index: int) -> schema.Clip:
+        """The clip at a place of a source."""
+        return schema.from_example(self.sources[number][index])
+
+    def read(
+        self, number: int, index: int, rng: np.random.Generator | None
+    ) -> tuple[schema.Clip, UInt8[np.ndarray, "t s s 3"]]:
+        """The clip at a place of a source, and its frames. Raises `Unreadable`."""
+        try:
+            clip = self.clip(number, index)
+        except DamagedRecord as error:
+            raise Unreadable(str(error)) from error
+        if reason := self.lost.get((number, clip.id)):
+            raise Unreadable(f"{clip.id}: {reason}")
+        try:
+            with self.in_hand.noted(Note(number, index, clip.id, rng)):
+                return clip, self.frames.decode(clip, rng)
+        except video.DecodeError as error:
+            raise Unreadable(f"{clip.id}: {error}") from error
+
+    def again(self, note: Note) -> None:
+        """Decodes what a process was at when it ended."""
+        self.frames.decode(self.clip(note.source, note.index), note.rng)
+
 
 MOST_DEATHS = 3  # of worker processes over one batch
 _LEAST_SHARED = 65_536  # bytes of an array that are worth shared memory; smaller ones go through a pipe
@@ -47,10 +120,10 @@ class Batches(Iterator[Batch]):
     """
 
     def __init__(self, make: Callable[[Reader], Pieces], reader: Reader, size: int, prefetch: Prefetch) -> None:
-        self._folder = left.folder()
+        self._folder = crash_guard.folder()
         self._next: _Joined | None = None
         shared = pathlib.Path(self._folder.name)
-        self._tag = left.tag_of(self._folder.name)
+        self._tag = crash_guard.tag_of(self._folder.name)
         if prefetch.workers:
             (shared / "in_hand").mkdir()
             in_hand = InHand(str(shared / "in_hand"), reader.frames.limits.clock_seconds)
@@ -95,7 +168,7 @@ class Batches(Iterator[Batch]):
         if self._prefetch.workers:
             del pieces, joined
             gc.collect()  # the iterator refers to itself, and holds pieces in shared memory
-            left.remove_undelivered(self._tag)
+            crash_guard.remove_undelivered(self._tag)
 
     def _replace_workers(self, error: RuntimeError) -> None:
         """Begins anew behind the last batch that was delivered, without the clips that are to blame."""

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from vlab_jax.data import video
-from vlab_jax.data.limits import DEFAULT_LIMITS, MediaLimits
+from vlab_jax.data.media import DEFAULT_LIMITS, MediaLimits
 from vlab_jax.data.sampling import frames_at, segment_times
 
 

@@ -17,11 +17,9 @@ import grain
 import numpy as np
 
 from vlab_jax.data import schema
-from vlab_jax.data.batches import Batches
-from vlab_jax.data.mixtures import identity
-from vlab_jax.data.pieces import Pieces
-from vlab_jax.data.prefetch import DEFAULT_MEMORY, PrefetchMemory, plan_prefetch
-from vlab_jax.data.reader import FrameOptions, Reader, Unreadable
+from vlab_jax.data.batches import Batches, FrameOptions, Reader, Unreadable
+from vlab_jax.data.pieces import DEFAULT_MEMORY, Pieces, PrefetchMemory, plan_prefetch
+from vlab_jax.data.sources import identity
 from vlab_jax.data.tokenizer import Tokenizer
 from vlab_jax.errors import InputError
 

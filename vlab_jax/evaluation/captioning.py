@@ -10,6 +10,7 @@ line without counting the lines, and waits for METEOR for ever.
 import contextlib
 import importlib.util
 import io
+import logging
 import os
 import pathlib
 import re
@@ -18,10 +19,19 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
+import jax
+import numpy as np
+
+from vlab_jax.data.pieces import Batch
 from vlab_jax.errors import InputError, RunStopped
-from vlab_jax.runtime.json_file import write_json
+from vlab_jax.evaluation.encoder import Encoder, all_without_media
+from vlab_jax.models import generation
+from vlab_jax.models.generation import Search
+from vlab_jax.runtime import sharding
+from vlab_jax.runtime.disk import write_json
 
 # What the tokenizer or METEOR would take for the end of a line, other control characters, and halves of surrogate
 # pairs, which no encoding can write.
@@ -297,3 +307,76 @@ def _complaint(errors: io.BufferedRandom) -> str:
     # The indented lines are those of a stack trace, which say less than the one above them.
     said = [line.strip() for line in lines if line.strip() and not line[0].isspace()]
     return "gave no proper answer" + (f"; it last said: {said[-1]}" if said else "")
+
+
+# FOLDED vlab_jax/evaluation/captioning.py: The captions of a model for the clips of a split, and how they are scored.
+
+
+class Captioned(NamedTuple):
+    """What `evaluate_captioning` found: figures, and the caption of each clip by the clip's index in the source."""
+
+    metrics: dict[str, float]
+    captions: dict[int, str]
+
+
+def caption_clips(
+    encoder: Encoder,
+    source: Sequence,
+    search: Search,
+    max_failed_share: float = 0.01,
+    update: Callable[[int], None] = lambda done: None,
+) -> dict[int, str]:
+    """A caption of each clip that can be decoded, by the clip's index in the source.
+
+    Args:
+      source: a data source of the schema.
+      max_failed_share: see `pipeline.FailureCount`.
+      update: called with the number of clips done.
+    """
+    prefix = np.full((encoder.batch, 1), encoder.tokenizer.start, np.int32)
+    start = sharding.to_global({"prefix": prefix, "lengths": np.ones(encoder.batch, np.int32)}, encoder.mesh)
+    decoder_parameters = encoder.parameters["decoder"]
+
+    def write(batch: Batch, video: jax.Array) -> Iterator[tuple[int, str]]:
+        memory = encoder.remember(video)
+        written = generation.write(
+            encoder.model, search, decoder_parameters, memory, None, start["prefix"], start["lengths"]
+        )
+        for index, valid, row in zip(batch["index"], batch["valid"], np.asarray(written.tokens), strict=True):
+            if valid:
+                yield int(index), encoder.tokenizer.decode(row)
+
+    return dict(encoder.of_clips(source, write, max_failed_share, update))
+
+
+def evaluate_captioning(
+    encoder: Encoder,
+    source: Sequence,
+    search: Search,
+    folder: pathlib.Path | None,
+    max_failed_share: float = 0.01,
+    update: Callable[[int], None] = lambda done: None,
+) -> Captioned:
+    """Scores a caption of each clip against the clip's own captions.
+
+    Args:
+      folder: where predictions and references go as COCO-format JSON; None: nowhere.
+
+    Returns:
+      Its metrics are `BLEU-1` to `BLEU-4`, `METEOR`, `ROUGE-L` and `CIDEr`, times 100 as papers print them.
+
+    Raises:
+      InputError: no clip of the split has a caption, or the scorers are not installed.
+    """
+    written = caption_clips(encoder, source, search, max_failed_share, update)
+    clips = dict(zip(written, all_without_media(source, list(written)), strict=True))
+    described = {index: clip for index, clip in clips.items() if clip.captions}
+    if not described:
+        raise InputError("no clip of the split to caption has a caption to compare with")
+    predictions = {clip.id: written[index] for index, clip in described.items()}
+    references = {clip.id: clip.captions for clip in described.values()}
+    if folder is not None:
+        save_coco(folder, predictions, references)
+    logging.info("scoring %d captions", len(predictions))
+    scores = sharding.agreed(lambda: score_captions(predictions, references))
+    return Captioned({name: 100 * score for name, score in scores.items()}, written)

@@ -6,18 +6,19 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from vlab_jax.data import builders, mixtures, pipeline, sampling
+from vlab_jax.data import pipeline, sampling, sources
 from vlab_jax.data import tokenizer as tokenizers
-from vlab_jax.data.builders.options import BuildOptions
-from vlab_jax.data.limits import MediaLimits
-from vlab_jax.data.prefetch import PrefetchMemory, free_shared_memory, plan_prefetch
-from vlab_jax.data.workers import default_workers
+from vlab_jax.data.crash_guard import default_workers
+from vlab_jax.data.media import MediaLimits
+from vlab_jax.data.pieces import PrefetchMemory, free_shared_memory, plan_prefetch
+from vlab_jax.datasets import registry
+from vlab_jax.datasets.records import BuildOptions
+from vlab_jax.evaluation import encoder as evaluation
 from vlab_jax.evaluation import retrieval, sheets
-from vlab_jax.evaluation import run as evaluation
-from vlab_jax.evaluation.tasks import Plan
+from vlab_jax.evaluation.registry import Plan
 from vlab_jax.restore import Restored, restore
-from vlab_jax.runtime import meters, processes, sharding
-from vlab_jax.runtime.json_file import write_json
+from vlab_jax.runtime import metrics, sharding
+from vlab_jax.runtime.disk import write_json
 
 
 def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path | None) -> dict[str, dict[str, float]]:
@@ -30,35 +31,35 @@ def evaluate(config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
       InputError: there is no such checkpoint, or the data cannot be read.
     """
     everywhere = sharding.make_mesh(**config.mesh)
-    restored, mesh = restore(checkpoint, everywhere), processes.own_mesh(everywhere)
+    restored, mesh = restore(checkpoint, everywhere), sharding.own_mesh(everywhere)
     saved, name, encoder = restored.config, restored.stage, _encoder(config, restored, mesh)
     with jax.set_mesh(mesh), jax.default_matmul_precision(saved["matmul_precision"]):
         dataset = config.dataset or saved["data"]["evaluate"]
         options = BuildOptions.from_fields(dict(config.data))
-        with processes.primary_first("data"):
-            source = builders.open_split(dataset, config.split, options, config.data.retry_seconds)
+        with sharding.primary_first("data"):
+            source = registry.open_split(dataset, config.split, options, config.data.retry_seconds)
         row = (
             f"{name}, step {restored.step} ({dataset} {config.split}{_selected_on_test(saved, dataset, config.split)})"
         )
-        trained = mixtures.parse_mixture(saved["stage"][name]["train"] or saved["data"]["train"])
+        trained = sources.parse_mixture(saved["stage"][name]["train"] or saved["data"]["train"])
         plan = Plan.of(
             dict(config),
             dict(config.generation),
             encoder.tokenizer,
-            lambda: [builders.open_split(spec, "train", options, config.data.retry_seconds) for spec, _ in trained],
+            lambda: [registry.open_split(spec, "train", options, config.data.retry_seconds) for spec, _ in trained],
             config.data.max_failed_share,
         )
-        written = workdir if processes.is_primary() else None
+        written = workdir if sharding.is_primary() else None
         outcome = plan.evaluate(encoder, source, config.split, None if written is None else written / "texts")
         results = outcome.by_row(row)
-        if not processes.is_primary():
+        if not sharding.is_primary():
             return results
         if workdir is None:
             print(retrieval.format_table(results))
         else:
             sheets.write_report(
                 workdir / "report",
-                restored.home / meters.METRICS_FILE,
+                restored.home / metrics.METRICS_FILE,
                 results,
                 outcome,
                 source,
@@ -88,7 +89,7 @@ def _encoder(config: ConfigDict, restored: Restored, mesh: jax.sharding.Mesh) ->
         logging.warning("%s", plan.note)
     return evaluation.Encoder(
         restored.model,
-        processes.on_own_mesh(restored.parameters, mesh),
+        sharding.on_own_mesh(restored.parameters, mesh),
         tokenizers.load(restored.home, saved["model"]["text"]["context_length"]),
         frames,
         tuple(config.streams) or tuple(saved["stage"][restored.stage]["streams"]),

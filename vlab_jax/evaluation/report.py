@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vlab_jax.evaluation import retrieval
-from vlab_jax.runtime import meters
+from vlab_jax.runtime import metrics
 
 Results = Mapping[str, Mapping[str, SupportsFloat]]
 
@@ -52,7 +52,7 @@ def write_report(
     """
     folder = pathlib.Path(report_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    records = meters.read_metrics(metrics_file) if os.path.exists(metrics_file) else []
+    records = metrics.read_metrics(metrics_file) if os.path.exists(metrics_file) else []
     images = {}
     for heading, name, figure in (
         ("Training", "training.png", training_figure(records)),
@@ -63,7 +63,7 @@ def write_report(
             images[heading] = name
     for heading, sheet in (sheets or {}).items():
         images[heading] = pathlib.Path(os.path.relpath(sheet, folder)).as_posix()
-    plain = {row: {k: meters.json_safe(v) for k, v in figures.items()} for row, figures in results.items()}
+    plain = {row: {k: metrics.json_safe(v) for k, v in figures.items()} for row, figures in results.items()}
     _write(folder / "results.json", json.dumps(plain, indent=2, allow_nan=False))
     _write(folder / "results.md", retrieval.format_markdown(results))
     return _write(folder / "index.html", _page(title, results, images))

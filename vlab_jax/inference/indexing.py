@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from vlab_jax.data.builders.media import is_utf8
+from vlab_jax.datasets.media_index import is_utf8
 from vlab_jax.errors import InputError, RunStopped
-from vlab_jax.inference.embedder import Embedder
-from vlab_jax.inference.media_files import media_files, readable
+from vlab_jax.inference.clips import media_files, readable
+from vlab_jax.inference.engine import Embedder
 from vlab_jax.inference.search_index import File, Indexed, SearchIndex
-from vlab_jax.inference.window_reader import Cut, Read, Task, read_windows
-from vlab_jax.inference.windows import Window
+from vlab_jax.inference.windows import Cut, Read, Task, Window, read_windows
 
 _COMMIT_SECONDS, _COMMIT_WINDOWS, _COMMITS_TO_TIDY = 20.0, 2048, 50
 

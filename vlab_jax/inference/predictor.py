@@ -15,26 +15,94 @@ Dimensions: `V` videos, `C` texts, `E` embedding width.
 """
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float
+from tqdm import tqdm
 
 from vlab_jax.data import sampling
 from vlab_jax.errors import InputError
-from vlab_jax.inference.batches import bucket, one_ahead, padded, parts
-from vlab_jax.inference.clip import FrameShape, is_video
-from vlab_jax.inference.engine import Engine
-from vlab_jax.inference.fingerprint import fingerprint
-from vlab_jax.inference.progress import counted
-from vlab_jax.inference.reading import Read, read_clips
-from vlab_jax.inference.results import Answer, Caption, Embedding, Ranking, ScoredText
-from vlab_jax.inference.trained import Trained, load_trained
+from vlab_jax.inference.clips import FrameShape, Read, is_video, read_clips
+from vlab_jax.inference.engine import Engine, Trained, bucket, fingerprint, load_trained, one_ahead, padded, parts
 from vlab_jax.runtime import sharding
+
+# FOLDED vlab_jax/inference/predictor.py: What a predictor answers with: plain values that print as what they say.  A
+# result of a video that could not be read has its reason in `error`, which is empty elsewhere; there is one only
+# where `on_error="skip"` was asked for.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Embedding:
+    """The embedding of a video: float32 `[E]`, of unit length; None where it could not be read."""
+
+    video: str
+    vector: np.ndarray | None
+    error: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Caption:
+    """What is to be seen in a video, in the model's words.
+
+    `score` is the log-likelihood of the words; of beam search, divided by their number to the length penalty's power.
+    """
+
+    video: str
+    text: str
+    score: float
+    error: str = ""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """The answer to a question on a video, in the model's words or the likeliest of the options.
+
+    `score` is as in `Caption`; of an option, its log-likelihood.
+    """
+
+    video: str
+    question: str
+    text: str
+    score: float
+    error: str = ""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredText:
+    """A text with its score: a cosine, or a log-likelihood."""
+
+    text: str
+    score: float
+
+    def __str__(self) -> str:
+        return f"{self.score:.3f}  {self.text}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """Texts by how well they describe a video, the best first; equal ones in the order in which they were given."""
+
+    video: str
+    by: str
+    texts: tuple[ScoredText, ...]
+    error: str = ""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.texts))
+
 
 R = TypeVar("R")
 
@@ -305,3 +373,33 @@ def _one_or_all(each: Callable[[Iterable[Any]], Iterator[R]], given: Any, progre
 
 def _length(videos: Iterable[Any]) -> int | None:
     return len(videos) if isinstance(videos, Sized) else None
+
+
+# FOLDED vlab_jax/inference/predictor.py: A progress bar over what is computed clip by clip, on standard error.
+
+
+def counted(results: Iterable[R], total: int | None, shown: bool, unit: str = " clips") -> Iterator[R]:
+    """The results, counted on the bar as they come, if it is to be shown."""
+    yield from _bar(total, shown, iterable=results, unit=unit)
+
+
+def filled(shares: Iterable[float], total: int, shown: bool, unit: str) -> Iterator[float]:
+    """Shares of so many things, added up on the bar as they are done, if it is to be shown."""
+    looks = f"{{percentage:3.0f}}%|{{bar}}| {{n:.1f}}/{{total}} {unit} [{{elapsed}}<{{remaining}}]"
+    with _bar(total, shown, bar_format=looks) as bar:
+        for share in shares:
+            bar.update(share)
+            yield share
+
+
+def _bar(total: int | None, shown: bool, **looks: Any) -> tqdm:
+    interval = 0.2 if sys.stderr.isatty() else 10.0
+    return tqdm(total=total, disable=not shown, file=sys.stderr, mininterval=interval, **looks)
+
+
+def print_beside(line: str, stream: Any) -> None:
+    """Prints a line on a line of its own, where a bar may be in its way."""
+    if stream is sys.stderr or (sys.stderr.isatty() and stream.isatty()):
+        tqdm.write(line, file=stream)
+    else:
+        print(line, file=stream, flush=True)

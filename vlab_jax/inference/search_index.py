@@ -31,8 +31,7 @@ from lancedb.index import IvfFlat
 
 from vlab_jax.errors import InputError
 from vlab_jax.inference.windows import Window, best_apart
-from vlab_jax.runtime.json_file import write_json
-from vlab_jax.runtime.workdir_lock import only_holder
+from vlab_jax.runtime.disk import only_holder, write_json
 
 ABOUT, FAILURES, LOCK, TABLE = "index.json", "failures.json", "index.lock", "windows"
 FORMAT = 1

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vlab_jax.models.attention import Kernels, attend, uses_cudnn
-from vlab_jax.models.multimodal_decoder import BLENDINGS
+from vlab_jax.models.decoder import BLENDINGS
 from vlab_jax.models.vlab import VLAB
 
 ROWS = 2

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from vlab_jax.models.multimodal_decoder import BLENDINGS
+from vlab_jax.models.decoder import BLENDINGS
 from vlab_jax.models.vlab import VLAB, common_blocks
 
 

@@ -8,16 +8,18 @@ most, `V` vocabulary.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from vlab_jax.errors import InputError
-from vlab_jax.models.cached_decoder import Memory, NextTokens, empty_cache, take_rows
+from vlab_jax.models.decoder import Memory, NextTokens, Remember, empty_cache, take_rows
 from vlab_jax.models.layers import KeyValueCache
+from vlab_jax.models.vlab import VLAB, decoder_of
 from vlab_jax.models.vocabulary import logits_of, token_losses
 
 NEVER = -1e9  # a log-probability that no token has; finite, so that sums of it stay comparable
@@ -275,3 +277,62 @@ def _best_with_places(texts: Texts, count: int) -> tuple[Texts, jax.Array]:
     scores, places = jax.lax.top_k(texts.scores, count)
     tokens = jnp.take_along_axis(texts.tokens, places[..., None], axis=1)
     return Texts(tokens, jnp.take_along_axis(texts.lengths, places, axis=1), scores), places
+
+
+# FOLDED vlab_jax/models/generation.py: A trained model in use: what is asked of it, compiled once for each shape of
+# what is given.  Dimensions: `B` clips or texts, `T` frames, `S` pixels, `E` embedding width, `L` text tokens, `Q`
+# texts to write, `P` tokens of what they go on from.
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def embed_clips(
+    model: VLAB,
+    streams: tuple[str, ...],
+    image_frames: tuple[int, ...],
+    parameters: Any,
+    video: UInt8[Array, "B T S S 3"],
+) -> Float[Array, "B E"]:
+    """Embeddings of clips, of unit length; see `VLAB.encode_visual`."""
+    return model.apply({"params": parameters}, video, streams, image_frames, method="encode_visual").embedding
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def embed_texts(
+    model: VLAB, parameters: Any, tokens: Int[Array, "B L"], lengths: Int[Array, " B"]
+) -> Float[Array, "B E"]:
+    """Embeddings of texts, of unit length; see `VLAB.encode_text`."""
+    return model.apply({"params": parameters}, tokens, lengths, method="encode_text")
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def remember(
+    model: VLAB,
+    streams: tuple[str, ...],
+    image_frames: tuple[int, ...],
+    parameters: Any,
+    video: UInt8[Array, "B T S S 3"],
+) -> Memory:
+    """What the decoder needs of clips to write about them."""
+    visual = model.apply({"params": parameters}, video, streams, image_frames, method="encode_visual")
+    return decoder_of(model, Remember).apply({"params": parameters["decoder"]}, visual.streams)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def write(
+    model: VLAB,
+    search: Search,
+    decoder_parameters: Any,
+    memory: Memory,
+    rows: Int[Array, " Q"] | None,
+    prefix: Int[Array, "Q P"],
+    lengths: Int[Array, " Q"],
+) -> Texts:
+    """A text for each prefix.
+
+    Args:
+      memory: of the clips, by `remember`.
+      rows: each prefix's clip; None: there are as many prefixes as clips, in their order.
+      prefix, lengths: the tokens that each text goes on from, and how many of them there are.
+    """
+    seen = memory if rows is None else memory.of(rows)
+    return generate(decoder_of(model, NextTokens), decoder_parameters, seen, prefix, lengths, search)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from vlab_jax.models.cached_decoder import Memory, NextTokens
+from vlab_jax.models.decoder import Memory, NextTokens
 from vlab_jax.models.generation import likelihood_behind, prefill
 from vlab_jax.models.vlab import VLAB, decoder_of
 

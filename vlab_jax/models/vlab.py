@@ -24,9 +24,9 @@ from flax.core import freeze
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
 from vlab_jax.models.attention import Kernels
-from vlab_jax.models.clip import TextTower, VisionTower, normalise_pixels
+from vlab_jax.models.decoder import MultimodalDecoder
 from vlab_jax.models.layers import Insertion, apply_function, stacked_init
-from vlab_jax.models.multimodal_decoder import MultimodalDecoder
+from vlab_jax.models.towers import TextTower, VisionTower, normalise_pixels
 from vlab_jax.models.video_adapter import VideoAdapter
 
 STREAMS = ("video", "image")

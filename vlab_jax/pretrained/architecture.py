@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlab_jax.errors import InputError
-from vlab_jax.pretrained.rules import Rule
+from vlab_jax.pretrained.convert import Rule
 
 Sizes = Mapping[str, tuple[int, ...]]  # names and shapes of tensors
 

@@ -10,8 +10,7 @@ from typing import Any
 from vlab_jax.errors import InputError
 from vlab_jax.pretrained import open_clip
 from vlab_jax.pretrained.architecture import Architecture, Sizes, depth, image_size, size_of
-from vlab_jax.pretrained.files import Files
-from vlab_jax.pretrained.layouts import (
+from vlab_jax.pretrained.convert import (
     FUSED_HEADS,
     ONE_AXIS_MORE,
     OUTPUT,
@@ -19,8 +18,11 @@ from vlab_jax.pretrained.layouts import (
     SEPARATE_BIASES,
     SEPARATE_HEADS,
     TWO_AXES_MORE,
+    Rule,
+    linear,
+    norm,
 )
-from vlab_jax.pretrained.rules import Rule, linear, norm
+from vlab_jax.pretrained.files import Files
 
 # The tensors by which the two spellings are known; what stands before their names.
 TIMM_MARK, TIMM = "visual.trunk.patch_embed.proj.weight", "visual.trunk."

@@ -1,13 +1,111 @@
 """From the name of a checkpoint to its files: a file, a directory, or a model on the Hugging Face hub."""
 
 import dataclasses
+import json
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import safetensors
+
 from vlab_jax.errors import InputError
-from vlab_jax.pretrained.tensors import read_json
+from vlab_jax.models.towers import PIXEL_DEVIATION, PIXEL_MEAN
+
+# FOLDED vlab_jax/pretrained/files.py: The tensors of safetensors files: their names and shapes at once, their
+# values when asked for.
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """Where a tensor is, and what its file's header says of it."""
+
+    file: pathlib.Path
+    shape: tuple[int, ...]
+    dtype: str  # as safetensors spells it: F32, BF16
+
+
+class Tensors(Mapping[str, tuple[int, ...]]):
+    """Names and shapes of a checkpoint's tensors, in one file or several.
+
+    Raises:
+      InputError: a file is no whole safetensors file, or a tensor is in two files.
+    """
+
+    def __init__(self, files: Sequence[pathlib.Path]):
+        self._entries: dict[str, Entry] = {}
+        for file in files:
+            for name, entry in _entries(file):
+                if name in self._entries:
+                    raise InputError(f"the tensor {name} is in {self._entries[name].file.name} and in {file.name}")
+                self._entries[name] = entry
+
+    def __getitem__(self, name: str) -> tuple[int, ...]:
+        return self._entries[name].shape
+
+    def __iter__(self):
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def read(self, names: Iterable[str]) -> list[np.ndarray]:
+        """The values of some tensors, in the types they are stored in.
+
+        Files are opened for each call: what was mapped into memory for the one before is let go of.
+
+        Raises:
+          InputError: a tensor is not of a floating-point type, or its file has changed.
+        """
+        return [self._read(name) for name in names]
+
+    def _read(self, name: str) -> np.ndarray:
+        entry = self._entries[name]
+        if entry.dtype not in FLOATS:
+            raise InputError(f"the tensor {name} in {entry.file} is of type {entry.dtype}; it must be floating point")
+        try:
+            with safetensors.safe_open(entry.file, "numpy") as file:
+                return file.get_tensor(name)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise InputError(f"{entry.file} has changed while it was read: {error}") from error
+
+
+def _entries(file: pathlib.Path) -> Iterable[tuple[str, Entry]]:
+    try:
+        with safetensors.safe_open(file, "numpy") as opened:
+            for name in opened.keys():  # noqa: SIM118 (it is no mapping)
+                part = opened.get_slice(name)
+                yield name, Entry(file, tuple(part.get_shape()), part.get_dtype())
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{file} is not a whole safetensors file ({_reason(file, error)}); fetch it again") from error
+
+
+def _reason(file: pathlib.Path, error: Exception) -> str:
+    with file.open("rb") as opened:
+        if opened.read(24).startswith(b"version https://git-lfs"):
+            return "it is the pointer that Git LFS leaves in its place"
+    return str(error).rpartition(": ")[2]
+
+
+def read_json(file: pathlib.Path) -> dict:
+    """The object in a JSON file.
+
+    Raises:
+      InputError: it cannot be read, or is no object.
+    """
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{file} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{file} holds a {type(value).__name__}; it must be a JSON object")
+    return value
+
 
 INDEX = ".safetensors.index.json"
 # In a directory that has several, the first of these is taken.
@@ -144,3 +242,41 @@ def _cached(name: str, advice: str, error: Exception) -> pathlib.Path:
         raise InputError(
             f"there is no directory {name!r}, and no model of that name can be fetched; {advice}"
         ) from error
+
+
+# FOLDED vlab_jax/pretrained/files.py: How a checkpoint wants its images, where its files say so: this
+# package does what CLIP does, and nothing else.
+
+BICUBIC = (3, "bicubic", None)  # as Pillow numbers it, as OpenCLIP names it, as configs leave it out
+SHORTEST = ("shortest", None)
+
+
+def check_preprocessing(files: Files) -> None:
+    """Compares what the folder of a checkpoint says of its images with CLIP's preprocessing.
+
+    Raises:
+      InputError: it has other means or deviations, another filter, or does not crop the centre.
+    """
+    ours = files.json("preprocessor_config.json")
+    if ours is not None:
+        where = str(files.folder / "preprocessor_config.json")
+        _check_pixels(ours.get("image_mean"), ours.get("image_std"), where)
+        _check_one_of(ours, "resample", BICUBIC, where)
+        _check_one_of(ours, "do_center_crop", (True, None), where)
+    theirs = (files.json("open_clip_config.json") or {}).get("preprocess_cfg")
+    if isinstance(theirs, Mapping):
+        where = f"{files.folder / 'open_clip_config.json'}: preprocess_cfg"
+        _check_pixels(theirs.get("mean"), theirs.get("std"), where)
+        _check_one_of(theirs, "interpolation", BICUBIC, where)
+        _check_one_of(theirs, "resize_mode", SHORTEST, where)
+
+
+def _check_pixels(mean: Sequence[float] | None, deviation: Sequence[float] | None, where: str) -> None:
+    for name, found, wanted in (("mean", mean, PIXEL_MEAN), ("deviation", deviation, PIXEL_DEVIATION)):
+        if found is not None and any(abs(one - other) > 1e-4 for one, other in zip(found, wanted, strict=True)):
+            raise InputError(f"{where} asks for pixels of {name} {list(found)}; known: CLIP's {list(wanted)}")
+
+
+def _check_one_of(config: Mapping[str, Any], key: str, known: Sequence[Any], where: str) -> None:
+    if config.get(key) not in known:
+        raise InputError(f"{where}: {key} is {config[key]!r}; known: {known[0]!r}, as in CLIP")

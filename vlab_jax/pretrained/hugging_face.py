@@ -8,9 +8,8 @@ from typing import Any
 
 from vlab_jax.errors import InputError
 from vlab_jax.pretrained.architecture import PLAIN, Architecture, Sizes, depth, image_size, size_of
+from vlab_jax.pretrained.convert import LINEAR, OUTPUT, PATCHES, SEPARATE_BIASES, SEPARATE_HEADS, Rule, linear, norm
 from vlab_jax.pretrained.files import Files
-from vlab_jax.pretrained.layouts import LINEAR, OUTPUT, PATCHES, SEPARATE_BIASES, SEPARATE_HEADS
-from vlab_jax.pretrained.rules import Rule, linear, norm
 
 # The tensor by which the format is known.
 MARK = "vision_model.embeddings.patch_embedding.weight"

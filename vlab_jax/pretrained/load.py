@@ -6,7 +6,8 @@ Nothing is guessed: every tensor of the checkpoint is used, and every parameter 
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import jax
@@ -16,11 +17,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from vlab_jax.errors import InputError
 from vlab_jax.pretrained import eva_clip, hugging_face, open_clip, vlab
 from vlab_jax.pretrained.architecture import Architecture, compare
-from vlab_jax.pretrained.files import Files, locate
-from vlab_jax.pretrained.positions import fit_frames, fit_positions
-from vlab_jax.pretrained.preprocessing import check_preprocessing
-from vlab_jax.pretrained.rules import Rule, Shape, check
-from vlab_jax.pretrained.tensors import Tensors
+from vlab_jax.pretrained.convert import Rule, Shape, check, fit_frames, fit_positions
+from vlab_jax.pretrained.files import Files, Tensors, check_preprocessing, locate
 
 # A tensor that only one format has, and the function that reads that format's architecture.
 FORMATS: tuple[tuple[str, Callable[[Tensors, Files, str], Architecture]], ...] = (
@@ -173,3 +171,37 @@ def _fitted(path: str, value: np.ndarray, shape: Shape) -> tuple[np.ndarray, str
 def _placed(value: np.ndarray, sharding: Any) -> jax.Array:
     # Waited for: copies still under way would keep what was read alive on the host, one parameter after another.
     return jax.block_until_ready(jax.make_array_from_callback(value.shape, sharding, lambda index: value[index]))
+
+
+# FOLDED vlab_jax/pretrained/load.py: The table that says which parameters came from where.
+
+
+def format_origins(origins: Iterable[Origin], others: Mapping[str, tuple[int, str]]) -> str:
+    """A table of parameters, their number, and where they came from.
+
+    Args:
+      origins: of the parameters that a checkpoint filled; those of one submodule from one source are one line.
+      others: path → (number of parameters, where they came from), of the rest.
+    """
+    lines = [("parameters", "number", "from")]
+    for target, group in groupby(origins, key=lambda origin: (_submodule(origin.target), origin.change)):
+        members = list(group)
+        tensors = ", ".join(dict.fromkeys(_stem(name) for member in members for name in member.sources))
+        change = f" ({target[1]})" if target[1] else ""
+        lines.append((target[0], f"{sum(member.size for member in members):,}", tensors + change))
+    lines += [(path, f"{size:,}", source) for path, (size, source) in others.items()]
+    return _aligned(lines)
+
+
+def _submodule(path: str) -> str:
+    """`…/mlp/input/kernel` and `…/mlp/input/bias` are one module."""
+    return re.sub(r"/(norm/)?(kernel|bias|scale)$", "", path)
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"\.(weight|bias)$", "", name).replace("{}", "*")
+
+
+def _aligned(lines: Sequence[tuple[str, str, str]]) -> str:
+    first, second = (max(len(line[column]) for line in lines) for column in (0, 1))
+    return "\n".join(f"{path:<{first}}  {number:>{second}}  {source}" for path, number, source in lines)

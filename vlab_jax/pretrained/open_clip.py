@@ -9,9 +9,8 @@ from typing import Any
 
 from vlab_jax.errors import InputError
 from vlab_jax.pretrained.architecture import PLAIN, Architecture, Sizes, depth, image_size, size_of
+from vlab_jax.pretrained.convert import FUSED_BIAS, FUSED_HEADS, OUTPUT, PATCHES, SAME, Rule, linear, norm
 from vlab_jax.pretrained.files import Files
-from vlab_jax.pretrained.layouts import FUSED_BIAS, FUSED_HEADS, OUTPUT, PATCHES, SAME
-from vlab_jax.pretrained.rules import Rule, linear, norm
 
 # The tensor by which the format is known.
 MARK = "visual.conv1.weight"

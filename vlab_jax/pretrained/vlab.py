@@ -5,8 +5,8 @@ from typing import Any
 
 from vlab_jax.errors import InputError
 from vlab_jax.pretrained.architecture import Architecture, Sizes
+from vlab_jax.pretrained.convert import Rule
 from vlab_jax.pretrained.files import Files
-from vlab_jax.pretrained.rules import Rule
 
 FORMAT = "VLAB"
 MARK = "vision/class_embedding"

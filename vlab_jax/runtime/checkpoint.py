@@ -21,7 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import checkpoint_managers, multihost
 
 from vlab_jax.errors import CannotRead, CannotWrite, InputError
-from vlab_jax.runtime.writing import cannot_write, number_of, writing
+from vlab_jax.runtime.disk import cannot_write, number_of, writing
 
 STATE, PROGRESS, CONFIG = "state", "progress", "config"
 # What Orbax says of a checkpoint that is whole, but of another structure or of other shapes.

@@ -14,30 +14,28 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vlab_jax import config as configuration
-from vlab_jax.data import left, pipeline, sampling
-from vlab_jax.data.pieces import Batch
-from vlab_jax.data.prefetch import free_shared_memory
+from vlab_jax.data import crash_guard, pipeline, sampling
+from vlab_jax.data.pieces import Batch, free_shared_memory
 from vlab_jax.errors import CannotRead, RunPreempted
-from vlab_jax.evaluation import run as evaluation
+from vlab_jax.evaluation import encoder as evaluation
 from vlab_jax.evaluation import sheets
-from vlab_jax.evaluation.tasks import Outcome, Plan
+from vlab_jax.evaluation.registry import Outcome, Plan
 from vlab_jax.models.attention_check import with_sound_kernels
 from vlab_jax.models.generation import Search
 from vlab_jax.models.vlab import VLAB, parameter_shapes, start_from_clip
-from vlab_jax.runtime import meters, processes, sharding
+from vlab_jax.runtime import metrics as meters
+from vlab_jax.runtime import sharding
 from vlab_jax.runtime.checkpoint import PROGRESS, Checkpoints, DamagedCheckpoint
-from vlab_jax.runtime.json_file import write_json
+from vlab_jax.runtime.disk import only_run, write_json, writing
+from vlab_jax.runtime.metrics import StepRecord
+from vlab_jax.runtime.profiling import StepTrace
 from vlab_jax.runtime.stop_signal import StopSignal
-from vlab_jax.runtime.trace import StepTrace
-from vlab_jax.runtime.workdir_lock import only_run
-from vlab_jax.runtime.writing import writing
-from vlab_jax.training import frozen_storage, optim, start
+from vlab_jax.training import frozen, optim
+from vlab_jax.training import setup as start
 from vlab_jax.training import stage as stages
-from vlab_jax.training.anomalies import Anomalies
-from vlab_jax.training.record import StepRecord
-from vlab_jax.training.replay import keep_batch
-from vlab_jax.training.run_data import RunData
+from vlab_jax.training.health import Anomalies, keep_batch
 from vlab_jax.training.selection import Selection
+from vlab_jax.training.setup import RunData
 from vlab_jax.training.step import TrainState
 from vlab_jax.training.workdir import RESULTS, check_workdir, read_results
 
@@ -80,19 +78,19 @@ def train(config: ConfigDict, workdir: pathlib.Path, profile: bool = False) -> d
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
     with (
-        only_run(workdir) if processes.is_primary() else contextlib.nullcontext(),
+        only_run(workdir) if sharding.is_primary() else contextlib.nullcontext(),
         StopSignal() as stop_signal,
         jax.set_mesh(mesh),
         jax.default_matmul_precision(config.matmul_precision),
     ):
         with writing(workdir):
-            left.take_over(workdir / f".process-{jax.process_index()}")
+            crash_guard.take_over(workdir / f".process-{jax.process_index()}")
         while True:
             try:
                 return _train(config, workdir, mesh, stop_signal, StepTrace(workdir / "profile" if profile else None))
             except DamagedCheckpoint as error:
-                with processes.primary_first("damaged"):
-                    aside = error.set_aside() if processes.is_primary() else "damaged/"
+                with sharding.primary_first("damaged"):
+                    aside = error.set_aside() if sharding.is_primary() else "damaged/"
                 logging.warning("%s; it is put aside as %s, and the run goes on from the one before", error, aside)
 
 
@@ -101,7 +99,7 @@ def _train(
 ) -> dict[str, dict[str, float]]:
     with (
         Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpoints,
-        meters.MetricWriter(workdir) if processes.is_primary() else meters.NoWriter() as writer,
+        meters.MetricWriter(workdir) if sharding.is_primary() else meters.NoWriter() as writer,
     ):
         run = Run(config, workdir, mesh, checkpoints, writer, trace, stop_signal)
         progress, parameters = run.begin()
@@ -139,13 +137,13 @@ class Run:
         self.model = VLAB.from_fields(configuration.model_fields(self.saved_config, platform))
         stages.check(self.model, config, mesh)
         self.model = with_sound_kernels(self.model, stages.attention_shapes_of(self.model, config))
-        neighbours = processes.neighbours()
-        with processes.primary_first("data"):
+        neighbours = sharding.neighbours()
+        with sharding.primary_first("data"):
             self.data = RunData(config, neighbours, free_shared_memory())
         fresh = checkpoints.latest() is None
         self.pretrained = start.open_pretrained(config) if fresh and config.model.pretrained else None
-        with processes.primary_first("tokenizer"):
-            made_here = fresh and processes.is_primary()
+        with sharding.primary_first("tokenizer"):
+            made_here = fresh and sharding.is_primary()
             self.tokenizer = start.make_tokenizer(config, workdir, made_here, self.pretrained, self.data.training())
         # Too long texts would be missed only when evaluated.
         Search.of(dict(config.generation), self.tokenizer.end, self.tokenizer.context_length)
@@ -153,7 +151,7 @@ class Run:
     def begin(self) -> tuple[Progress, Any]:
         """Fresh parameters, or (None) those that the stage in progress will restore."""
         latest = self.checkpoints.latest()
-        if processes.is_primary():
+        if sharding.is_primary():
             self.checkpoints.name_others()
         if latest is None:
             self.writer.truncate(0)  # of a run that ended before its first checkpoint
@@ -181,7 +179,7 @@ class Run:
         return start.pretrained_parameters(self.pretrained, *given)
 
     def _write(self, name: str, content: Any) -> None:
-        if processes.is_primary():
+        if sharding.is_primary():
             write_json(self.workdir / name, content)
 
     def stage(self, number: int, parameters: Any, progress: Progress) -> tuple[Any, Progress]:
@@ -205,7 +203,7 @@ class Run:
             self._evaluate(name, state.evaluated, "validation", progress.total)
         if number == len(self.config.stages) - 1:
             self._add_to_selection(name, state, progress)
-        return self._placed(frozen_storage.exact(state, self.originals).evaluated), progress
+        return self._placed(frozen.exact(state, self.originals).evaluated), progress
 
     def _placed(self, parameters: Any) -> Any:
         """The same on the devices, where some of it is on the host."""
@@ -219,7 +217,7 @@ class Run:
         with (
             self.data.batches(name, self.tokenizer, progress.step, self.config.evaluation.multiple_choice) as batches,
             self.trace,
-            meters.Progress(name, stage.steps, initial_step=progress.step, stream=processes.display()) as bar,
+            meters.Progress(name, stage.steps, initial_step=progress.step, stream=sharding.display()) as bar,
         ):
             recent: dict[int, tuple[Any, Any]] = {}  # ids and arrays; steps are read one behind
 
@@ -248,7 +246,7 @@ class Run:
                 on_the_way = self._is_on_the_way(name, step)
                 if step == stage.steps or stop or on_the_way or total % self.config.checkpoint.every == 0:
                     record.flush()  # what is saved has a finite loss
-                    failures.join(processes.gathered)
+                    failures.join(sharding.gathered)
                     progress = dataclasses.replace(progress, seen=failures.seen, failed=failures.failed)
                     self._save(state, progress)
                 if stop:
@@ -303,7 +301,7 @@ class Run:
         self.checkpoints.keep_also(self.selection.best())
 
     def _save(self, state: TrainState, progress: Progress) -> None:
-        exact = frozen_storage.exact(state, self.originals)
+        exact = frozen.exact(state, self.originals)
         self.checkpoints.save(progress.total, exact, dataclasses.asdict(progress), self.saved_config)
 
     def _stopped(self, name: str, bad: int, seen: tuple[Any, Any], state: TrainState, progress: Progress) -> str:
@@ -324,10 +322,10 @@ class Run:
         source = self.data.evaluated(split)
         encoder = self._encoder(parameters, self.config.stage[name])
         plan = self._plan(name) if keep else self._plan(name).headline(self.selection.by)
-        folder = self.workdir / "texts" / row if keep and processes.is_primary() else None
+        folder = self.workdir / "texts" / row if keep and sharding.is_primary() else None
         with jax.set_mesh(encoder.mesh):
             outcome = plan.evaluate(encoder, source, row, folder)
-        outcome = outcome._replace(metrics=processes.agreed(lambda: outcome.metrics))
+        outcome = outcome._replace(metrics=sharding.agreed(lambda: outcome.metrics))
         if row not in self.results:
             figures = {f"{split}/{key}": value for key, value in outcome.metrics.items()}
             self.writer.write(total, figures, stage=name)
@@ -350,10 +348,10 @@ class Run:
 
     def _encoder(self, parameters: Any, stage: ConfigDict) -> evaluation.Encoder:
         frames = self.config.frames  # also where the stage saw fewer, so that stages can be compared
-        mesh = processes.own_mesh(self.mesh)  # each of several processes evaluates its share by itself
+        mesh = sharding.own_mesh(self.mesh)  # each of several processes evaluates its share by itself
         return evaluation.Encoder(
             self.model,
-            processes.on_own_mesh(parameters, mesh),
+            sharding.on_own_mesh(parameters, mesh),
             self.tokenizer,
             self.data.frames(frames),
             tuple(stage.streams),
@@ -373,7 +371,7 @@ class Run:
             parameters = self._saved_parameters(last, selected.step)
         self.results |= selected.rows(last, total)
         outcome = self._evaluate(last, parameters, "test", total, row=selected.test_row(last, total))
-        if processes.is_primary():
+        if sharding.is_primary():
             self._report(outcome)
         return self.results
 

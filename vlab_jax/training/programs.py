@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from vlab_jax.config import model_fields, plain
 from vlab_jax.data import sampling
-from vlab_jax.models import compiled
+from vlab_jax.models import generation
 from vlab_jax.models.flops import Work, forward_flops
 from vlab_jax.models.generation import Search
 from vlab_jax.models.vlab import VLAB, parameter_shapes
@@ -98,12 +98,12 @@ def uses(config: ConfigDict, mesh: Mesh) -> list[Program]:
     search = Search.of(dict(config.generation), model.text["vocab_size"] - 1, length)
 
     def write() -> Any:
-        memory = jax.eval_shape(functools.partial(compiled.remember, *looks[:3]), *looks[3:])
+        memory = jax.eval_shape(functools.partial(generation.remember, *looks[:3]), *looks[3:])
         memory = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_beside(leaf, clips, mesh)), memory
         )
         given = (rows(clips, 1), rows(clips))
-        return compiled.write.trace(model, search, parameters["decoder"], memory, None, *given)
+        return generation.write.trace(model, search, parameters["decoder"], memory, None, *given)
 
     return [
         Program(
@@ -112,7 +112,7 @@ def uses(config: ConfigDict, mesh: Mesh) -> list[Program]:
             divisor,
             held | {"batch": _bytes(video)},
             forward_flops(model, seen),
-            lambda: compiled.embed_clips.trace(*looks),
+            lambda: generation.embed_clips.trace(*looks),
         ),
         Program(
             "embed texts",
@@ -120,10 +120,15 @@ def uses(config: ConfigDict, mesh: Mesh) -> list[Program]:
             divisor,
             held | {"batch": _bytes((tokens, lengths))},
             forward_flops(model, read),
-            lambda: compiled.embed_texts.trace(model, parameters, tokens, lengths),
+            lambda: generation.embed_texts.trace(model, parameters, tokens, lengths),
         ),
         Program(
-            "see clips", clips, divisor, held | {"batch": _bytes(video)}, None, lambda: compiled.remember.trace(*looks)
+            "see clips",
+            clips,
+            divisor,
+            held | {"batch": _bytes(video)},
+            None,
+            lambda: generation.remember.trace(*looks),
         ),
         Program(
             "write captions",

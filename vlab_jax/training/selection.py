@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation.retrieval import LOWER_IS_BETTER
-from vlab_jax.runtime import processes
+from vlab_jax.runtime import sharding
 from vlab_jax.runtime.checkpoint import SELECTION
-from vlab_jax.runtime.json_file import write_json
+from vlab_jax.runtime.disk import write_json
 
 USUAL = {"retrieval": "text_to_video/R@1", "captioning": "CIDEr", "question_answering": "QA all"}
 
@@ -79,7 +79,7 @@ class Selection:
 
     def _write(self) -> None:
         content = {"on": self.on, "by": self.by, "selected": self._selected, "evaluated": self._evaluated}
-        if processes.is_primary():
+        if sharding.is_primary():
             write_json(self._file, content)
 
 

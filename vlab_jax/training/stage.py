@@ -15,12 +15,11 @@ from vlab_jax.models.attention_check import AttentionShape, attention_shapes
 from vlab_jax.models.flops import Work, step_flops
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.runtime import sharding
-from vlab_jax.runtime.chips import peak_flops
-from vlab_jax.training import frozen_storage, optim
+from vlab_jax.runtime.profiling import peak_flops
+from vlab_jax.training import frozen, optim
 from vlab_jax.training.frozen import freeze_unused
-from vlab_jax.training.stage_objective import Objective
-from vlab_jax.training.step import TrainState, init_state, make_train_step
-from vlab_jax.training.step_cost import StepCost
+from vlab_jax.training.objectives import Objective
+from vlab_jax.training.step import StepCost, TrainState, init_state, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Stage:
 
     def originals(self, parameters: Any) -> Any:
         """The float32 values, on the host, of the parameters that are held rounded; None for the others."""
-        return frozen_storage.originals(parameters, self.rounded, self.shardings.parameters)
+        return frozen.originals(parameters, self.rounded, self.shardings.parameters)
 
     def initial(self, parameters: Any) -> TrainState:
         """The state at step 0; the arrays of `parameters` are used up."""
@@ -64,7 +63,7 @@ class Stage:
         return saved.replace(parameters=self._held(saved.parameters))
 
     def _held(self, parameters: Any) -> Any:
-        return frozen_storage.held(parameters, self.rounded, self.shardings.parameters, self.dtype)
+        return frozen.held(parameters, self.rounded, self.shardings.parameters, self.dtype)
 
 
 def check(model: VLAB, config: ConfigDict, mesh: Mesh) -> None:
@@ -137,7 +136,7 @@ def _prepare(model: VLAB, stage: FrozenConfigDict, config: FrozenConfigDict, mes
     shapes = parameter_shapes(model, config.frames)
     groups = groups_of(model, stage, shapes)
     trainable = optim.trainable(shapes, groups)
-    rounded = frozen_storage.rounded(shapes, trainable, model.dtype)
+    rounded = frozen.rounded(shapes, trainable, model.dtype)
     schedule = optim.course(stage.steps, stage.warmup_steps, stage.end_learning_rate_share)
     optimizer = optim.make_optimizer(
         groups,
@@ -154,7 +153,7 @@ def _prepare(model: VLAB, stage: FrozenConfigDict, config: FrozenConfigDict, mes
 
     saved = jax.eval_shape(initial, shapes)
     saved_at = sharding.shardings(saved, mesh)
-    state = saved.replace(parameters=frozen_storage.held_shapes(shapes, rounded, model.dtype))
+    state = saved.replace(parameters=frozen.held_shapes(shapes, rounded, model.dtype))
     placed = sharding.shardings(state, mesh)
     step = make_train_step(
         model,
@@ -178,7 +177,7 @@ def _prepare(model: VLAB, stage: FrozenConfigDict, config: FrozenConfigDict, mes
         placed,
         rounded,
         saved,
-        saved_at.replace(parameters=frozen_storage.on_host(saved_at.parameters, rounded)),
+        saved_at.replace(parameters=frozen.on_host(saved_at.parameters, rounded)),
         model.dtype,
         jax.jit(initial, out_shardings=placed, donate_argnums=0),
         jax.jit(

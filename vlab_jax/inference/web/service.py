@@ -15,11 +15,10 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from vlab_jax.errors import InputError
-from vlab_jax.inference.clip import Clip
-from vlab_jax.inference.embedder import Embedder
-from vlab_jax.inference.media_files import EXTENSIONS
+from vlab_jax.inference.clips import EXTENSIONS, Clip
+from vlab_jax.inference.engine import Embedder
 from vlab_jax.inference.page import span
-from vlab_jax.inference.results import Answer, Caption
+from vlab_jax.inference.predictor import Answer, Caption
 from vlab_jax.inference.search_index import Hit, SearchIndex, open_index
 from vlab_jax.inference.web.playable import Playable
 
