@@ -25,7 +25,7 @@ import numpy as np
 from configs.pretrain import get_config
 from experiments.timing import commit, medians
 from vlab_jax.config import model_fields, plain
-from vlab_jax.models.decoder import MultimodalDecoder, NextTokens, Remember
+from vlab_jax.models.decoder import Remember
 from vlab_jax.models.generation import Search, generate
 from vlab_jax.models.vlab import VLAB, decoder_of, parameter_shapes
 from vlab_jax.runtime.disk import write_json
@@ -60,8 +60,8 @@ def cached(model: VLAB, parameters: Any, streams: dict[str, Any], tokens: int, b
     search = Search(tokens, NEVER_ENDS, beams)
 
     def run(parameters, streams):
-        memory = decoder_of(model, Remember).apply({"params": parameters}, streams)
-        return generate(decoder_of(model, NextTokens), parameters, memory, prefix, lengths, search)
+        memory = decoder_of(model).apply({"params": parameters}, streams, method="encode_visual")
+        return generate(decoder_of(model), parameters, memory, prefix, lengths, search)
 
     compiled = jax.jit(run)
     return lambda: jax.block_until_ready(compiled(parameters, streams).tokens)
@@ -69,7 +69,7 @@ def cached(model: VLAB, parameters: Any, streams: dict[str, Any], tokens: int, b
 
 def full_prefix(model: VLAB, parameters: Any, streams: dict[str, Any], tokens: int) -> Callable[[], Any]:
     """Greedy generation without a cache: a compiled step reads all that is there, `tokens` times."""
-    batch, decoder = streams["video"].shape[0], decoder_of(model, MultimodalDecoder)
+    batch, decoder = streams["video"].shape[0], decoder_of(model)
 
     @jax.jit
     def step(parameters, streams, texts, place):

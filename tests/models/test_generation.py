@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny_models import FRAMES, LENGTH, VOCABULARY, quick_jit, random_parameters, random_video, tiny_vlab
 
 from vlab_jax.models import generation
-from vlab_jax.models.decoder import NextTokens, Remember
+from vlab_jax.models.decoder import Remember
 from vlab_jax.models.generation import Search, generate, log_likelihood, nucleus
 from vlab_jax.models.vlab import STREAMS, decoder_of
 from vlab_jax.runtime import sharding
@@ -36,13 +36,13 @@ def made(blending: str = "concat", every: int = 1):
 @functools.cache
 def memory_of(blending: str = "concat", every: int = 1):
     model, parameters, streams = made(blending, every)
-    remember = decoder_of(model, Remember)
-    return quick_jit(lambda p: remember.apply({"params": p}, streams))(parameters["decoder"])
+    decoder = decoder_of(model)
+    return quick_jit(lambda p: decoder.apply({"params": p}, streams, method="encode_visual"))(parameters["decoder"])
 
 
 @functools.cache
 def compiled(search: Search, blending: str = "concat", every: int = 1):
-    decoder = decoder_of(made(blending, every)[0], NextTokens)
+    decoder = decoder_of(made(blending, every)[0])
     return quick_jit(lambda p, memory, prefix, lengths, rng: generate(decoder, p, memory, prefix, lengths, search, rng))
 
 
@@ -175,7 +175,7 @@ def test_likelihoods_are_those_of_the_plain_decoder():
     texts = rng.integers(8, VOCABULARY, (CLIPS, 4, 3)).astype(np.int32)
     counts = rng.integers(1, 4, (CLIPS, 4)).astype(np.int32)
     counts[0, 0] = 0
-    decoder = decoder_of(made()[0], NextTokens)
+    decoder = decoder_of(made()[0])
     run = quick_jit(lambda p, *given: log_likelihood(decoder, p, *given))
     ours = np.asarray(run(made()[1]["decoder"], memory_of(), prefix, lengths, jnp.asarray(texts), jnp.asarray(counts)))
     for text in range(4):
@@ -197,8 +197,8 @@ def test_a_sharded_mesh_generates_the_same():
     search = Search(4, END, 3)
 
     def run(parameters, streams, prefix, lengths):
-        memory = decoder_of(model, Remember).apply({"params": parameters}, streams)
-        return generate(decoder_of(model, NextTokens), parameters, memory, prefix, lengths, search)
+        memory = decoder_of(model).apply({"params": parameters}, streams, method="encode_visual")
+        return generate(decoder_of(model), parameters, memory, prefix, lengths, search)
 
     alone = quick_jit(run)(parameters["decoder"], repeated, prefix, lengths)
     with jax.set_mesh(mesh):
@@ -255,7 +255,7 @@ def test_the_nucleus_is_the_smallest_likeliest_set_of_that_probability(seed, top
 
 def test_other_clips_and_prefixes_of_one_shape_compile_nothing_new():
     search, traced = Search(3, END, 2), []
-    decoder = decoder_of(made()[0], NextTokens)
+    decoder = decoder_of(made()[0])
 
     def run(parameters, memory, prefix, lengths):
         traced.append(1)

@@ -84,7 +84,7 @@ def test_a_blending_looks_at_its_streams_and_at_no_other(blending):
     assert logits.shape == (3, LENGTH, VOCABULARY)
     for changed, stream in ((1, "video"), (2, "image")):
         difference = np.abs(np.asarray(logits[changed] - logits[0])).max(axis=-1)  # [L]
-        if stream in BLENDINGS[blending]:
+        if stream in BLENDINGS[blending].streams:
             assert difference.min() > NOTICEABLE  # every text position looks
         else:
             assert difference.max() < NEGLIGIBLE

@@ -23,7 +23,7 @@ from tiny_models import (
 )
 
 from vlab_jax.models import vlab
-from vlab_jax.models.layers import Insertion, Transformer
+from vlab_jax.models.layers import Insertion, Transformer, TransformerConfig
 from vlab_jax.models.vlab import STREAMS, VLAB, example_inputs, parameter_shapes, start_from_clip, unit_length
 
 NOTICEABLE, NEGLIGIBLE = 1e-3, 1e-5
@@ -228,7 +228,7 @@ def reference_transformer():
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, 5, WIDTH)), jnp.float32)
     inserted = jnp.asarray(rng.normal(0, 0.3, (2, WIDTH, WIDTH)), jnp.float32)
-    module = Transformer(depth=3, heads=2, mlp_width=32)
+    module = Transformer(TransformerConfig(depth=3, heads=2, mlp_width=32))
     parameters = random_like(jax.eval_shape(lambda: module.init(jax.random.key(0), x))["params"])
     return (parameters, inserted, x), outputs_and_gradients((parameters, inserted, x), "none", 1)
 
@@ -238,7 +238,7 @@ def outputs_and_gradients(inputs, remat: str, unroll: int):
 
     def loss(parameters, inserted, x):
         insertion = Insertion("mlp", lambda kernel, x, _: x + jnp.tanh(x @ kernel), inserted, (0, 2))
-        module = Transformer(depth=3, heads=2, mlp_width=32, remat=remat, unroll=unroll)
+        module = Transformer(TransformerConfig(depth=3, heads=2, mlp_width=32, remat=remat, unroll=unroll))
         y, _ = module.apply({"params": parameters}, x, causal=True, insertions=(insertion,))
         return jnp.sin(y).mean(), y
 

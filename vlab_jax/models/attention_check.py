@@ -65,8 +65,8 @@ def attention_shapes(
         shapes.append(AttentionShape(length, length, text["heads"], width, lengths=True))
     blending = model.decoder["blending"]
     counts = {"video": frames, "image": image_frames}
-    seen = [counts[stream] * tokens for stream in BLENDINGS[blending] if stream in streams]
-    if blending == "concat":
+    seen = [counts[stream] * tokens for stream in BLENDINGS[blending].streams if stream in streams]
+    if BLENDINGS[blending].joined:
         seen = [sum(seen)]
     for read in {texts, int(masked)} - {0}:
         shapes += [AttentionShape(read * length, keys, text["heads"], width) for keys in seen if keys]

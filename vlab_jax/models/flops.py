@@ -10,11 +10,11 @@ much again for the gradient of the activations, if anything before them learns. 
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vlab_jax.models.decoder import BLENDINGS
+from vlab_jax.models.video_adapter import MIXERS
 from vlab_jax.models.vlab import VLAB, common_blocks
 
 
@@ -116,28 +116,11 @@ def _block(part: str, rows: int, tokens: int, fields: Mapping[str, Any]) -> tupl
 
 
 def _adapter(model: VLAB, work: Work, patches: int) -> Layer:
-    mixes_class_token, mix = MIXERS[model.adapter["mixer"]]
-    tokens = work.clips * work.frames * (patches + mixes_class_token)
-    mixer = mix(model.adapter, tokens, work.frames)
+    mixer = MIXERS[model.adapter["mixer"]]
+    tokens = work.clips * work.frames * (patches + mixer.mixes_class_token)
+    weights, pairs = mixer.flops(model.adapter, tokens, work.frames)
     down_and_up = 4.0 * tokens * model.vision["width"] * model.adapter["width"]
-    return dataclasses.replace(mixer, weights=mixer.weights + down_and_up)
-
-
-def _convolution(fields: Mapping[str, Any], tokens: int, frames: int) -> Layer:
-    """Depthwise, over so many tokens of all frames."""
-    return Layer("video_adapter", 2.0 * tokens * fields["width"] * math.prod(fields["kernel"]))
-
-
-def _attention_over_frames(fields: Mapping[str, Any], tokens: int, frames: int) -> Layer:
-    width = fields["width"]
-    return Layer("video_adapter", 6.0 * tokens * width**2, 4.0 * tokens * frames * width)
-
-
-# Of each mixer of `VideoAdapter`, whether the class token goes through it (a convolution passes it by), and its count.
-MIXERS: dict[str, tuple[bool, Callable[[Mapping[str, Any], int, int], Layer]]] = {
-    "conv": (False, _convolution),
-    "attention": (True, _attention_over_frames),
-}
+    return Layer("video_adapter", weights + down_and_up, pairs)
 
 
 def _text_tower(model: VLAB, texts: int) -> list[Layer]:
@@ -153,7 +136,7 @@ def _decoder(model: VLAB, work: Work, learns: Mapping[str, bool], reached: Mappi
     tokens = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
     seen = {
         stream: work.clips * tokens * (work.frames if stream == "video" else work.image_frames)
-        for stream in BLENDINGS[model.decoder["blending"]]
+        for stream in BLENDINGS[model.decoder["blending"]].streams
         if stream in work.streams
     }
     crossings = fields["depth"] // every
@@ -164,7 +147,7 @@ def _decoder(model: VLAB, work: Work, learns: Mapping[str, bool], reached: Mappi
         keys = Layer("decoder", 4.0 * rows * width**2 * crossings)
         cost, flows = _in_sequence([project, keys], learns, reached[stream])
         total, beside = total + cost, beside or flows
-    attentions = 1 if model.decoder["blending"] == "concat" else len(seen)
+    attentions = 1 if BLENDINGS[model.decoder["blending"]].joined else len(seen)
     queries = work.read * length
     pairs = 4.0 * queries * sum(seen.values()) / work.clips * width
     crossing = Layer("decoder", 4.0 * queries * width**2 * attentions, pairs)

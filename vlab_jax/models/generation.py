@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from vlab_jax.errors import InputError
-from vlab_jax.models.decoder import Memory, NextTokens, Remember, empty_cache, take_rows
+from vlab_jax.models.decoder import Memory, MultimodalDecoder, empty_cache, take_rows
 from vlab_jax.models.layers import KeyValueCache
 from vlab_jax.models.vlab import VLAB, decoder_of
 from vlab_jax.models.vocabulary import logits_of, token_losses
@@ -76,7 +76,7 @@ class Texts(NamedTuple):
 
 
 def generate(
-    decoder: NextTokens,
+    decoder: MultimodalDecoder,
     parameters: Any,
     memory: Memory,
     prefix: Int[Array, "B P"],
@@ -88,7 +88,7 @@ def generate(
 
     Args:
       decoder: made with `parent=None`; `parameters` are those of VLAB's `decoder`.
-      memory: of the clips, by `cached_decoder.Remember`.
+      memory: of the clips, by `MultimodalDecoder.encode_visual`.
       prefix: the tokens that a text starts with, as `lengths` counts them; at least one.
       rng: what sampling draws from.
     """
@@ -96,7 +96,7 @@ def generate(
     logits, cache = prefill(decoder, parameters, memory, prefix, lengths, room)
 
     def advance(tokens: jax.Array, cache: KeyValueCache) -> tuple[jax.Array, KeyValueCache]:
-        logits, cache = decoder.apply({"params": parameters}, tokens[:, None], memory, cache)
+        logits, cache = decoder.apply({"params": parameters}, tokens[:, None], memory, cache, method="decode_step")
         return logits[:, 0], cache._replace(lengths=cache.lengths + 1)
 
     if search.beams > 1:
@@ -105,7 +105,7 @@ def generate(
 
 
 def prefill(
-    decoder: NextTokens,
+    decoder: MultimodalDecoder,
     parameters: Any,
     memory: Memory,
     prefix: Int[Array, "N P"],
@@ -114,14 +114,14 @@ def prefill(
 ) -> tuple[Float[Array, "N V"], KeyValueCache]:
     """Reads prefixes at once: the logits of the token after each, and a cache with `room` places that holds them."""
     cache = empty_cache(decoder, prefix.shape[0], room)
-    states, cache = decoder.apply({"params": parameters}, prefix, memory, cache, states=True)
+    states, cache = decoder.apply({"params": parameters}, prefix, memory, cache, states=True, method="decode_step")
     last = jnp.take_along_axis(states, (lengths - 1)[:, None, None], axis=1)[:, 0]  # [N, W]
     logits = logits_of(last, parameters["token_embedding"])
     return logits, cache._replace(lengths=lengths)  # what was written past them is overwritten
 
 
 def log_likelihood(
-    decoder: NextTokens,
+    decoder: MultimodalDecoder,
     parameters: Any,
     memory: Memory,
     prefix: Int[Array, "B P"],
@@ -138,7 +138,7 @@ def log_likelihood(
 
 
 def likelihood_behind(
-    decoder: NextTokens,
+    decoder: MultimodalDecoder,
     parameters: Any,
     memory: Memory,
     read: tuple[Float[Array, "B V"], KeyValueCache],
@@ -155,7 +155,7 @@ def likelihood_behind(
     total = jnp.where(text_lengths > 0, head, 0.0)
     if longest > 1:
         given = {"params": parameters}, rows[:, :-1], memory, cache
-        states, _ = decoder.apply(*given, states=True)  # [N, G - 1, W]
+        states, _ = decoder.apply(*given, states=True, method="decode_step")  # [N, G - 1, W]
         losses = token_losses(states, parameters["token_embedding"], rows[:, 1:], counted[:, 1:])
         total = total - losses.sum(axis=1).reshape(clips, count)
     return jnp.where(text_lengths > 0, total, -jnp.inf)
@@ -314,7 +314,7 @@ def remember(
 ) -> Memory:
     """What the decoder needs of clips to write about them."""
     visual = model.apply({"params": parameters}, video, streams, image_frames, method="encode_visual")
-    return decoder_of(model, Remember).apply({"params": parameters["decoder"]}, visual.streams)
+    return decoder_of(model).apply({"params": parameters["decoder"]}, visual.streams, method="encode_visual")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -335,4 +335,4 @@ def write(
       prefix, lengths: the tokens that each text goes on from, and how many of them there are.
     """
     seen = memory if rows is None else memory.of(rows)
-    return generate(decoder_of(model, NextTokens), decoder_parameters, seen, prefix, lengths, search)
+    return generate(decoder_of(model), decoder_parameters, seen, prefix, lengths, search)

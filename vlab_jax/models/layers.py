@@ -9,6 +9,8 @@ adapter, a cross-attention) is an `Insertion`: a pure function of its own stacke
 place of the chosen blocks. The tree of a plain CLIP tower is thus the same with insertions and without.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,23 +35,72 @@ REMAT_POLICIES = {
 }
 
 
-class Insertion(NamedTuple):
-    """A function that runs inside chosen blocks of a transformer, before their attention or their MLP.
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """What all blocks of a transformer have in common.
 
-    `function(parameters, x, context)` returns the new `x` (its residual included). `parameters` are stacked over
-    `blocks`, in order; `context` is any tree of arrays, the same for all blocks.
+    Attributes:
+      depth: the number of blocks, by which initialisation is scaled.
+      key_bias: whether keys have a bias (EVA-CLIP's have none).
+      gated_mlp, inner_norms: SwiGLU, and norms inside of attention and MLP (EVA-02).
+      remat: what the backward pass recomputes: `none`, `dots` (all but matrix products) or `full`.
+      unroll: how many blocks one iteration of the scan holds.
+      dtype: what matrix products are computed in.
     """
 
-    place: str  # 'attention' or 'mlp'
+    depth: int
+    heads: int
+    mlp_width: int
+    activation: str = "quick_gelu"
+    epsilon: float = 1e-5
+    key_bias: bool = True
+    gated_mlp: bool = False
+    inner_norms: bool = False
+    remat: str = "none"
+    unroll: int = 1
+    dtype: Any = jnp.float32
+    kernels: Kernels = dataclasses.field(default_factory=Kernels)
+
+    @classmethod
+    def of(cls, tower: nn.Module) -> "TransformerConfig":
+        """The config of a tower's transformer: the tower's fields of the same names."""
+        names = [field.name for field in dataclasses.fields(cls) if hasattr(tower, field.name)]
+        return cls(**{name: getattr(tower, name) for name in names})
+
+
+class Insertion(NamedTuple):
+    """A function that runs inside chosen blocks of a transformer, before their attention or before their MLP.
+
+    It leaves the parameters of the plain transformer as they are, so that a CLIP tower can be loaded with or without
+    it. For example, an adapter with its own parameters before the attention of blocks 2 and 5:
+
+        adapter = VideoAdapter(width=64, frames=8, parent=None)
+        parameters = stacked_init(adapter, 2, example)(rng)  # each leaf [2, …]: of block 2, of block 5
+        insertion = Insertion("attention", apply_function(adapter), parameters, blocks=(2, 5))
+        tokens, _ = transformer(x, insertions=(insertion,))
+
+    In block 5, `x = function(parameters of block 5, x, context)` runs before the attention.
+
+    Attributes:
+      place: `attention` or `mlp`.
+      function: from `(parameters, x, context)` to the new `x`, its residual included.
+      parameters: a tree of arrays, stacked over `blocks` in order.
+      blocks: the numbers of the blocks that it runs in.
+      context: any tree of arrays, the same for all blocks.
+      active: bool `[depth]`, set by `expanded` alone: the blocks that it runs in, of parameters stacked over all blocks.
+    """
+
+    place: str
     function: Callable[[Any, jax.Array, Any], jax.Array]
     parameters: Any
     blocks: tuple[int, ...]
     context: Any = None
-    active: jax.Array | None = None  # of parameters that are laid out over all blocks: which blocks carry them
+    active: jax.Array | None = None
 
-    def laid_out(self, depth: int) -> "Insertion":
-        """The same with its parameters laid out over all `depth` blocks, for use in a loop: it is done once then."""
-        active, parameters = _spread(self, range(depth))
+    def expanded(self, depth: int) -> "Insertion":
+        """The same with parameters stacked over all `depth` blocks, so that a loop around the transformer does not
+        gather them each time."""
+        active, parameters = _expand_to_blocks(self, range(depth))
         return self._replace(active=active, parameters=parameters, blocks=tuple(range(depth)))
 
 
@@ -107,17 +158,11 @@ class HeadProjection(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head self-attention with a fused query, key and value projection.
 
-    With `inner_norm`, what the heads return is normalised, as one row, before the output projection (EVA-02).
+    With `inner_norms`, the heads' results are normalised, as one row, before the output projection (EVA-02).
     """
 
-    heads: int
-    depth: int
+    config: TransformerConfig
     causal: bool = False
-    key_bias: bool = True
-    inner_norm: bool = False
-    epsilon: float = 1e-5
-    dtype: Any = jnp.float32
-    kernels: Kernels = Kernels()
 
     @nn.compact
     def __call__(
@@ -133,35 +178,34 @@ class SelfAttention(nn.Module):
           lengths: how many tokens each row has; those behind are not looked at. None: all of them.
           cache: makes the attention causal, from each row's own length on.
         """
-        width = x.shape[-1]
-        biased = (0, 1, 2) if self.key_bias else (0, 2)
-        project = HeadProjection(
-            3, self.heads, width // self.heads, biased, width**-0.5, self.dtype, name="query_key_value"
-        )
-        query, key, value = project(x)
+        config, width = self.config, x.shape[-1]
+        biased = (0, 1, 2) if config.key_bias else (0, 2)
+        sizes = (3, config.heads, width // config.heads)
+        query, key, value = HeadProjection(*sizes, biased, width**-0.5, config.dtype, name="query_key_value")(x)
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
         seen: dict[str, Any] = {"causal": self.causal, "kv_lengths": lengths}
         if cache is not None:
-            key, value = written(cache.key, key, cache.lengths), written(cache.value, value, cache.lengths)
+            key = update_cache(cache.key, key, cache.lengths)
+            value = update_cache(cache.value, value, cache.lengths)
             cache = KeyValueCache(key, value, cache.lengths)
             seen = {"causal": True, "query_starts": cache.lengths}
-        y = attend(query, key, value, **seen, **self.kernels._asdict())  # [B, L, H, d]
-        if self.inner_norm:
-            norm = LayerNorm(self.epsilon, self.dtype, name="ln_inner")
+        y = attend(query, key, value, **seen, **config.kernels._asdict())  # [B, L, H, d]
+        if config.inner_norms:
+            norm = LayerNorm(config.epsilon, config.dtype, name="ln_inner")
             y = norm(y.reshape(x.shape)).reshape(y.shape)
-        return output_projection(width, self.depth, self.dtype)(y), cache
+        return output_projection(width, config.depth, config.dtype)(y), cache
 
 
-def written(
-    room: Float[Array, "B S H d"], new: Float[Array, "B L H d"], places: Int[Array, " B"]
+def update_cache(
+    cache: Float[Array, "B S H d"], new: Float[Array, "B L H d"], starts: Int[Array, " B"]
 ) -> Float[Array, "B S H d"]:
-    """`room` with `new` written into each row from its own place on."""
+    """The cache with `new` written into each row from its own start on."""
 
-    def row(room, new, place):
-        return jax.lax.dynamic_update_slice_in_dim(room, new.astype(room.dtype), place, axis=0)
+    def update_row(cache, new, start):
+        return jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), start, axis=0)
 
-    return jax.vmap(row)(room, new, places)
+    return jax.vmap(update_row)(cache, new, starts)
 
 
 def output_projection(width: int, depth: int, dtype: Any) -> nn.Module:
@@ -175,63 +219,45 @@ def output_projection(width: int, depth: int, dtype: Any) -> nn.Module:
 class MLP(nn.Module):
     """Dense, activation, Dense.
 
-    With `gated`, the activation of a second Dense multiplies the first (SwiGLU, with `silu`); with `inner_norm`, what
-    goes into the last Dense is normalised (both EVA-02).
+    With `gated_mlp`, the activation of a second Dense multiplies the first (SwiGLU, with `silu`); with `inner_norms`,
+    the input of the last Dense is normalised (both EVA-02).
     """
 
-    width: int
-    activation: str
-    depth: int
-    gated: bool = False
-    inner_norm: bool = False
-    epsilon: float = 1e-5
-    dtype: Any = jnp.float32
+    config: TransformerConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        outer = x.shape[-1]
-        inward = {"kernel_init": normal((2 * outer) ** -0.5), "dtype": self.dtype, "dot_general": whole_product(1)}
-        y = nn.Dense(self.width, **inward, name="input")(x)  # [B, L, M]
-        activation = ACTIVATIONS[self.activation]
-        y = y * activation(nn.Dense(self.width, **inward, name="gate")(x)) if self.gated else activation(y)
-        if self.inner_norm:
-            y = LayerNorm(self.epsilon, self.dtype, name="ln_inner")(y)
-        stddev = outer**-0.5 * (2 * self.depth) ** -0.5
-        outward = {"kernel_init": normal(stddev), "dtype": self.dtype, "dot_general": whole_product(0)}
+        config, outer = self.config, x.shape[-1]
+        activation = ACTIVATIONS[config.activation]
+        inward = {"kernel_init": normal((2 * outer) ** -0.5), "dtype": config.dtype, "dot_general": whole_product(1)}
+        y = nn.Dense(config.mlp_width, **inward, name="input")(x)  # [B, L, M]
+        y = y * activation(nn.Dense(config.mlp_width, **inward, name="gate")(x)) if config.gated_mlp else activation(y)
+        if config.inner_norms:
+            y = LayerNorm(config.epsilon, config.dtype, name="ln_inner")(y)
+        stddev = outer**-0.5 * (2 * config.depth) ** -0.5
+        outward = {"kernel_init": normal(stddev), "dtype": config.dtype, "dot_general": whole_product(0)}
         return nn.Dense(outer, **outward, name="output")(y)
 
 
 class Block(nn.Module):
     """A pre-norm transformer block, with the insertions of its transformer."""
 
-    heads: int
-    mlp_width: int
-    depth: int
-    activation: str
-    epsilon: float
-    key_bias: bool
-    gated_mlp: bool
-    inner_norms: bool
+    config: TransformerConfig
     causal: bool
     collect: bool
     inserted: tuple[tuple[str, Callable], ...]
-    dtype: Any = jnp.float32
-    kernels: Kernels = Kernels()
 
     @nn.compact
     def __call__(self, x, rotation, contexts, lengths, layer):
-        insertions, stored = layer
+        insertions, cached = layer
+        norm = functools.partial(LayerNorm, self.config.epsilon, self.config.dtype)
         x = split_by_batch(x)
-        cache = None if stored is None else KeyValueCache(*stored, lengths)
-        norms = {"inner_norm": self.inner_norms, "epsilon": self.epsilon, "dtype": self.dtype}
+        cache = None if cached is None else KeyValueCache(*cached, lengths)
         x = self._insert("attention", x, contexts, insertions)
-        y = LayerNorm(self.epsilon, self.dtype, name="ln_1")(x)
-        fields = {"causal": self.causal, "key_bias": self.key_bias, "kernels": self.kernels, **norms}
-        attention = SelfAttention(self.heads, self.depth, **fields, name="attention")
-        y, cache = attention(y, None if cache else lengths, rotation, cache)
+        attention = SelfAttention(self.config, self.causal, name="attention")
+        y, cache = attention(norm(name="ln_1")(x), None if cache else lengths, rotation, cache)
         x = self._insert("mlp", x + y, contexts, insertions)
-        y = LayerNorm(self.epsilon, self.dtype, name="ln_2")(x)
-        x = x + MLP(self.mlp_width, self.activation, self.depth, self.gated_mlp, **norms, name="mlp")(y)
+        x = x + MLP(self.config, name="mlp")(norm(name="ln_2")(x))
         return x, (x if self.collect else None, None if cache is None else (cache.key, cache.value))
 
     def _insert(self, place, x, contexts, insertions):
@@ -246,25 +272,9 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks, scanned.
+    """A stack of blocks, scanned over their stacked parameters."""
 
-    Attributes:
-      remat: what the backward pass recomputes: `none`, `dots` (all but matrix products) or `full`.
-      unroll: how many blocks one iteration of the scan holds.
-    """
-
-    depth: int
-    heads: int
-    mlp_width: int
-    activation: str = "quick_gelu"
-    epsilon: float = 1e-5
-    key_bias: bool = True
-    gated_mlp: bool = False
-    inner_norms: bool = False
-    remat: str = "none"
-    unroll: int = 1
-    dtype: Any = jnp.float32
-    kernels: Kernels = Kernels()
+    config: TransformerConfig
 
     @nn.compact
     def __call__(
@@ -288,72 +298,40 @@ class Transformer(nn.Module):
         """
         if self.is_initializing():
             blocks = slice(None)
-        first, last, _ = blocks.indices(self.depth)
+        first, last, _ = blocks.indices(self.config.depth)
         if first >= last:
             return x, None
         block = Block
-        if self.remat != "none":
-            block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+        if self.config.remat != "none":
+            block = nn.remat(Block, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False)
         scanned = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
             length=last - first,
-            unroll=min(self.unroll, last - first),
-            # The check traces the block a second time, to find outputs that are the same in all iterations: none is.
-            check_constancy_invariants=False,
+            unroll=min(self.config.unroll, last - first),
+            check_constancy_invariants=False,  # nothing is broadcast out: one more trace of every block, for nothing
         )
-        if last - first < self.depth:
+        if last - first < self.config.depth:
 
             def chosen(parameters: Any) -> Any:
                 return jax.tree.map(lambda leaf: leaf[first:last], parameters)
 
             scanned = nn.map_variables(scanned, "params", trans_in_fn=chosen)
-        run = scanned(
-            heads=self.heads,
-            mlp_width=self.mlp_width,
-            depth=self.depth,
-            activation=self.activation,
-            epsilon=self.epsilon,
-            key_bias=self.key_bias,
-            gated_mlp=self.gated_mlp,
-            inner_norms=self.inner_norms,
-            causal=causal,
-            collect=collect,
-            inserted=tuple((insertion.place, insertion.function) for insertion in insertions),
-            dtype=self.dtype,
-            kernels=self.kernels,
-            name="blocks",
-        )
+        functions = tuple((insertion.place, insertion.function) for insertion in insertions)
+        run = scanned(self.config, causal, collect, functions, name="blocks")
         contexts = tuple(insertion.context for insertion in insertions)
-        inserted = tuple(_spread(insertion, range(first, last)) for insertion in insertions)
+        inserted = tuple(_expand_to_blocks(insertion, range(first, last)) for insertion in insertions)
         if cache is None:
             x, (every, _) = run(x, rotation, contexts, lengths, (inserted, None))
             return x, every
-        x, (_, stored) = run(x, rotation, contexts, cache.lengths, (inserted, (cache.key, cache.value)))
-        return x, KeyValueCache(*stored, cache.lengths)
+        x, (_, updated) = run(x, rotation, contexts, cache.lengths, (inserted, (cache.key, cache.value)))
+        return x, KeyValueCache(*updated, cache.lengths)
 
 
-def transformer_of(tower: nn.Module, **block: bool) -> Transformer:
-    """The transformer that the fields of a tower describe, as its submodule `transformer`; `block` adds fields."""
-    return Transformer(
-        depth=tower.depth,
-        heads=tower.heads,
-        mlp_width=tower.mlp_width,
-        activation=tower.activation,
-        epsilon=tower.epsilon,
-        remat=tower.remat,
-        unroll=tower.unroll,
-        dtype=tower.dtype,
-        kernels=tower.kernels,
-        name="transformer",
-        **block,
-    )
-
-
-def _spread(insertion: Insertion, blocks: range) -> tuple[jax.Array | None, Any]:
-    """An insertion's parameters laid out over these blocks, and which of them are active (None: all)."""
+def _expand_to_blocks(insertion: Insertion, blocks: range) -> tuple[jax.Array | None, Any]:
+    """An insertion's parameters stacked over these blocks, and which of them it runs in (None: all)."""
     if insertion.blocks == tuple(blocks):
         return insertion.active, insertion.parameters
     slots = jnp.array([insertion.blocks.index(i) if i in insertion.blocks else 0 for i in blocks])

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from vlab_jax.models.decoder import Memory, NextTokens
+from vlab_jax.models.decoder import Memory
 from vlab_jax.models.generation import likelihood_behind, prefill
 from vlab_jax.models.vlab import VLAB, decoder_of
 
@@ -79,9 +79,9 @@ def stacked(
 def _read(model, longest, parameters, memory, rows, prefix, lengths):
     seen = memory if rows is None else memory.of(rows)
     room = prefix.shape[1] + longest
-    return seen, prefill(decoder_of(model, NextTokens), parameters, seen, prefix, lengths, room)
+    return seen, prefill(decoder_of(model), parameters, seen, prefix, lengths, room)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _likelihoods(model, parameters, seen, read, texts, text_lengths) -> jax.Array:
-    return likelihood_behind(decoder_of(model, NextTokens), parameters, seen, read, texts, text_lengths)
+    return likelihood_behind(decoder_of(model), parameters, seen, read, texts, text_lengths)

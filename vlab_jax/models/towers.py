@@ -12,7 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from vlab_jax.models.attention import Kernels
-from vlab_jax.models.layers import Insertion, LayerNorm, normal, transformer_of
+from vlab_jax.models.layers import Insertion, LayerNorm, Transformer, TransformerConfig, normal
 from vlab_jax.models.partition import whole_product
 from vlab_jax.models.rotary import Rotation, patch_rotation
 
@@ -75,8 +75,7 @@ class VisionTower(nn.Module):
         self.position_embedding = self.param("position_embedding", normal(scale), (tokens, self.width))
         if self.pre_norm:
             self.ln_pre = LayerNorm(self.epsilon, self.dtype, name="ln_pre")
-        block = {"key_bias": self.key_bias, "gated_mlp": self.gated_mlp, "inner_norms": self.inner_norms}
-        self.transformer = transformer_of(self, **block)
+        self.transformer = Transformer(TransformerConfig.of(self), name="transformer")
         self.ln_post = LayerNorm(self.epsilon, self.dtype, name="ln_post")
         self.projection = nn.Dense(
             self.embed_width, use_bias=self.projection_bias, kernel_init=normal(scale), **dense, name="projection"
@@ -143,8 +142,10 @@ class TextTower(nn.Module):
 
         `lengths` counts each text's tokens, start and end of text included: the end of text stands at `lengths - 1`.
         """
-        x = text_embedding(self, tokens)
-        x, _ = transformer_of(self)(x, causal=True)
+        table = self.param("token_embedding", normal(self.token_deviation), (self.vocab_size, self.width))
+        positions = self.param("position_embedding", normal(0.01), (self.context_length, self.width))
+        x = (table[tokens].astype(self.dtype) + positions[: tokens.shape[1]]).astype(self.dtype)  # [B, L, D]
+        x, _ = Transformer(TransformerConfig.of(self), name="transformer")(x, causal=True)
         x = LayerNorm(self.epsilon, self.dtype, name="ln_final")(x)
         pooled = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]  # [B, D]
         project = nn.Dense(
@@ -156,17 +157,3 @@ class TextTower(nn.Module):
             name="projection",
         )
         return x, project(pooled).astype(jnp.float32)
-
-
-def text_embedding(module: nn.Module, tokens: jax.Array, masked: jax.Array | None = None) -> jax.Array:
-    """Token plus position embedding, with the parameters declared in `module` (the text tower or the decoder).
-
-    Where `masked` (bool, like `tokens`) is true, a learned mask embedding stands in for the token's.
-    """
-    table = module.param("token_embedding", normal(module.token_deviation), (module.vocab_size, module.width))
-    positions = module.param("position_embedding", normal(0.01), (module.context_length, module.width))
-    x = table[tokens].astype(module.dtype)  # [B, L, D]; so a table that is held in `dtype` gives the same
-    if masked is not None:
-        blank = module.param("mask_embedding", normal(0.02), (module.width,))
-        x = jnp.where(masked[..., None], blank, x)
-    return (x + positions[: tokens.shape[1]]).astype(module.dtype)

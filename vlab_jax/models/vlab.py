@@ -243,11 +243,11 @@ def common_blocks(vision: Mapping[str, Any], adapter: Mapping[str, Any]) -> int:
     return min(adapter["blocks"], default=vision["depth"])
 
 
-def decoder_of(model: VLAB, kind: type[MultimodalDecoder]) -> MultimodalDecoder:
-    """The model's decoder as a module of its own: plain, or `Remember` or `NextTokens` of `cached_decoder.py`."""
+def decoder_of(model: VLAB) -> MultimodalDecoder:
+    """The model's decoder as a module of its own, which takes the parameters of the model's part `decoder`."""
     shape = {key: value for key, value in model.text.items() if key != "embed_width"}
     compute = {"remat": "none", "unroll": model.unroll, "dtype": model.dtype, "kernels": model.kernels}
-    return kind(**shape, **model.decoder, frames=model.frames, **compute, parent=None)
+    return MultimodalDecoder(**shape, **model.decoder, frames=model.frames, **compute, parent=None)
 
 
 def unit_length(x: Float[Array, "*B E"]) -> Float[Array, "*B E"]:

@@ -96,7 +96,7 @@ def unused(model: VLAB, weights: Mapping[str, float], streams: Sequence[str]) ->
     contrasts = bool(weights.get("contrastive"))
     decodes = any(weight for name, weight in weights.items() if name != "contrastive")
     embedded = _embedded(model, streams) if contrasts else ()
-    read = tuple(each for each in BLENDINGS[model.decoder["blending"]] if each in streams) if decodes else ()
+    read = tuple(each for each in BLENDINGS[model.decoder["blending"]].streams if each in streams) if decodes else ()
     image_tower = "image_encoder" if model.image_encoder == "separate" else "vision"
     tower_of = {"video": "vision", "image": image_tower}
     patterns = [] if contrasts else ["text/", "logit_scale$"]
