@@ -8,19 +8,23 @@ from ml_collections import ConfigDict
 
 from vlab_jax.config import adapted_blocks, evaluation_config, stage_config, training_config, type_name, unknown_keys
 from vlab_jax.errors import InputError
+from vlab_jax.models.decoder import BLENDINGS
+from vlab_jax.models.layers import ACTIVATIONS, REMAT_POLICIES
+from vlab_jax.models.video_adapter import MIXERS
+from vlab_jax.models.vlab import FRAME_POOLINGS
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": ("float32", "bfloat16"),
     "attention": ("auto", "xla"),
     "matmul_precision": ("default", "high", "highest"),
     "model.image_encoder": ("shared", "separate"),
-    "model.frame_pooling": ("mean_then_normalise", "normalise_then_mean"),
-    "model.remat": ("none", "dots", "full"),
-    "model.adapter.mixer": ("conv", "attention"),
-    "model.adapter.activation": ("gelu", "quick_gelu", "none"),
-    "model.decoder.blending": ("concat", "parallel", "stacked", "none", "image_only"),
-    "model.vision.activation": ("gelu", "quick_gelu", "silu"),
-    "model.text.activation": ("gelu", "quick_gelu"),
+    "model.frame_pooling": tuple(FRAME_POOLINGS),
+    "model.remat": ("none", *REMAT_POLICIES),
+    "model.adapter.mixer": tuple(MIXERS),
+    "model.adapter.activation": (*ACTIVATIONS, "none"),
+    "model.decoder.blending": tuple(BLENDINGS),
+    "model.vision.activation": tuple(ACTIVATIONS),
+    "model.text.activation": tuple(ACTIVATIONS),
     "stage.unused": ("decay", "frozen"),
     "checkpoint.select_on": ("validation", "last", "test"),
     "tokenizer.kind": ("auto", "bpe", "clip"),

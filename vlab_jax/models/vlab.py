@@ -30,6 +30,7 @@ from vlab_jax.models.towers import TextTower, VisionTower, normalise_pixels
 from vlab_jax.models.video_adapter import VideoAdapter
 
 STREAMS = ("video", "image")
+FRAME_POOLINGS = ("mean_then_normalise", "normalise_then_mean")
 # Parts of the parameter tree that not every model has.
 OPTIONAL_PARTS = ("video_adapter", "image_encoder")
 # What the decoder takes from the text tower where it starts from CLIP.
