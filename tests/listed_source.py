@@ -17,7 +17,7 @@ BROKEN = b"not a video"
 class ListedSource(Sequence):
     """Clips by index, each as the dictionary of bytes and arrays that a data source of the schema yields."""
 
-    def __init__(self, clips: Sequence[schema.Clip]) -> None:
+    def __init__(self, clips: Sequence[schema.ClipRecord]) -> None:
         self._examples = [_raw(clip) for clip in clips]
 
     def __len__(self) -> int:
@@ -38,7 +38,7 @@ def grey_clips(count: int, prefix: str = "clip", broken: Sequence[int] = ()) -> 
     """`count` clips of 8 grey frames (frame k has level 30 k) and three captions; those in `broken` are no media."""
     return ListedSource(
         [
-            schema.Clip(
+            schema.ClipRecord(
                 id=f"{prefix}-{i}",
                 media=BROKEN if i in broken else grey_frames(),
                 captions=tuple(f"{prefix} {i} {way}" for way in ("one", "two", "three")),
@@ -51,7 +51,7 @@ def grey_clips(count: int, prefix: str = "clip", broken: Sequence[int] = ()) -> 
 class StampedFrames(pipeline.FrameOptions):
     """Frames of a random grey each in place of decoded ones, for tests of what is drawn: they cost nothing."""
 
-    def decode(self, clip: schema.Clip, rng: np.random.Generator | None) -> np.ndarray:
+    def decode(self, clip: schema.ClipRecord, rng: np.random.Generator | None) -> np.ndarray:
         if clip.media == BROKEN:
             raise video.DecodeError("it is broken")
         levels = rng.integers(256, size=(self.num_frames, 1, 1, 1), dtype=np.uint8)
@@ -61,7 +61,7 @@ class StampedFrames(pipeline.FrameOptions):
 class ProcessFrames(pipeline.FrameOptions):
     """Frames that begin with the number of the process that makes them, in eight bytes."""
 
-    def decode(self, clip: schema.Clip, rng: np.random.Generator | None) -> np.ndarray:
+    def decode(self, clip: schema.ClipRecord, rng: np.random.Generator | None) -> np.ndarray:
         frames = np.zeros((self.num_frames, self.size, self.size, 3), np.uint8)
         frames.reshape(-1)[:8] = np.frombuffer(np.uint64(os.getpid()).tobytes(), np.uint8)
         return frames
@@ -79,7 +79,7 @@ def _jpeg(level: int) -> bytes:
     return buffer.getvalue()
 
 
-def _raw(clip: schema.Clip) -> dict[str, Any]:
+def _raw(clip: schema.ClipRecord) -> dict[str, Any]:
     example = schema.to_example(clip)
     columns = ("question", "answer", "type", "options")
     return {

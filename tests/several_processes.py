@@ -47,11 +47,11 @@ def together(commands: list[list[str]], devices: int = 4) -> list[Ended]:
 def _main() -> None:
     notes, failing, last = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     from vlab_jax import main
-    from vlab_jax.data.batches import Reader
+    from vlab_jax.data.batches import ClipReader
     from vlab_jax.errors import CannotRead
     from vlab_jax.training.loop import Run
 
-    read, next_batch, asked = Reader.read, Run._next, []
+    read, next_batch, asked = ClipReader.read, Run._next, []
 
     def noted(self, number, index, rng):
         with notes.open("a") as file:
@@ -64,7 +64,7 @@ def _main() -> None:
             raise CannotRead(OUTAGE)
         return next_batch(self, *given)
 
-    Reader.read, Run._next = noted, failed
+    ClipReader.read, Run._next = noted, failed
     sys.argv[1:4] = []
     main.main()
 

@@ -25,7 +25,6 @@ import numpy as np
 from configs.pretrain import get_config
 from experiments.timing import commit, medians
 from vlab_jax.config import model_fields, plain
-from vlab_jax.models.decoder import Remember
 from vlab_jax.models.generation import Search, generate
 from vlab_jax.models.vlab import VLAB, decoder_of, parameter_shapes
 from vlab_jax.runtime.disk import write_json

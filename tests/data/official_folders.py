@@ -5,7 +5,7 @@ import json
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from vlab_jax.datasets.annotations import AnnotationFolder, Entry
+from vlab_jax.datasets.annotations import AnnotationEntry, AnnotationFolder
 from vlab_jax.datasets.motion.builder import Motion, video_clips
 from vlab_jax.datasets.registry import BUILDERS, find
 
@@ -39,7 +39,7 @@ def write_json(folder: pathlib.Path, name: str, value: object) -> None:
     (folder / name).write_text(json.dumps(value), encoding="utf-8")
 
 
-def entries(spec: str, manual_dir: pathlib.Path, split: str) -> Iterator[Entry]:
+def entries(spec: str, manual_dir: pathlib.Path, split: str) -> Iterator[AnnotationEntry]:
     """The entries of a split, as its reader gives them; counts are not compared."""
     builder_class, configuration = find(spec)
     folder = AnnotationFolder(builder_class.folders_of(str(manual_dir)))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from official_folders import entries, official, write_json, write_webvid
 
-from vlab_jax.datasets.annotations import AnnotationFolder, Counts, Entry, Protocol, held_out
+from vlab_jax.datasets.annotations import AnnotationEntry, AnnotationFolder, Counts, Protocol, held_out
 from vlab_jax.datasets.didemo import agreed_interval
 from vlab_jax.datasets.registry import find
 from vlab_jax.datasets.text_files import TextFile
@@ -54,7 +54,7 @@ def test_a_split_whose_files_are_not_all_there_is_left_out(tmp_path):
 
 
 def test_counts_that_differ_are_told_by_name_and_joined_splits_are_added(tmp_path):
-    def tally(split: str, *some: Entry):
+    def tally(split: str, *some: AnnotationEntry):
         made = protocol.tally(split)
         for entry in some:
             made.add(entry)
@@ -63,7 +63,7 @@ def test_counts_that_differ_are_told_by_name_and_joined_splits_are_added(tmp_pat
     expected = {"train+validation": Counts(clips=3, captions=3), "test": Counts(videos=1, rows=5)}
     files = {split: ((f"{split}.json",),) for split in ("train", "validation", "test")}
     protocol = Protocol("p", "", files, lambda folder, split: iter(()), expected)
-    one, two = Entry("1", "a", "train", ("x",)), Entry("2", "a", "train", ("x", "y"))
+    one, two = AnnotationEntry("1", "a", "train", ("x",)), AnnotationEntry("2", "a", "train", ("x", "y"))
     tallies = {"train": tally("train", one, two), "validation": tally("validation", one)}
     write_json(tmp_path, "train.json", 1)
     (problem,) = protocol.problems(tallies, AnnotationFolder([tmp_path]))
@@ -72,7 +72,7 @@ def test_counts_that_differ_are_told_by_name_and_joined_splits_are_added(tmp_pat
         f"{tmp_path}/train.json"
     )
     # Videos are counted where they are expected; a split that was not read is not compared.
-    tallies = {"train": tally("train", one), "test": tally("test", one, two, Entry("3", "b", "test", rows=3))}
+    tallies = {"train": tally("train", one), "test": tally("test", one, two, AnnotationEntry("3", "b", "test", rows=3))}
     found = list(protocol.problems(tallies, AnnotationFolder([tmp_path])))
     assert [problem.split(",")[0] for problem in found] == ["test has 2 videos"]
 
@@ -159,8 +159,8 @@ def test_didemo_moments_and_paragraphs_are_those_of_the_file(tmp_path):
     ]
     write_json(tmp_path, "val_data.json", rows)
     assert list(entries("didemo", tmp_path, "validation")) == [
-        Entry("a_1", "a_1", "validation", ("first second",), end=30.0, rows=2),
-        Entry("b_2", "b_2", "validation", ("other",), end=30.0, rows=1),
+        AnnotationEntry("a_1", "a_1", "validation", ("first second",), end=30.0, rows=2),
+        AnnotationEntry("b_2", "b_2", "validation", ("other",), end=30.0, rows=1),
     ]
     moments = [(entry.id, entry.start, entry.end) for entry in entries("didemo/moments", tmp_path, "validation")]
     assert moments == [("a_1:1", 5.0, 10.0), ("b_2:2", 25.0, 30.0), ("a_1:3", 0.0, 30.0)]
@@ -206,7 +206,7 @@ def test_msrvtt_in_one_file_is_read_by_its_splits(tmp_path):
 def test_webvid_is_read_line_by_line(tmp_path):
     write_webvid(tmp_path, [("11", "a boat, at sea"), ("12", " ")], [("13", "x")])
     found = entries("webvid", tmp_path, "train")
-    assert next(found) == Entry("11", "11", "train", ("a boat, at sea",))
+    assert next(found) == AnnotationEntry("11", "11", "train", ("a boat, at sea",))
     with open(tmp_path / "results_2M_train.csv", "a") as file:
         file.write("14,short\n")
     assert [(entry.id, entry.captions) for entry in itertools.islice(found, 1)] == [("12", ())]
@@ -246,7 +246,7 @@ def test_every_protocol_says_where_its_files_come_from_and_test_is_never_validat
     assert counted <= set(protocol.files) <= {"train", "validation", "test"}
     for split in protocol.expected:
         assert split == "test" or "test" not in split
-    assert json.dumps(protocol.name) and math.inf == Entry("", "", "").end
+    assert json.dumps(protocol.name) and math.inf == AnnotationEntry("", "", "").end
 
 
 def test_an_archive_that_unpacks_to_more_than_any_text_is_refused_before_it_is(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from numbered_video import SIDE, encode, numbered, read_numbers
 
 from vlab_jax.data import pipeline, video
-from vlab_jax.data.schema import Clip, Question, from_example
+from vlab_jax.data.schema import ClipRecord, Question, from_example
 from vlab_jax.data.tokenizer import train_bpe
 from vlab_jax.datasets import build, clip_builder, distributed, records, registry
 from vlab_jax.datasets.distributed import BeamOptions
@@ -19,7 +19,7 @@ from vlab_jax.datasets.records import BuildOptions
 from vlab_jax.errors import InputError
 
 
-def clips_of(spec: str, options: BuildOptions) -> dict[str, list[Clip]]:
+def clips_of(spec: str, options: BuildOptions) -> dict[str, list[ClipRecord]]:
     """The clips of each split, sorted by id."""
     builder = registry.prepare(spec, options)
     sources = {split: builder.as_data_source(split) for split in builder.info.splits}
@@ -159,9 +159,9 @@ def test_a_build_in_pieces_goes_on_where_it_stopped(some, tmp_path):
 
 
 def test_a_piece_is_done_again_where_its_list_or_form_has_changed(tmp_path):
-    clip = Clip("a", encode([numbered(1)] * 2), ("one",))
+    clip = ClipRecord("a", encode([numbered(1)] * 2), ("one",))
 
-    def do(clip: Clip, side: int) -> int:
+    def do(clip: ClipRecord, side: int) -> int:
         (tmp_path / "clips").write_text(clip_builder._line(clip, str))
         piece = clip_builder.Piece(*(str(tmp_path / name) for name in ("clips", "shard", "done")))
         clip_builder.do(piece, BuildOptions(variant="frames", short_side=side))
@@ -176,7 +176,7 @@ several = st.lists(texts, max_size=3).map(tuple)
 questions = st.lists(st.builds(Question, texts, texts, texts, several), max_size=2).map(tuple)
 
 
-@hypothesis.given(st.builds(Clip, texts, st.binary() | texts, several, questions, st.floats(0, 9), st.floats(0)))
+@hypothesis.given(st.builds(ClipRecord, texts, st.binary() | texts, several, questions, st.floats(0, 9), st.floats(0)))
 @hypothesis.settings(max_examples=30)
 def test_a_clip_survives_its_line_in_a_list(clip):
     line = clip_builder._line(clip, str)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlab_jax.data.schema import Clip, Question, from_example
+from vlab_jax.data.schema import ClipRecord, Question, from_example
 from vlab_jax.datasets.folder import ANNOTATIONS, Folder, Row, assign_splits, read_annotations
 from vlab_jax.datasets.records import BuildOptions
 from vlab_jax.datasets.registry import open_split, prepare
@@ -60,7 +60,7 @@ def test_a_clip_comes_back_as_the_line_says(tmp_path):
     source = open_split(f"folder:{tmp_path}", "train", BuildOptions(str(tmp_path / "data")))
     clips = {found.id: found for found in map(from_example, source)}
     assert clips == {
-        "mine": Clip(
+        "mine": ClipRecord(
             id="mine",
             media=b"bytes of in/a.mp4",
             captions=("one", "zwei ü"),
@@ -68,7 +68,7 @@ def test_a_clip_comes_back_as_the_line_says(tmp_path):
             start=1.5,
             end=4.0,
         ),
-        "b.mp4": Clip(
+        "b.mp4": ClipRecord(
             id="b.mp4",
             media=b"bytes of b.mp4",
             captions=("a man cuts an onion",),

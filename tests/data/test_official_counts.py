@@ -7,7 +7,7 @@ import pathlib
 import pytest
 from official_folders import entries
 
-from vlab_jax.datasets.annotations import AnnotationFolder, Entry, Tally
+from vlab_jax.datasets.annotations import AnnotationEntry, AnnotationFolder, Tally
 from vlab_jax.datasets.registry import find
 
 # Clips, captions, questions and rows of each split that the assets have.
@@ -41,7 +41,7 @@ NAMES = ("clips", "captions", "questions", "rows")
 
 
 @functools.cache
-def read(spec: str, split: str, manual_dir: pathlib.Path) -> tuple[Entry, ...]:
+def read(spec: str, split: str, manual_dir: pathlib.Path) -> tuple[AnnotationEntry, ...]:
     """The entries of a split; the files are large, and several tests look at them."""
     return tuple(entries(spec, manual_dir, split))
 

@@ -228,7 +228,7 @@ def test_a_clip_that_cannot_be_decoded_is_replaced_by_one_of_its_source_and_name
 
 def test_a_clip_without_captions_is_for_questions_alone():
     asked = (schema.Question("what is it?", "clip one"),)
-    source = ListedSource([schema.Clip("asked", schema.from_example(grey_clips(1)[0]).media, (), asked)])
+    source = ListedSource([schema.ClipRecord("asked", schema.from_example(grey_clips(1)[0]).media, (), asked)])
     with pytest.raises(InputError, match=r"^clip 'asked' has no caption to learn from; "):
         draw([source], 1, batch_size=1, frames=FRAMES, questions=1)
     (batch,) = draw([source], 1, batch_size=1, frames=FRAMES, questions=1, captions=False)
@@ -238,7 +238,7 @@ def test_a_clip_without_captions_is_for_questions_alone():
 def test_a_clip_s_questions_come_along_each_once_and_nothing_is_learned_where_it_has_too_few():
     asked = tuple(schema.Question("what is it?", f"clip {number}", kind) for number, kind in enumerate("aab"))
     media = schema.from_example(grey_clips(1)[0]).media
-    source = ListedSource([schema.Clip("asked", media, ("clip one",), asked)])
+    source = ListedSource([schema.ClipRecord("asked", media, ("clip one",), asked)])
     for batch in draw([source], 8, batch_size=1, frames=FRAMES, questions=4, without=("b",)):
         starts, lengths = batch["answer_starts"][0], batch["question_lengths"][0]
         answers = [
@@ -393,7 +393,7 @@ def test_a_worker_process_that_the_system_ends_is_replaced_and_the_batches_are_t
 
 def test_worker_processes_that_die_over_and_over_stop_the_run_in_one_line(monkeypatch):
     monkeypatch.setattr(batches_ahead, "MOST_DEATHS", 1)
-    source = DeadlySource([schema.Clip("clip", b"", ("deadly",))])  # no clip is at work yet when the process ends
+    source = DeadlySource([schema.ClipRecord("clip", b"", ("deadly",))])  # no clip is at work yet when the process ends
     with (
         pipeline.training_batches([source], [1.0], FRAMES, TOKENIZER, batch_size=1, seed=0, workers=1) as batches,
         pytest.raises(

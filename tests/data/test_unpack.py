@@ -27,7 +27,7 @@ def test_what_is_unpacked_is_the_same_data_set_again(data_dir, tmp_path, capsys)
 
 
 def test_names_cannot_lead_out_and_intervals_are_kept(tmp_path, monkeypatch):
-    clip = schema.Clip("../../a b", b"\x1aE\xdf\xa3", ("x",), (), 1.5, 3.0)
+    clip = schema.ClipRecord("../../a b", b"\x1aE\xdf\xa3", ("x",), (), 1.5, 3.0)
     monkeypatch.setattr(registry, "open_split", lambda *_: ListedSource([clip]))
     assert unpack.unpack("any", "test", 0, tmp_path / "out") == 1
     assert (tmp_path / "out" / "_a_b.mkv").is_file()
@@ -37,7 +37,7 @@ def test_names_cannot_lead_out_and_intervals_are_kept(tmp_path, monkeypatch):
 
 
 def test_frames_are_refused_and_nothing_is_left(tmp_path, monkeypatch):
-    clip = schema.Clip("a", (b"\xff\xd8\xff",), ("x",))
+    clip = schema.ClipRecord("a", (b"\xff\xd8\xff",), ("x",))
     monkeypatch.setattr(registry, "open_split", lambda *_: ListedSource([clip]))
     with pytest.raises(InputError, match="stored as frames"):
         unpack.unpack("any", "test", 0, tmp_path / "out")

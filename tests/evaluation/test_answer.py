@@ -21,7 +21,7 @@ from vlab_jax.data.tokenizer import train_bpe
 from vlab_jax.datasets import registry
 from vlab_jax.datasets.annotations import read_answer_list, read_qa_json
 from vlab_jax.datasets.records import BuildOptions
-from vlab_jax.evaluation.answers import Reader, answer_questions, evaluate_question_answering
+from vlab_jax.evaluation.answers import QuestionAnswerer, answer_questions, evaluate_question_answering
 from vlab_jax.evaluation.encoder import Encoder
 from vlab_jax.evaluation.question_answering import ceiling
 from vlab_jax.models import likelihood
@@ -81,7 +81,7 @@ def test_generated_answers_and_likelihoods_are_those_of_one_clip_alone(encoder, 
         (5, Question("which way?", "left", "motion", ("left", "right", "a blue square"))),
         (0, Question("", "red")),
     ]
-    answers = Reader(encoder, memory, search).answer(asked, CLOSED)
+    answers = QuestionAnswerer(encoder, memory, search).answer(asked, CLOSED)
     slow = slow_decoder(encoder, jnp.asarray(video))
     for (row, question), (words, scores) in zip(asked, answers, strict=True):
         tokens, lengths, _ = encoder.tokenizer.pairs([question.question])
@@ -150,7 +150,7 @@ def test_every_validation_question_of_msrvtt_qa_is_answered_and_scored(encoder, 
         asked.setdefault(video, []).append(question)
     picture = io.BytesIO()
     Image.fromarray(np.full((16, 16, 3), 128, np.uint8)).save(picture, "JPEG")
-    clips = [schema.Clip(video, picture.getvalue(), (), tuple(questions)) for video, questions in asked.items()]
+    clips = [schema.ClipRecord(video, picture.getvalue(), (), tuple(questions)) for video, questions in asked.items()]
     source = ListedSource(clips)
     axes = {"axis_types": (AxisType.Auto,) * 3, "devices": jax.devices()[:1]}  # many small steps: on one device
     large = dataclasses.replace(encoder, batch_size=512, mesh=jax.make_mesh((1, 1, 1), sharding.AXES, **axes))

@@ -13,12 +13,12 @@ from vlab_jax.evaluation.encoder import evaluate_retrieval
 
 
 @pytest.fixture(scope="module")
-def msvd(assets) -> list[schema.Clip]:
+def msvd(assets) -> list[schema.ClipRecord]:
     """The four clips of MSVD that come with their captions, repeated ones included."""
     folder = assets / "videos" / "msvd"
     entries = json.loads((folder / "captions.json").read_text())
     return [
-        schema.Clip(name, (folder / entry["file"]).read_bytes(), tuple(entry["captions"]))
+        schema.ClipRecord(name, (folder / entry["file"]).read_bytes(), tuple(entry["captions"]))
         for name, entry in entries.items()
     ]
 
@@ -45,7 +45,7 @@ def test_a_video_of_msvd_is_as_good_as_the_best_of_its_captions(encoder, msvd): 
 
 
 def test_a_paragraph_is_one_query(encoder, msvd):  # noqa: F811
-    joined = [schema.Clip(clip.id, clip.media, (" ".join(clip.captions),)) for clip in msvd]
+    joined = [schema.ClipRecord(clip.id, clip.media, (" ".join(clip.captions),)) for clip in msvd]
     found = evaluate_retrieval(encoder, ListedSource(joined))
     assert found.similarity.shape == (len(msvd), len(msvd))
     assert (np.abs(np.linalg.norm(encoder.embed_texts(found.captions), axis=1) - 1) < 1e-5).all()

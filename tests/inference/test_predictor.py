@@ -20,7 +20,7 @@ from vlab_jax.data.schema import Question
 from vlab_jax.datasets import registry
 from vlab_jax.datasets.records import BuildOptions
 from vlab_jax.errors import InputError
-from vlab_jax.evaluation.answers import Reader
+from vlab_jax.evaluation.answers import QuestionAnswerer
 from vlab_jax.evaluation.captioning import caption_clips
 from vlab_jax.evaluation.encoder import Encoder
 from vlab_jax.export import export
@@ -109,7 +109,7 @@ def test_embeddings_captions_and_answers_are_those_of_evaluation(which, request,
     assert len(set(captions.values())) > 1
     options = ("red", "a blue square moves", "left")
     _, video = next(encoder.batches(source, pipeline.FailureCount(0.0), lambda done: None))
-    reader = Reader(encoder, encoder.remember(video), search)
+    reader = QuestionAnswerer(encoder, encoder.remember(video), search)
     asked = [(row, Question(QUESTION, "red", "open", given)) for given in ((), options) for row in range(2)]
     read = reader.answer(asked, [])
     own, chosen = predictor.answer(videos[:2], QUESTION), predictor.answer(videos[:2], QUESTION, options=options)

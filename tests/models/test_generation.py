@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from tiny_models import FRAMES, LENGTH, VOCABULARY, quick_jit, random_parameters, random_video, tiny_vlab
 
 from vlab_jax.models import generation
-from vlab_jax.models.decoder import Remember
 from vlab_jax.models.generation import Search, generate, log_likelihood, nucleus
 from vlab_jax.models.vlab import STREAMS, decoder_of
 from vlab_jax.runtime import sharding

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vlab_jax.errors import InputError
-from vlab_jax.runtime.metrics import MetricWriter, Progress, Throughput, json_safe, read_metrics
+from vlab_jax.runtime.metrics import MetricWriter, ProgressBar, Throughput, json_safe, read_metrics
 
 
 class Terminal(io.StringIO):
@@ -152,7 +152,7 @@ def test_a_kill_while_truncating_leaves_the_old_record(tmp_path, monkeypatch):
 
 def test_the_bar_shows_stage_loss_speed_and_time_left():
     stream = Terminal()
-    with Progress("adapt", 10, stream=stream) as progress:
+    with ProgressBar("adapt", 10, stream=stream) as progress:
         for step in range(1, 6):
             progress.update(step, loss=2.0 / step, clips_per_second=48.25)
         progress._bar.refresh()
@@ -164,7 +164,7 @@ def test_the_bar_shows_stage_loss_speed_and_time_left():
 
 def test_a_resumed_bar_starts_where_the_run_was():
     stream = Terminal()
-    with Progress("blend", 10, initial_step=8, stream=stream) as progress:
+    with ProgressBar("blend", 10, initial_step=8, stream=stream) as progress:
         progress.update(9)
         progress._bar.refresh()
     assert "9/10" in stream.getvalue() and " 1/10" not in stream.getvalue()
@@ -172,7 +172,7 @@ def test_a_resumed_bar_starts_where_the_run_was():
 
 def test_a_message_stands_on_a_line_of_its_own_above_the_bar():
     stream = Terminal()
-    with Progress("adapt", 4, stream=stream) as progress:
+    with ProgressBar("adapt", 4, stream=stream) as progress:
         progress.update(1)
         progress.message("clip 7 skipped")
     assert "\rclip 7 skipped\n" in stream.getvalue()
@@ -180,7 +180,7 @@ def test_a_message_stands_on_a_line_of_its_own_above_the_bar():
 
 def test_a_file_gets_a_plain_line_now_and_then():
     stream, clock = io.StringIO(), Clock()
-    with Progress("adapt", 101, stream=stream, interval=10.0, clock=clock) as progress:
+    with ProgressBar("adapt", 101, stream=stream, interval=10.0, clock=clock) as progress:
         for step in range(1, 102):
             clock.now = 2.0 * step
             progress.update(step, loss=1 / step, clips_per_second=24.0)
@@ -195,7 +195,7 @@ def test_a_file_gets_a_plain_line_now_and_then():
 
 def test_the_last_step_is_told_even_right_after_a_line_and_figures_persist():
     stream, clock = io.StringIO(), Clock()
-    progress = Progress("clip", 2, stream=stream, clock=clock)
+    progress = ProgressBar("clip", 2, stream=stream, clock=clock)
     progress.update(1, loss=np.float32(3.0), clips_per_second=8.0)
     progress.update(2, clips_per_second=9.0)
     expected = ["clip 1/2 (50 %), loss 3, 8.0 clips/s", "clip 2/2 (100 %), loss 3, 9.0 clips/s"]
@@ -204,7 +204,7 @@ def test_the_last_step_is_told_even_right_after_a_line_and_figures_persist():
 
 def test_time_left_of_a_resumed_stage_counts_only_its_own_steps():
     stream, clock = io.StringIO(), Clock()
-    progress = Progress("clip", 100, initial_step=50, stream=stream, interval=0.0, clock=clock)
+    progress = ProgressBar("clip", 100, initial_step=50, stream=stream, interval=0.0, clock=clock)
     for step, clock.now in ((51, 60.0), (52, 61.0)):
         progress.update(step)
     # 48 steps of a second each: neither the 50 done before nor the first one's minute of compiling counts.

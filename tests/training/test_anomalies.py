@@ -46,7 +46,7 @@ def test_a_step_that_is_not_finite_leaves_parameters_and_optimiser_as_they_were(
     parameters = random_parameters(model)
     groups = optim.parse_groups(((".*", 1e-2),))
     labels = optim.assign_groups(parameters, groups)
-    schedule = optim.course(10, 1)
+    schedule = optim.warmup_cosine(10, 1)
     optimizer = optim.make_optimizer(groups, labels, schedule, weight_decay=0.1, clip_norm=1.0)
     objective = Objective({"contrastive": 1.0}, ("video",), tuple(range(FRAMES)))
     learns = optim.trainable(parameters, groups)

@@ -60,7 +60,7 @@ def test_a_step_of_captioning_leaves_the_text_tower_alone_only_where_what_is_unu
     stage = stage_config(groups=((".*", 0.1),), objectives=objectives, unused=kind)
     groups = stages.groups_of(model, stage, parameters)
     labels = optim.assign_groups(parameters, groups)
-    optimizer = optim.make_optimizer(groups, labels, optim.course(10, 0), weight_decay=0.5, clip_norm=1.0)
+    optimizer = optim.make_optimizer(groups, labels, optim.warmup_cosine(10, 0), weight_decay=0.5, clip_norm=1.0)
     objective = Objective(CAPTIONING, BOTH, (0, 2))
     trainable = optim.trainable(parameters, groups)
     step = make_train_step(model, objective, optimizer, trainable, seed=0)

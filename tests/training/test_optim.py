@@ -152,7 +152,7 @@ def test_the_norm_of_all_gradients_together_is_clipped(clip_norm, expected):
 
 
 def test_the_course_warms_up_and_ends_where_it_is_told():
-    course = optim.course(100, 10, 0.2)
+    course = optim.warmup_cosine(100, 10, 0.2)
     factors = np.array([float(course(step)) for step in range(101)])
     assert factors[0] == 0.0
     assert factors[5] == pytest.approx(0.5)
@@ -166,7 +166,7 @@ def test_the_course_warms_up_and_ends_where_it_is_told():
 @given(st.integers(1, 60), st.integers(0, 80), st.floats(0.0, 1.0))
 @settings(max_examples=25, deadline=None)
 def test_any_course_stays_between_0_and_1_and_ends_at_its_share(steps, warmup, share):
-    course = optim.course(steps, warmup, share)
+    course = optim.warmup_cosine(steps, warmup, share)
     factors = np.array([float(course(step)) for step in range(0, steps + 1, 3)])
     assert np.all((factors >= 0) & (factors <= 1 + 1e-6))
     assert float(course(steps)) == pytest.approx(share, abs=1e-6)
@@ -176,7 +176,7 @@ def contrastive_step(model, parameters, pairs):
     """The contrastive step with these groups, lowered, and its function (parameters) → state."""
     groups = optim.parse_groups(pairs)
     labels = optim.assign_groups(parameters, groups)
-    optimizer = optim.make_optimizer(groups, labels, optim.course(10, 0), weight_decay=DECAY, clip_norm=1.0)
+    optimizer = optim.make_optimizer(groups, labels, optim.warmup_cosine(10, 0), weight_decay=DECAY, clip_norm=1.0)
     objective = Objective({"contrastive": 1.0}, ("video",), tuple(range(FRAMES)))
     trainable = optim.trainable(parameters, groups)
     step = make_train_step(model, objective, optimizer, trainable, seed=0)

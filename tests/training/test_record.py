@@ -5,7 +5,7 @@ import io
 import pytest
 
 from vlab_jax.runtime import metrics as recording
-from vlab_jax.runtime.metrics import MetricWriter, Progress, StepRecord, read_metrics
+from vlab_jax.runtime.metrics import MetricWriter, ProgressBar, StepRecord, read_metrics
 from vlab_jax.training.step import StepCost
 
 
@@ -55,7 +55,7 @@ def test_speed_counts_each_second_once_though_steps_are_read_one_behind(
     clock = Clock()
     monkeypatch.setattr(recording, "time", clock)
     device = Device(clock, seconds=10.0)
-    with MetricWriter(tmp_path) as writer, Progress("adapt", 40) as bar:
+    with MetricWriter(tmp_path) as writer, ProgressBar("adapt", 40) as bar:
         record = StepRecord("adapt", 0, writer, bar, 10, lambda step: 1.0, COST, unwatched)
         for step in range(1, 41):
             started = clock.now
@@ -71,7 +71,7 @@ def test_speed_counts_each_second_once_though_steps_are_read_one_behind(
 
 
 def test_without_a_known_peak_there_is_no_utilisation(tmp_path):
-    with MetricWriter(tmp_path) as writer, Progress("adapt", 1, stream=io.StringIO()) as bar:
+    with MetricWriter(tmp_path) as writer, ProgressBar("adapt", 1, stream=io.StringIO()) as bar:
         record = StepRecord("adapt", 0, writer, bar, 1, lambda step: 1.0, COST._replace(peak=None), unwatched)
         record.add(1, {"loss": 1.0}, 0.0, 0.0, [])
         record.flush()

@@ -45,7 +45,7 @@ class FrameOptions:
         """Bytes of a clip's frames."""
         return self.num_frames * self.size**2 * 3
 
-    def decode(self, clip: schema.Clip, rng: np.random.Generator | None) -> np.ndarray:
+    def decode(self, clip: schema.ClipRecord, rng: np.random.Generator | None) -> np.ndarray:
         """uint8 RGB frames `[T, S, S, 3]`."""
         return video.decode_clip(
             clip.media,
@@ -60,7 +60,7 @@ class FrameOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reader:
+class ClipReader:
     """Decodes clips of the sources, and notes which one while it does.
 
     `lost` are clips that have brought a worker process down, with the reason: they are not decoded again.
@@ -71,13 +71,13 @@ class Reader:
     in_hand: InHand = NOWHERE
     lost: Mapping[tuple[int, str], str] = dataclasses.field(default_factory=dict)
 
-    def clip(self, number: int, index: int) -> schema.Clip:
+    def clip(self, number: int, index: int) -> schema.ClipRecord:
         """The clip at a place of a source."""
         return schema.from_example(self.sources[number][index])
 
     def read(
         self, number: int, index: int, rng: np.random.Generator | None
-    ) -> tuple[schema.Clip, UInt8[np.ndarray, "t s s 3"]]:
+    ) -> tuple[schema.ClipRecord, UInt8[np.ndarray, "t s s 3"]]:
         """The clip at a place of a source, and its frames. Raises `Unreadable`."""
         try:
             clip = self.clip(number, index)
@@ -119,7 +119,7 @@ class Batches(Iterator[Batch]):
       RunStopped: worker processes die again and again, over the same batch, and no clip is to blame.
     """
 
-    def __init__(self, make: Callable[[Reader], Pieces], reader: Reader, size: int, prefetch: Prefetch) -> None:
+    def __init__(self, make: Callable[[ClipReader], Pieces], reader: ClipReader, size: int, prefetch: Prefetch) -> None:
         self._folder = crash_guard.folder()
         self._next: _Joined | None = None
         shared = pathlib.Path(self._folder.name)

@@ -17,7 +17,7 @@ import grain
 import numpy as np
 
 from vlab_jax.data import schema
-from vlab_jax.data.batches import Batches, FrameOptions, Reader, Unreadable
+from vlab_jax.data.batches import Batches, ClipReader, FrameOptions, Unreadable
 from vlab_jax.data.pieces import DEFAULT_MEMORY, Pieces, PrefetchMemory, plan_prefetch
 from vlab_jax.data.sources import identity
 from vlab_jax.data.tokenizer import Tokenizer
@@ -36,7 +36,7 @@ class ReadForTraining:
     may have none. `datasets` names each source's data set; empty: all are of one.
     """
 
-    reader: Reader
+    reader: ClipReader
     tokenizer: Tokenizer
     questions: int = 0
     without: tuple[str, ...] = ()
@@ -76,7 +76,7 @@ class ReadForTraining:
         """A source's data set, as `identity` takes it."""
         return "" if not self.datasets or self.datasets[number] == self.datasets[0] else self.datasets[number]
 
-    def _asked(self, clip: schema.Clip, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def _asked(self, clip: schema.ClipRecord, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """The tokens of different questions with their answers'; where the clip has too few, nothing to learn from."""
         known = [question for question in clip.questions if question.type not in self.without]
         chosen = _types_in_turns([known[i] for i in rng.permutation(len(known))])[: self.questions]
@@ -151,12 +151,12 @@ def training_batches(
     size = batch_size // processes
     prefetch = plan_prefetch(memory, batch=size, frame_bytes=frames.nbytes, workers=workers)
 
-    def make(reader: Reader) -> Pieces:
+    def make(reader: ClipReader) -> Pieces:
         read = ReadForTraining(reader, tokenizer, questions, without, captions, tuple(datasets))
         clips = mixed.random_map(read, seed=seed)
         return Pieces(clips, size, prefetch.piece, first * processes + process, processes)
 
-    return Batches(make, Reader(tuple(sources), frames), size, prefetch)
+    return Batches(make, ClipReader(tuple(sources), frames), size, prefetch)
 
 
 def _numbered(number: int, index: int) -> tuple[int, int]:
@@ -167,7 +167,7 @@ def _numbered(number: int, index: int) -> tuple[int, int]:
 class ReadForEvaluation:
     """Reads an index of a source: centre frames; a clip that cannot be decoded is black and not `valid`."""
 
-    reader: Reader
+    reader: ClipReader
 
     def __call__(self, index: int) -> dict[str, Any]:
         try:
@@ -205,10 +205,10 @@ def evaluation_batches(
     indices = grain.MapDataset.range(len(source))
     prefetch = plan_prefetch(memory, batch=batch_size, frame_bytes=frames.nbytes, workers=workers)
 
-    def make(reader: Reader) -> Pieces:
+    def make(reader: ClipReader) -> Pieces:
         return Pieces(indices.map(ReadForEvaluation(reader)), batch_size, prefetch.piece, process, processes)
 
-    return Batches(make, Reader((source,), frames), batch_size, prefetch)
+    return Batches(make, ClipReader((source,), frames), batch_size, prefetch)
 
 
 @dataclasses.dataclass

@@ -29,7 +29,7 @@ class Question:
 
 
 @dataclasses.dataclass(frozen=True)
-class Clip:
+class ClipRecord:
     """A clip with its texts.
 
     `media` is the encoded file as obtained (a video, or an image: a one-frame video), or, in the `frames`
@@ -69,7 +69,7 @@ def features(variant: str = "file") -> tfds.features.FeaturesDict:
     )
 
 
-def to_example(clip: Clip) -> dict[str, Any]:
+def to_example(clip: ClipRecord) -> dict[str, Any]:
     """The clip as the dictionary that a TFDS builder yields; its media are given, not their path."""
     return {
         "id": clip.id,
@@ -89,12 +89,12 @@ def to_example(clip: Clip) -> dict[str, Any]:
     }
 
 
-def from_example(example: Mapping[str, Any]) -> Clip:
+def from_example(example: Mapping[str, Any]) -> ClipRecord:
     """The clip that a `tfds.data_source` of this schema yields as a dictionary."""
     asked = example["questions"]
     columns = (asked["question"], asked["answer"], asked["type"], asked["options"])
     media = example["media"]
-    return Clip(
+    return ClipRecord(
         id=example["id"].decode(),
         media=media if isinstance(media, bytes) else tuple(media),
         captions=tuple(caption.decode() for caption in example["captions"]),

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import ClassVar
 
-from vlab_jax.datasets.annotations import AnnotationFolder, Counts, Entry, Names, Protocol, serves
+from vlab_jax.datasets.annotations import AnnotationEntry, AnnotationFolder, Counts, Names, Protocol, serves
 from vlab_jax.datasets.official import Official
 from vlab_jax.datasets.text_files import read_json, texts_of
 from vlab_jax.errors import InputError
@@ -14,7 +14,7 @@ _TEST: Names = ("val_1.json",)
 _VALIDATION_SHARE = 0.05
 
 
-def read_all(folder: AnnotationFolder, split: str) -> Iterator[Entry]:
+def read_all(folder: AnnotationFolder, split: str) -> Iterator[AnnotationEntry]:
     """Each video once, with its sentences joined in the order of the file, which is that of time."""
     file = folder.need(_TEST if split == "test" else _TRAIN)
     videos = read_json(file)
@@ -23,10 +23,12 @@ def read_all(folder: AnnotationFolder, split: str) -> Iterator[Entry]:
     for name, video in videos.items():
         sentences = texts_of(video, "sentences", f"{file}, video {name}")
         # Many keep the videos under YouTube's name, without ActivityNet's `v_`.
-        yield Entry(name, name, split, (" ".join(sentences),), aliases=(name.removeprefix("v_"),), rows=len(sentences))
+        yield AnnotationEntry(
+            name, name, split, (" ".join(sentences),), aliases=(name.removeprefix("v_"),), rows=len(sentences)
+        )
 
 
-def read_paragraphs(folder: AnnotationFolder, split: str) -> Iterator[Entry]:
+def read_paragraphs(folder: AnnotationFolder, split: str) -> Iterator[AnnotationEntry]:
     """As `read_all`; validation is taken out of training."""
     for entry in read_all(folder, split):
         if serves(entry.video, split, _VALIDATION_SHARE):

@@ -152,7 +152,7 @@ Names = tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class AnnotationEntry:
     """A clip as the annotation files say it; its media are not looked up.
 
     Attributes:
@@ -238,7 +238,7 @@ class Protocol:
     name: str
     description: str
     files: Mapping[str, tuple[Names, ...]]
-    read: Callable[[AnnotationFolder, str], Iterator[Entry]]
+    read: Callable[[AnnotationFolder, str], Iterator[AnnotationEntry]]
     expected: Mapping[str, Counts] = dataclasses.field(default_factory=dict)
     optional: tuple[Names, ...] = ()
 
@@ -304,7 +304,7 @@ class Tally:
         self.counts = {field.name: 0 for field in dataclasses.fields(Counts)}
         self._videos: set[str] | None = set() if videos else None
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: AnnotationEntry) -> None:
         """Counts an entry."""
         self.counts["clips"] += 1
         self.counts["captions"] += len(entry.captions)

@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from vlab_jax.data.media import DEFAULT_LIMITS, MediaLimits, add_flags, given_limits
 from vlab_jax.data.video import DecodeError, probe
-from vlab_jax.datasets.annotations import SPLITS, Entry, Tally
+from vlab_jax.datasets.annotations import SPLITS, AnnotationEntry, Tally
 from vlab_jax.datasets.media_index import Media, MediaIndex
 from vlab_jax.datasets.records import read_file
 from vlab_jax.errors import InputError
@@ -262,7 +262,9 @@ class CheckState:
                 "open, or delete it"
             ) from error
 
-    def read(self, split: str, entries: Callable[[], Iterator[Entry]], update: Callable[[int], object]) -> Tally:
+    def read(
+        self, split: str, entries: Callable[[], Iterator[AnnotationEntry]], update: Callable[[int], object]
+    ) -> Tally:
         """Notes the entries of a split that are not noted yet, with their media; returns the counts of all.
 
         Args:
@@ -282,7 +284,7 @@ class CheckState:
         (tally.counts["videos"],) = self.database.execute(query, (number,)).fetchone()
         return tally
 
-    def _add(self, split: int, entries: Sequence[Entry], tally: Tally) -> None:
+    def _add(self, split: int, entries: Sequence[AnnotationEntry], tally: Tally) -> None:
         clips, captions = [], []
         for entry in entries:
             tally.add(entry)
@@ -293,7 +295,7 @@ class CheckState:
         self.database.executemany("INSERT INTO clip VALUES (?, ?, ?, ?, ?, ?, ?, ?)", clips)
         self.database.executemany("INSERT INTO caption VALUES (?, ?)", captions)
 
-    def _media(self, entry: Entry) -> tuple[int | None, str | None]:
+    def _media(self, entry: AnnotationEntry) -> tuple[int | None, str | None]:
         try:
             media = self.index.find(entry.video, *entry.aliases)
         except InputError as error:
@@ -356,7 +358,7 @@ class CheckState:
         self.database.commit()
 
 
-def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
+def _chunks(entries: Iterator[AnnotationEntry]) -> Iterator[list[AnnotationEntry]]:
     while some := list(itertools.islice(entries, _AT_ONCE)):
         yield some
 
@@ -529,7 +531,7 @@ def _named(splits: str) -> str:
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from vlab_jax.datasets.annotations import Entry, Tally
+    from vlab_jax.datasets.annotations import AnnotationEntry, Tally
 
     pass
     pass
@@ -554,7 +556,7 @@ class Source:
     name: str
     folders: tuple[pathlib.Path, ...]
     identity: str
-    splits: dict[str, "Callable[[], Iterator[Entry]]"]
+    splits: dict[str, "Callable[[], Iterator[AnnotationEntry]]"]
     problems: "Callable[[dict[str, Tally]], Iterator[str]]"
     left_out: dict[str, list[str]]
 
@@ -663,12 +665,12 @@ def _official(builder_class: type, configuration: str, manual_dir: str) -> Sourc
 
 
 def _folder(dataset: str, directory: pathlib.Path) -> Source:
-    from vlab_jax.datasets.annotations import Entry
+    from vlab_jax.datasets.annotations import AnnotationEntry
     from vlab_jax.datasets.folder import ANNOTATIONS, Row, assign_splits, read_annotations
 
-    def entries(split: str, rows: Sequence[Row]) -> Iterator[Entry]:
+    def entries(split: str, rows: Sequence[Row]) -> Iterator[AnnotationEntry]:
         for row in rows:
-            yield Entry(row.id, row.video, split, row.captions, row.questions, row.start, row.end)
+            yield AnnotationEntry(row.id, row.video, split, row.captions, row.questions, row.start, row.end)
 
     splits = assign_splits(read_annotations(directory))
     return Source(

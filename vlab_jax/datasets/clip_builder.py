@@ -39,7 +39,7 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     url_infos = None
 
     @abc.abstractmethod
-    def clips(self) -> dict[str, Iterator[schema.Clip]]:
+    def clips(self) -> dict[str, Iterator[schema.ClipRecord]]:
         """The clips of each split, made as they are asked for; media may be paths."""
 
     def title(self, options: BuildOptions) -> str:
@@ -50,7 +50,7 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """For TFDS's own tools."""
         return {split: self._generate_examples(clips) for split, clips in self.clips().items()}
 
-    def _generate_examples(self, clips: Iterator[schema.Clip]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _generate_examples(self, clips: Iterator[schema.ClipRecord]) -> Iterator[tuple[str, dict[str, Any]]]:
         for clip in clips:
             yield clip.id, schema.to_example(dataclasses.replace(clip, media=read(clip.media)))
 
@@ -156,19 +156,21 @@ def finish(builder: ClipBuilder, files: pathlib.Path, options: BuildOptions, pie
     shutil.rmtree(files / WORK)
 
 
-def _line(clip: schema.Clip, seen: Callable[[str], str]) -> str:
+def _line(clip: schema.ClipRecord, seen: Callable[[str], str]) -> str:
     fields = dataclasses.asdict(clip)
     if isinstance(clip.media, str):
         return json.dumps({**fields, "media": seen(clip.media)})
     return json.dumps({**fields, "media": None, "base64": base64.b64encode(clip.media).decode()})
 
 
-def _clip(line: bytes) -> schema.Clip:
+def _clip(line: bytes) -> schema.ClipRecord:
     fields = json.loads(line)
     encoded = fields.pop("base64", None)
     questions = tuple(schema.Question(**{**q, "options": tuple(q["options"])}) for q in fields.pop("questions"))
     media = fields.pop("media") if encoded is None else base64.b64decode(encoded)
-    return schema.Clip(**{**fields, "media": media, "captions": tuple(fields["captions"]), "questions": questions})
+    return schema.ClipRecord(
+        **{**fields, "media": media, "captions": tuple(fields["captions"]), "questions": questions}
+    )
 
 
 def _remove_all_but(files: pathlib.Path, pieces: dict[str, list[Piece]]) -> None:

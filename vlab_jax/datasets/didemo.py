@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
-from vlab_jax.datasets.annotations import AnnotationFolder, Counts, Entry, Names, Protocol
+from vlab_jax.datasets.annotations import AnnotationEntry, AnnotationFolder, Counts, Names, Protocol
 from vlab_jax.datasets.media_index import without_extension
 from vlab_jax.datasets.official import Official
 from vlab_jax.datasets.text_files import read_json_list, text_of
@@ -22,22 +22,22 @@ SHOWN = 30.0
 _PARTS = math.lcm(*range(1, 13))  # of the whole; a moment has six segments at most
 
 
-def read_paragraphs(folder: AnnotationFolder, split: str) -> Iterator[Entry]:
+def read_paragraphs(folder: AnnotationFolder, split: str) -> Iterator[AnnotationEntry]:
     """Each video once, with its descriptions joined in the order of the file."""
     texts = defaultdict(list)
     for where, record in _records(folder, split):
         texts[_video(record, where)].append(text_of(record, "description", where))
     for name, joined in texts.items():
-        yield Entry(name, name, split, (" ".join(joined),), end=SHOWN, rows=len(joined))
+        yield AnnotationEntry(name, name, split, (" ".join(joined),), end=SHOWN, rows=len(joined))
 
 
-def read_moments(folder: AnnotationFolder, split: str) -> Iterator[Entry]:
+def read_moments(folder: AnnotationFolder, split: str) -> Iterator[AnnotationEntry]:
     """Each description with the interval on which its annotators agree."""
     for where, record in _records(folder, split):
         name, identity = _video(record, where), record["annotation_id"]
         start, end = agreed_interval(_times(record, where))
         text = text_of(record, "description", where)
-        yield Entry(f"{name}:{identity}", name, split, (text,), start=start, end=end)
+        yield AnnotationEntry(f"{name}:{identity}", name, split, (text,), start=start, end=end)
 
 
 def agreed_interval(times: Sequence[tuple[int, int]]) -> tuple[float, float]:

@@ -306,13 +306,13 @@ class Folder(ClipBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(builder=self, description=__doc__, features=schema.features())
 
-    def clips(self) -> dict[str, Iterator[schema.Clip]]:
+    def clips(self) -> dict[str, Iterator[schema.ClipRecord]]:
         """The clips of each split, their videos as paths."""
         splits = assign_splits(self.builder_config.rows)
         return {split: map(self._clip, rows) for split, rows in splits.items()}
 
-    def _clip(self, row: Row) -> schema.Clip:
-        return schema.Clip(
+    def _clip(self, row: Row) -> schema.ClipRecord:
+        return schema.ClipRecord(
             id=row.id,
             media=str(pathlib.Path(self.builder_config.directory, row.video)),
             captions=row.captions,

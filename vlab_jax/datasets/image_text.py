@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pyarrow
 import pyarrow.parquet
 
-from vlab_jax.datasets.annotations import AnnotationFolder, Entry, Names, Protocol
+from vlab_jax.datasets.annotations import AnnotationEntry, AnnotationFolder, Names, Protocol
 from vlab_jax.datasets.media_index import without_extension
 from vlab_jax.datasets.official import Official
 from vlab_jax.datasets.text_files import TextFile, read_table
@@ -20,13 +20,13 @@ _CAPTIONS = ("title", "caption", "text", "TEXT")
 _ROWS_AT_ONCE = 1024
 
 
-def read_pairs(folder: AnnotationFolder, split: str, files: Mapping[str, Names]) -> Iterator[Entry]:
+def read_pairs(folder: AnnotationFolder, split: str, files: Mapping[str, Names]) -> Iterator[AnnotationEntry]:
     """The images of a split, row by row. One without a caption has none, and no clip is made of it."""
     for file in folder.find_all(files[split]):
         within = _within(file, folder)
         for name, caption in _shard(file) if file.name.endswith(".parquet") else _listed(file):
             video = os.path.join(within, name)
-            yield Entry(video, video, split, tuple(filter(None, (caption.strip(),))))
+            yield AnnotationEntry(video, video, split, tuple(filter(None, (caption.strip(),))))
 
 
 def _listed(file: TextFile) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import ClassVar
 
-from vlab_jax.datasets.annotations import AnnotationFolder, Counts, Entry, Protocol
+from vlab_jax.datasets.annotations import AnnotationEntry, AnnotationFolder, Counts, Protocol
 from vlab_jax.datasets.official import Official
 from vlab_jax.datasets.text_files import TextFile, quoted, read_json, read_table, text_of
 from vlab_jax.errors import InputError
@@ -18,31 +18,31 @@ _ONE_K = ("MSRVTT_JSFUSION_test.csv",)
 _SPLITS = {"train": "train", "validate": "validation", "test": "test"}
 
 
-def read_official(folder: AnnotationFolder, split: str) -> Iterator[Entry]:
+def read_official(folder: AnnotationFolder, split: str) -> Iterator[AnnotationEntry]:
     """The clips of an official split with all their captions, in the order of the file's list of videos."""
     return (entry for entry in _entries(folder.need(_TEST if split == "test" else _TRAIN_VAL)) if entry.split == split)
 
 
-def read_seven_all(folder: AnnotationFolder, split: str) -> Iterator[Entry]:
+def read_seven_all(folder: AnnotationFolder, split: str) -> Iterator[AnnotationEntry]:
     """1k-A, and the 7,010 training clips: the official training and validation splits."""
     if split == "test":
         return read_one_k(folder, split)
     return (_moved(entry, split) for entry in _entries(folder.need(_TRAIN_VAL)) if entry.split != "test")
 
 
-def read_seven(folder: AnnotationFolder, split: str) -> Iterator[Entry]:
+def read_seven(folder: AnnotationFolder, split: str) -> Iterator[AnnotationEntry]:
     """1k-A, and the official training and validation splits."""
     return (read_one_k if split == "test" else read_official)(folder, split)
 
 
-def read_nine_all(folder: AnnotationFolder, split: str) -> Iterator[Entry]:
+def read_nine_all(folder: AnnotationFolder, split: str) -> Iterator[AnnotationEntry]:
     """1k-A, and the 9,000 training clips, which come from all official splits, in the order of these files."""
     if split == "test":
         return read_one_k(folder, split)
     return (_moved(entry, split) for entry in _nine(folder))
 
 
-def read_nine(folder: AnnotationFolder, split: str) -> Iterator[Entry]:
+def read_nine(folder: AnnotationFolder, split: str) -> Iterator[AnnotationEntry]:
     """1k-A, the official validation split, and the other training clips of 9k."""
     if split == "test":
         return read_one_k(folder, split)
@@ -50,14 +50,14 @@ def read_nine(folder: AnnotationFolder, split: str) -> Iterator[Entry]:
     return (_moved(entry, split) for entry in _nine(folder) if (entry.split == "validation") == held_out)
 
 
-def read_one_k(folder: AnnotationFolder, split: str) -> Iterator[Entry]:
+def read_one_k(folder: AnnotationFolder, split: str) -> Iterator[AnnotationEntry]:
     """1k-A: each clip with its one caption."""
     for where, row in read_table(folder.need(_ONE_K), ("video_id", "sentence")):
         name = text_of(row, "video_id", where)
-        yield Entry(name, name, split, (text_of(row, "sentence", where),))
+        yield AnnotationEntry(name, name, split, (text_of(row, "sentence", where),))
 
 
-def _nine(folder: AnnotationFolder) -> Iterator[Entry]:
+def _nine(folder: AnnotationFolder) -> Iterator[AnnotationEntry]:
     file = folder.need(_NINE)
     listed = {text_of(row, "video_id", where) for where, row in read_table(file, ("video_id",))}
     for source in dict.fromkeys((folder.need(_TRAIN_VAL), folder.need(_TEST))):
@@ -69,7 +69,7 @@ def _nine(folder: AnnotationFolder) -> Iterator[Entry]:
         raise InputError(f"{file} lists {min(listed)}, which the annotations of MSR-VTT do not have; get both anew")
 
 
-def _entries(file: TextFile) -> Iterator[Entry]:
+def _entries(file: TextFile) -> Iterator[AnnotationEntry]:
     """All clips of a file, each in its official split."""
     content = read_json(file)
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in ("videos", "sentences")):
@@ -85,10 +85,10 @@ def _entries(file: TextFile) -> Iterator[Entry]:
         name, split = text_of(video, "video_id", where), text_of(video, "split", where)
         if split not in _SPLITS:
             raise InputError(f"{where}: 'split' is {quoted(split)}; it must be one of {', '.join(_SPLITS)}")
-        yield Entry(name, name, _SPLITS[split], tuple(captions[name]), rows=len(captions[name]))
+        yield AnnotationEntry(name, name, _SPLITS[split], tuple(captions[name]), rows=len(captions[name]))
 
 
-def _moved(entry: Entry, split: str) -> Entry:
+def _moved(entry: AnnotationEntry, split: str) -> AnnotationEntry:
     return dataclasses.replace(entry, split=split)
 
 

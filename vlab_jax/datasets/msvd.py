@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import ClassVar
 
-from vlab_jax.datasets.annotations import AnnotationFolder, Counts, Entry, Protocol
+from vlab_jax.datasets.annotations import AnnotationEntry, AnnotationFolder, Counts, Protocol
 from vlab_jax.datasets.official import Official
 from vlab_jax.datasets.text_files import TextFile, quoted, read_json_list, read_list, text_of, texts_of
 from vlab_jax.errors import InputError
@@ -18,7 +18,7 @@ _LAST = 1970
 _CAPTIONS = {"train": 48_774, "validation": 4_290, "test": 27_763}
 
 
-def read_captions(folder: AnnotationFolder, split: str) -> Iterator[Entry]:
+def read_captions(folder: AnnotationFolder, split: str) -> Iterator[AnnotationEntry]:
     """The clips of a split; each caption is a text of its own."""
     file = folder.need((_LISTS[split], _DESCRIPTIONS))
     captions = _listed(file) if file.name.endswith(".json") else _described(file, folder, split)
@@ -26,7 +26,7 @@ def read_captions(folder: AnnotationFolder, split: str) -> Iterator[Entry]:
     if file.name.endswith(".json") and found != _CAPTIONS[split]:
         raise InputError(f"{file} has {found:,} captions, and MSVD's {split} has {_CAPTIONS[split]:,}; get it anew")
     for name, texts in captions.items():
-        yield Entry(name, name, split, tuple(texts), rows=len(texts))
+        yield AnnotationEntry(name, name, split, tuple(texts), rows=len(texts))
 
 
 def clip_names(folder: AnnotationFolder) -> dict[int, str]:

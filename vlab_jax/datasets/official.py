@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 
 from vlab_jax.data import schema
 from vlab_jax.datasets import records
-from vlab_jax.datasets.annotations import AnnotationFolder, Entry, Protocol, Tally
+from vlab_jax.datasets.annotations import AnnotationEntry, AnnotationFolder, Protocol, Tally
 from vlab_jax.datasets.clip_builder import ClipBuilder
 from vlab_jax.datasets.media_index import Media, MediaIndex
 from vlab_jax.datasets.records import BuildOptions
@@ -144,7 +144,7 @@ class Official(ClipBuilder, skip_registration=True):
             homepage=self.HOMEPAGE or None,
         )
 
-    def clips(self) -> dict[str, Iterator[schema.Clip]]:
+    def clips(self) -> dict[str, Iterator[schema.ClipRecord]]:
         """The clips of each split, made as they are asked for; their media are paths.
 
         Raises:
@@ -226,15 +226,17 @@ def survey_of(protocol: Protocol, annotations: AnnotationFolder, index: MediaInd
 
 def _with_media(
     protocol: Protocol, annotations: AnnotationFolder, split: str, index: MediaIndex
-) -> Iterator[tuple[Entry, Media | None]]:
+) -> Iterator[tuple[AnnotationEntry, Media | None]]:
     """The entries of a split with their media; an empty file is none."""
     for entry in protocol.read(annotations, split):
         media = index.find(entry.video, *entry.aliases)
         yield entry, media if media and media.size else None
 
 
-def _clips(protocol: Protocol, annotations: AnnotationFolder, split: str, index: MediaIndex) -> Iterator[schema.Clip]:
+def _clips(
+    protocol: Protocol, annotations: AnnotationFolder, split: str, index: MediaIndex
+) -> Iterator[schema.ClipRecord]:
     """The clips of a split that have media and a text."""
     for entry, media in _with_media(protocol, annotations, split, index):
         if media and (entry.captions or entry.questions):
-            yield schema.Clip(entry.id, media.path, entry.captions, entry.questions, entry.start, entry.end)
+            yield schema.ClipRecord(entry.id, media.path, entry.captions, entry.questions, entry.start, entry.end)

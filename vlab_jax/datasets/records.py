@@ -149,7 +149,7 @@ class Stored(NamedTuple):
     failure: str = ""
 
 
-def store(clip: schema.Clip, options: BuildOptions) -> Stored:
+def store(clip: schema.ClipRecord, options: BuildOptions) -> Stored:
     """The clip in the form that `options` say."""
     try:
         media = read(clip.media, options.limits.max_bytes)
@@ -161,7 +161,7 @@ def store(clip: schema.Clip, options: BuildOptions) -> Stored:
     return _stored(clip, media, options.variant)
 
 
-def without_media(clip: schema.Clip, options: BuildOptions, failure: str) -> Stored:
+def without_media(clip: schema.ClipRecord, options: BuildOptions, failure: str) -> Stored:
     """The clip without the media that cannot be had, for the reason `failure`."""
     return _stored(clip, b"" if options.variant == "file" else (), options.variant)._replace(failure=failure)
 
@@ -171,7 +171,7 @@ def read(media: bytes | tuple[bytes, ...] | str, most: int | None = None) -> byt
     return read_file(media, most) if isinstance(media, str) else media
 
 
-def _stored(clip: schema.Clip, media: bytes | tuple[bytes, ...], variant: str) -> Stored:
+def _stored(clip: schema.ClipRecord, media: bytes | tuple[bytes, ...], variant: str) -> Stored:
     features, serializer = _serializer(variant)
     example = schema.to_example(dataclasses.replace(clip, media=media))
     return Stored(clip.id, serializer.serialize_example(features.encode_example(example)))

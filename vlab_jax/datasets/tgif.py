@@ -7,7 +7,7 @@ from functools import partial
 from typing import ClassVar
 
 from vlab_jax.datasets import annotations
-from vlab_jax.datasets.annotations import AnnotationFolder, Counts, Entry, Names, Protocol, serves
+from vlab_jax.datasets.annotations import AnnotationEntry, AnnotationFolder, Counts, Names, Protocol, serves
 from vlab_jax.datasets.official import Official
 from vlab_jax.datasets.text_files import read_lines, read_list
 from vlab_jax.errors import InputError
@@ -22,7 +22,7 @@ _SPLITS: dict[str, Names] = {
 _VALIDATION_SHARE = 0.1
 
 
-def read_captions(folder: AnnotationFolder, split: str) -> Iterator[Entry]:
+def read_captions(folder: AnnotationFolder, split: str) -> Iterator[AnnotationEntry]:
     """The GIFs of a split, in its order, each with all its captions."""
     urls = list(dict.fromkeys(read_list(folder.need(_SPLITS[split]))))
     captions = defaultdict(list, {url: [] for url in urls})
@@ -34,15 +34,15 @@ def read_captions(folder: AnnotationFolder, split: str) -> Iterator[Entry]:
             captions[row[0].strip()].append(row[1].strip())
     for url in urls:
         name = _name(url)
-        yield Entry(name, name, split, tuple(captions[url]), rows=len(captions[url]))
+        yield AnnotationEntry(name, name, split, tuple(captions[url]), rows=len(captions[url]))
 
 
-def read_questions(folder: AnnotationFolder, split: str, task: str) -> Iterator[Entry]:
+def read_questions(folder: AnnotationFolder, split: str, task: str) -> Iterator[AnnotationEntry]:
     """The GIFs of a split, each with all its questions of a task."""
     file = folder.need(_question_file(split, task))
     for name, questions in annotations.by_video(annotations.read_tgif_qa(file, task)).items():
         if serves(name, split, _VALIDATION_SHARE):
-            yield Entry(name, name, split, questions=questions, rows=len(questions))
+            yield AnnotationEntry(name, name, split, questions=questions, rows=len(questions))
 
 
 def _name(url: str) -> str:

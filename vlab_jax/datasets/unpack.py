@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from vlab_jax.errors import InputError, RunStopped
 
 if TYPE_CHECKING:
-    from vlab_jax.data.schema import Clip
+    pass
 
 # How files begin, and the extension that they get; what begins otherwise becomes `.mpg`: FFmpeg looks inside, too.
 _BEGINNINGS = (

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import ClassVar
 
-from vlab_jax.datasets.annotations import AnnotationFolder, Counts, Entry, Names, Protocol
+from vlab_jax.datasets.annotations import AnnotationEntry, AnnotationFolder, Counts, Names, Protocol
 from vlab_jax.datasets.official import Official
 from vlab_jax.datasets.text_files import read_json_list, text_of, texts_of
 
@@ -14,13 +14,13 @@ _FILES: dict[str, Names] = {
 }
 
 
-def read_captions(folder: AnnotationFolder, split: str) -> Iterator[Entry]:
+def read_captions(folder: AnnotationFolder, split: str) -> Iterator[AnnotationEntry]:
     """The clips of a split with their English captions."""
     for where, record in read_json_list(folder.need(_FILES[split]), ()):
         official = "videoID" in record
         name = text_of(record, "videoID" if official else "video", where)
         captions = texts_of(record, "enCap" if official else "caption", where)
-        yield Entry(name, name, split, captions, rows=len(captions))
+        yield AnnotationEntry(name, name, split, captions, rows=len(captions))
 
 
 class Vatex(Official):

@@ -4,16 +4,16 @@ from collections.abc import Iterator
 from functools import partial
 from typing import ClassVar
 
-from vlab_jax.datasets.annotations import AnnotationFolder, Entry, Names, Protocol
+from vlab_jax.datasets.annotations import AnnotationEntry, AnnotationFolder, Names, Protocol
 from vlab_jax.datasets.official import Official
 from vlab_jax.datasets.text_files import read_table, text_of
 
 
-def read_captions(folder: AnnotationFolder, split: str, files: dict[str, Names]) -> Iterator[Entry]:
+def read_captions(folder: AnnotationFolder, split: str, files: dict[str, Names]) -> Iterator[AnnotationEntry]:
     """The videos of a split, line by line. One without a caption has none, and no clip is made of it."""
     for where, row in read_table(folder.need(files[split]), ("videoid", "name")):
         name = text_of(row, "videoid", where)
-        yield Entry(name, name, split, tuple(filter(None, (row["name"].strip(),))))
+        yield AnnotationEntry(name, name, split, tuple(filter(None, (row["name"].strip(),))))
 
 
 def _protocol(size: str, description: str) -> Protocol:

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from vlab_jax.data.schema import Question
 from vlab_jax.datasets import annotations
-from vlab_jax.datasets.annotations import AnnotationFolder, Counts, Entry, Names, Protocol
+from vlab_jax.datasets.annotations import AnnotationEntry, AnnotationFolder, Counts, Names, Protocol
 from vlab_jax.datasets.msvd import MAPPING, clip_names
 from vlab_jax.datasets.official import Official
 
@@ -16,20 +16,22 @@ _FILES: dict[str, Names] = {
 }
 
 
-def read_msrvtt_qa(folder: AnnotationFolder, split: str) -> Iterator[Entry]:
+def read_msrvtt_qa(folder: AnnotationFolder, split: str) -> Iterator[AnnotationEntry]:
     """Each clip with all its questions."""
     for number, questions in _questions(folder, split).items():
         name = f"video{number.removeprefix('video')}"
-        yield Entry(name, name, split, questions=questions, rows=len(questions))
+        yield AnnotationEntry(name, name, split, questions=questions, rows=len(questions))
 
 
-def read_msvd_qa(folder: AnnotationFolder, split: str) -> Iterator[Entry]:
+def read_msvd_qa(folder: AnnotationFolder, split: str) -> Iterator[AnnotationEntry]:
     """Each clip with all its questions; media may be called by number, or by name where a file tells the name."""
     names = clip_names(folder)
     for number, questions in _questions(folder, split).items():
         numbered = f"vid{number.removeprefix('vid')}"
         name = names.get(int(number)) if number.isdigit() else None
-        yield Entry(numbered, name or numbered, split, questions=questions, aliases=(numbered,), rows=len(questions))
+        yield AnnotationEntry(
+            numbered, name or numbered, split, questions=questions, aliases=(numbered,), rows=len(questions)
+        )
 
 
 def _questions(folder: AnnotationFolder, split: str) -> dict[str, tuple[Question, ...]]:
@@ -39,7 +41,7 @@ def _questions(folder: AnnotationFolder, split: str) -> dict[str, tuple[Question
 
 
 def _protocol(
-    read: Callable[[AnnotationFolder, str], Iterator[Entry]],
+    read: Callable[[AnnotationFolder, str], Iterator[AnnotationEntry]],
     expected: Mapping[str, Counts],
     optional: tuple[Names, ...] = (),
 ) -> Protocol:

@@ -74,7 +74,7 @@ def answer_questions(
     """
 
     def answer(batch: Batch, video: jax.Array) -> Iterator[tuple[int, Answered]]:
-        reader = Reader(encoder, encoder.remember(video), search)
+        reader = QuestionAnswerer(encoder, encoder.remember(video), search)
         indices = {row: int(batch["index"][row]) for row in np.flatnonzero(batch["valid"]).tolist()}
         clips = {row: without_media(source, index) for row, index in indices.items()}
         asked = [(row, q) for row, clip in clips.items() for q in clip.questions if q.type not in without]
@@ -85,7 +85,7 @@ def answer_questions(
     return [answered for _, answered in encoder.of_clips(source, answer, max_failed_share, update)]
 
 
-class Reader:
+class QuestionAnswerer:
     """A model that looks at some clips, and can be asked about them."""
 
     def __init__(self, encoder: Encoder, memory: Memory, search: Search):

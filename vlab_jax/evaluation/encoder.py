@@ -152,12 +152,12 @@ class Retrieval:
     embeddings: np.ndarray
 
 
-def without_media(source: Sequence, index: int) -> schema.Clip:
+def without_media(source: Sequence, index: int) -> schema.ClipRecord:
     """A clip of a source, as light as its texts."""
     return dataclasses.replace(schema.from_example(source[index]), media=b"")
 
 
-def all_without_media(source: Sequence, indices: Sequence[int]) -> list[schema.Clip]:
+def all_without_media(source: Sequence, indices: Sequence[int]) -> list[schema.ClipRecord]:
     """Clips of a source, as light as their texts; of several processes, each reads its share."""
     return sharding.shared_map(functools.partial(without_media, source), indices)
 

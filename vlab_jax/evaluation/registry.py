@@ -97,7 +97,7 @@ class Plan:
           folder: where captions, references and answers go; None: nowhere.
         """
         given = (encoder, source)
-        progress = functools.partial(meters.Progress, total_steps=len(source), stream=sharding.display())
+        progress = functools.partial(meters.ProgressBar, total_steps=len(source), stream=sharding.display())
         shared = {"max_failed_share": self.max_failed_share}
         if folder is not None:
             with writing(folder):

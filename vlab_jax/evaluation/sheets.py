@@ -288,5 +288,5 @@ def _evenly(length: int, count: int) -> np.ndarray:
     return np.linspace(0, length - 1, min(count, length)).round().astype(int)
 
 
-def _clip(source: Sequence, index: int | np.integer) -> schema.Clip:
+def _clip(source: Sequence, index: int | np.integer) -> schema.ClipRecord:
     return schema.from_example(source[int(index)])

@@ -193,7 +193,7 @@ FEW = 32  # clips that are decoded sooner than worker processes start
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Read:
+class DecodedClip:
     """A video that was read.
 
     Attributes:
@@ -207,7 +207,7 @@ class Read:
     error: str = ""
 
 
-def read_clips(videos: Iterable[Any], frames: FrameShape, workers: int) -> Iterator[Read]:
+def read_clips(videos: Iterable[Any], frames: FrameShape, workers: int) -> Iterator[DecodedClip]:
     """The frames of videos, in order; the videos are taken as they are needed.
 
     Args:
@@ -228,17 +228,17 @@ def read_clips(videos: Iterable[Any], frames: FrameShape, workers: int) -> Itera
         yield from reads
 
 
-def read_clip(frames: FrameShape, given: Any) -> Read:
+def read_clip(frames: FrameShape, given: Any) -> DecodedClip:
     """Decodes a video; what is wrong with it becomes an `error`."""
     name = ""
     try:
         clip = as_clip(given)
         name = clip.name
-        return Read(name, show(clip, frames))
+        return DecodedClip(name, show(clip, frames))
     except InputError as error:
-        return Read(name or f"<{type(given).__name__}>", None, str(error))
+        return DecodedClip(name or f"<{type(given).__name__}>", None, str(error))
 
 
-def _lost(given: Any) -> Read:
+def _lost(given: Any) -> DecodedClip:
     name = as_clip(given).name
-    return Read(name, None, f"{name}: the decoder crashed on it, or did not come back")
+    return DecodedClip(name, None, f"{name}: the decoder crashed on it, or did not come back")

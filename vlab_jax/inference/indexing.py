@@ -21,7 +21,7 @@ from vlab_jax.errors import InputError, RunStopped
 from vlab_jax.inference.clips import media_files, readable
 from vlab_jax.inference.engine import Embedder
 from vlab_jax.inference.search_index import File, Indexed, SearchIndex
-from vlab_jax.inference.windows import Cut, Read, Task, Window, read_windows
+from vlab_jax.inference.windows import Cut, DecodedWindows, Task, Window, read_windows
 
 _COMMIT_SECONDS, _COMMIT_WINDOWS, _COMMITS_TO_TIDY = 20.0, 2048, 50
 
@@ -173,7 +173,7 @@ class _Writer:
         self._done: list[_Open] = []
         self._committed, self._commits = time.monotonic(), 0
 
-    def take(self, read: Read) -> float:
+    def take(self, read: DecodedWindows) -> float:
         """Takes what has come of a task; which share of its file that is."""
         name = read.task.file
         if read.same:

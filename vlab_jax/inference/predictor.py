@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from vlab_jax.data import sampling
 from vlab_jax.errors import InputError
-from vlab_jax.inference.clips import FrameShape, Read, is_video, read_clips
+from vlab_jax.inference.clips import DecodedClip, FrameShape, is_video, read_clips
 from vlab_jax.inference.engine import Engine, Trained, bucket, fingerprint, load_trained, one_ahead, padded, parts
 from vlab_jax.runtime import sharding
 
@@ -219,7 +219,7 @@ class Predictor:
     def captions(self, videos: Iterable[Any], *, on_error: str = "raise") -> Iterator[Caption]:
         """A caption of each video."""
 
-        def made(read: Read, written: tuple[str, float] | None) -> Caption:
+        def made(read: DecodedClip, written: tuple[str, float] | None) -> Caption:
             return Caption(read.name, *(written or ("", float("nan"))), read.error)
 
         return self._each(videos, self.engine.caption, made, on_error)
@@ -254,7 +254,7 @@ class Predictor:
         asked = self._readable(question, self._trained.tokenizer.context_length - room - 1)
         choice = self._readable(list(options), room - 1)
 
-        def made(read: Read, written: list[tuple[str, float]] | None) -> Answer | list[Answer]:
+        def made(read: DecodedClip, written: list[tuple[str, float]] | None) -> Answer | list[Answer]:
             words = written or [("", float("nan"))] * len(asked)
             answers = [
                 Answer(read.name, *each, read.error) for each in zip(asked, *zip(*words, strict=True), strict=True)
@@ -295,7 +295,7 @@ class Predictor:
                 fetch = self.engine.embed(video)
                 return lambda: fetch() @ embedded
 
-        def made(read: Read, scores: np.ndarray | None) -> Ranking:
+        def made(read: DecodedClip, scores: np.ndarray | None) -> Ranking:
             order = [] if scores is None else np.argsort(-scores, kind="stable").tolist()
             return Ranking(read.name, by, tuple(ScoredText(texts[i], float(scores[i])) for i in order), read.error)
 
@@ -305,7 +305,7 @@ class Predictor:
         self,
         videos: Iterable[Any],
         ask: Callable[[np.ndarray], Callable[[], Sequence[Any]]],
-        made: Callable[[Read, Any], R],
+        made: Callable[[DecodedClip, Any], R],
         on_error: str,
     ) -> Iterator[R]:
         """A result of each video, in order; `ask` starts the work on a batch, and gives what fetches it."""
@@ -320,7 +320,7 @@ class Predictor:
                 for read in reads_of_batch:
                     yield made(read, None if read.error else next(values))
 
-    def _started(self, batch: list[Read], ask: Any) -> Callable[[], tuple[list[Read], Any]]:
+    def _started(self, batch: list[DecodedClip], ask: Any) -> Callable[[], tuple[list[DecodedClip], Any]]:
         frames = [read.frames for read in batch if read.frames is not None]
         if not frames:
             return lambda: (batch, ())
@@ -346,7 +346,7 @@ class Predictor:
         return readable
 
 
-def _checked(reads: Iterable[Read], on_error: str) -> Iterator[Read]:
+def _checked(reads: Iterable[DecodedClip], on_error: str) -> Iterator[DecodedClip]:
     for read in reads:
         if read.error and on_error == "raise":
             raise InputError(read.error)

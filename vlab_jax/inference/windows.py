@@ -114,7 +114,7 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Read:
+class DecodedWindows:
     """What has come of a task.
 
     Attributes:
@@ -139,7 +139,7 @@ class Read:
         return 1 + math.ceil(len(self.rest) / _WINDOWS_A_TASK)
 
 
-def read_windows(tasks: Iterable[Task], workers: int) -> Iterator[Read]:
+def read_windows(tasks: Iterable[Task], workers: int) -> Iterator[DecodedWindows]:
     """What comes of tasks, and of those that follow from them; of each file in the order of its windows.
 
     Args:
@@ -156,21 +156,21 @@ def read_windows(tasks: Iterable[Task], workers: int) -> Iterator[Read]:
         yield read
 
 
-def do(task: Task) -> Read:
+def do(task: Task) -> DecodedWindows:
     """Opens the file where the task names no windows, and decodes windows."""
     try:
         with open(task.path, "rb") as media:
             return _decoded(task, media, task.windows) if task.windows else _opened(task, media)
     except (video.DecodeError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        return Read(task, error=" ".join(str(reason or error).split()))
+        return DecodedWindows(task, error=" ".join(str(reason or error).split()))
 
 
-def _opened(task: Task, media: io.BufferedReader) -> Read:
+def _opened(task: Task, media: io.BufferedReader) -> DecodedWindows:
     """What a file's first task gives; raises `DecodeError` and `OSError`."""
     content = hashlib.file_digest(media, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     if content == task.content:
-        return Read(task, content=content, same=True)
+        return DecodedWindows(task, content=content, same=True)
     windows = tuple(split(*_span(media), task.cut.window, task.cut.stride))
     first, rest = windows[:_WINDOWS_A_TASK], windows[_WINDOWS_A_TASK:]
     return dataclasses.replace(_decoded(task, media, first), rest=rest, content=content)
@@ -193,7 +193,7 @@ class _Queue:
         return self._first.popleft() if self._first else next(self._tasks)
 
 
-def _decoded(task: Task, media: Encoded, windows: tuple[Window, ...]) -> Read:
+def _decoded(task: Task, media: Encoded, windows: tuple[Window, ...]) -> DecodedWindows:
     shown, frames, error = [], [], ""
     for window in windows:
         try:
@@ -201,7 +201,7 @@ def _decoded(task: Task, media: Encoded, windows: tuple[Window, ...]) -> Read:
             shown.append(window)
         except video.DecodeError as reason:
             error = str(reason)
-    return Read(task, tuple(shown), tuple(frames), error=error)
+    return DecodedWindows(task, tuple(shown), tuple(frames), error=error)
 
 
 def _frames(cut: Cut, media: Encoded, window: Window) -> np.ndarray:
@@ -220,5 +220,5 @@ def _span(media: Encoded) -> tuple[float, float]:
     return found[-1]
 
 
-def _lost(task: Task) -> Read:
-    return Read(task, error="the decoder crashed on it, or did not come back")
+def _lost(task: Task) -> DecodedWindows:
+    return DecodedWindows(task, error="the decoder crashed on it, or did not come back")

@@ -20,7 +20,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """Where a tensor is, and what its file's header says of it."""
 
     file: pathlib.Path
@@ -36,7 +36,7 @@ class Tensors(Mapping[str, tuple[int, ...]]):
     """
 
     def __init__(self, files: Sequence[pathlib.Path]):
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, TensorEntry] = {}
         for file in files:
             for name, entry in _entries(file):
                 if name in self._entries:
@@ -73,12 +73,12 @@ class Tensors(Mapping[str, tuple[int, ...]]):
             raise InputError(f"{entry.file} has changed while it was read: {error}") from error
 
 
-def _entries(file: pathlib.Path) -> Iterable[tuple[str, Entry]]:
+def _entries(file: pathlib.Path) -> Iterable[tuple[str, TensorEntry]]:
     try:
         with safetensors.safe_open(file, "numpy") as opened:
             for name in opened.keys():  # noqa: SIM118 (it is no mapping)
                 part = opened.get_slice(name)
-                yield name, Entry(file, tuple(part.get_shape()), part.get_dtype())
+                yield name, TensorEntry(file, tuple(part.get_shape()), part.get_dtype())
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
     except safetensors.SafetensorError as error:

@@ -216,7 +216,7 @@ class Stream(Protocol):
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
-class Progress:
+class ProgressBar:
     """A stage's progress: a bar in a terminal, a plain line now and then in a file or a pipe.
 
     Args:
@@ -378,7 +378,7 @@ class StepRecord:
         stage: str,
         offset: int,
         writer: MetricWriter,
-        progress: Progress,
+        progress: ProgressBar,
         log_every: int,
         learning_rate: Any,
         cost: StepCost,

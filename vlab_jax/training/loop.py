@@ -41,7 +41,7 @@ from vlab_jax.training.workdir import RESULTS, check_workdir, read_results
 
 
 @dataclasses.dataclass
-class Progress:
+class RunProgress:
     """How far a run is: saved with each checkpoint. `step` counts within the stage, `total` over all stages."""
 
     stage: int = 0
@@ -148,7 +148,7 @@ class Run:
         # Too long texts would be missed only when evaluated.
         Search.of(dict(config.generation), self.tokenizer.end, self.tokenizer.context_length)
 
-    def begin(self) -> tuple[Progress, Any]:
+    def begin(self) -> tuple[RunProgress, Any]:
         """Fresh parameters, or (None) those that the stage in progress will restore."""
         latest = self.checkpoints.latest()
         if sharding.is_primary():
@@ -156,8 +156,8 @@ class Run:
         if latest is None:
             self.writer.truncate(0)  # of a run that ended before its first checkpoint
             self._write("config.json", self.saved_config)
-            return Progress(), self._initial_parameters()
-        progress = Progress(**self.checkpoints.read_json(latest, PROGRESS))
+            return RunProgress(), self._initial_parameters()
+        progress = RunProgress(**self.checkpoints.read_json(latest, PROGRESS))
         self.writer.truncate(progress.total)
         self.selection.resume(progress.total)
         self.checkpoints.keep_also(self.selection.best())
@@ -182,7 +182,7 @@ class Run:
         if sharding.is_primary():
             write_json(self.workdir / name, content)
 
-    def stage(self, number: int, parameters: Any, progress: Progress) -> tuple[Any, Progress]:
+    def stage(self, number: int, parameters: Any, progress: RunProgress) -> tuple[Any, RunProgress]:
         """Trains one stage from `parameters`, or from the checkpoint that `progress` is of; evaluates it."""
         name = self.config.stages[number]
         stage = self.config.stage[name]
@@ -210,14 +210,14 @@ class Run:
         return jax.device_put(parameters, sharding.shardings(parameters, self.mesh))
 
     def _steps(
-        self, name: str, setup: stages.Stage, state: TrainState, progress: Progress, offset: int
-    ) -> tuple[TrainState, Progress]:
+        self, name: str, setup: stages.Stage, state: TrainState, progress: RunProgress, offset: int
+    ) -> tuple[TrainState, RunProgress]:
         stage = self.config.stage[name]
         failures = pipeline.FailureCount(self.config.data.max_failed_share, progress.seen, progress.failed)
         with (
             self.data.batches(name, self.tokenizer, progress.step, self.config.evaluation.multiple_choice) as batches,
             self.trace,
-            meters.Progress(name, stage.steps, initial_step=progress.step, stream=sharding.display()) as bar,
+            meters.ProgressBar(name, stage.steps, initial_step=progress.step, stream=sharding.display()) as bar,
         ):
             recent: dict[int, tuple[Any, Any]] = {}  # ids and arrays; steps are read one behind
 
@@ -238,7 +238,7 @@ class Run:
                 recent = {step - 1: recent.get(step - 1), step: (ids, batch)}
                 state, metrics = setup.step(state, sharding.to_global(batch, self.mesh))
                 total = offset + step
-                progress = Progress(progress.stage, step, total, failures.seen, failures.failed)
+                progress = RunProgress(progress.stage, step, total, failures.seen, failures.failed)
                 record.add(step, metrics, started, ready, ids)
                 self.checkpoints.check()
                 preempted = self.stop_signal.asked(total)
@@ -255,7 +255,7 @@ class Run:
         self.stop_signal.release()
         return state, progress
 
-    def _next(self, batches: pipeline.Batches, record: StepRecord, state: TrainState, progress: Progress) -> Batch:
+    def _next(self, batches: pipeline.Batches, record: StepRecord, state: TrainState, progress: RunProgress) -> Batch:
         """The next batch. It may be long in coming, where the data is out of reach: SIGTERM is heard meanwhile.
 
         Raises:
@@ -282,11 +282,11 @@ class Run:
     def _is_evaluated(self, name: str) -> bool:
         return self.data.validated or self.selection.split(name) == "test"
 
-    def _evaluate_on_the_way(self, name: str, state: TrainState, progress: Progress) -> None:
+    def _evaluate_on_the_way(self, name: str, state: TrainState, progress: RunProgress) -> None:
         if self._is_on_the_way(name, progress.step):
             self._add_to_selection(name, state, progress)
 
-    def _add_to_selection(self, name: str, state: TrainState, progress: Progress) -> None:
+    def _add_to_selection(self, name: str, state: TrainState, progress: RunProgress) -> None:
         """Evaluates, unless it is done already, and keeps the checkpoint if it is the best so far."""
         if not self.selection.has(progress.total):
             split = self.selection.split(name)
@@ -300,11 +300,11 @@ class Run:
             self.selection.add(progress.total, name, metrics)
         self.checkpoints.keep_also(self.selection.best())
 
-    def _save(self, state: TrainState, progress: Progress) -> None:
+    def _save(self, state: TrainState, progress: RunProgress) -> None:
         exact = frozen.exact(state, self.originals)
         self.checkpoints.save(progress.total, exact, dataclasses.asdict(progress), self.saved_config)
 
-    def _stopped(self, name: str, bad: int, seen: tuple[Any, Any], state: TrainState, progress: Progress) -> str:
+    def _stopped(self, name: str, bad: int, seen: tuple[Any, Any], state: TrainState, progress: RunProgress) -> str:
         """Keeps the batch of a bad step, and the state, to which bad steps do nothing; says where they are."""
         self._save(state, progress)
         self.checkpoints.wait()

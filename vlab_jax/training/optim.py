@@ -87,7 +87,7 @@ def trainable(parameters: Any, groups: Sequence[Group]) -> Any:
     return jax.tree.map(lambda number: groups[number].learning_rate is not None, assign_groups(parameters, groups))
 
 
-def course(steps: int, warmup_steps: int, end_share: float = 0.0) -> optax.Schedule:
+def warmup_cosine(steps: int, warmup_steps: int, end_share: float = 0.0) -> optax.Schedule:
     """A factor of the peak learning rate: linear warmup from 0 to 1, then a cosine down to `end_share`."""
     warmup_steps = min(warmup_steps, max(steps - 1, 0))
     return optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup_steps, max(steps, 1), end_share)

@@ -137,7 +137,7 @@ def _prepare(model: VLAB, stage: FrozenConfigDict, config: FrozenConfigDict, mes
     groups = groups_of(model, stage, shapes)
     trainable = optim.trainable(shapes, groups)
     rounded = frozen.rounded(shapes, trainable, model.dtype)
-    schedule = optim.course(stage.steps, stage.warmup_steps, stage.end_learning_rate_share)
+    schedule = optim.warmup_cosine(stage.steps, stage.warmup_steps, stage.end_learning_rate_share)
     optimizer = optim.make_optimizer(
         groups,
         optim.assign_groups(shapes, groups),

@@ -281,13 +281,13 @@ class Motion(ClipBuilder):
             license="Apache-2.0",
         )
 
-    def clips(self) -> dict[str, Iterator[schema.Clip]]:
+    def clips(self) -> dict[str, Iterator[schema.ClipRecord]]:
         """The clips of each split, rendered as they are asked for."""
         clips = still_clips if self.builder_config.still else video_clips
         return {split: clips(self.builder_config, split) for split in SPLITS}
 
 
-def still_clips(config: MotionConfig, split: str) -> Iterator[schema.Clip]:
+def still_clips(config: MotionConfig, split: str) -> Iterator[schema.ClipRecord]:
     """The images of a split: a frame of a scene each, drawn independently."""
     for index in range(getattr(config, split)):
         rng = _generator(config, split, index)
@@ -296,10 +296,10 @@ def still_clips(config: MotionConfig, split: str) -> Iterator[schema.Clip]:
         pixels = render(scene, config.resolution, [frame], unfaded=True)
         said, asked = still_captions(scene, frame, rng), still_questions(scene, rng)
         pixels, said, asked = _with_glyph(config, split, index, pixels, said, asked)
-        yield schema.Clip(f"{split}-{index:05d}", encode_image(pixels[0]), captions=said, questions=asked)
+        yield schema.ClipRecord(f"{split}-{index:05d}", encode_image(pixels[0]), captions=said, questions=asked)
 
 
-def video_clips(config: MotionConfig, split: str) -> Iterator[schema.Clip]:
+def video_clips(config: MotionConfig, split: str) -> Iterator[schema.ClipRecord]:
     """The clips of a split; those of validation and test as twins, one after the other."""
     if split != "train":
         for index, scene in enumerate(held_out_scenes(config)[split]):
@@ -310,7 +310,7 @@ def video_clips(config: MotionConfig, split: str) -> Iterator[schema.Clip]:
         scene = _draw(rng, config, lambda scene: not is_held_out(scene, config.seed))
         said, asked = captions(scene, rng), all_questions(scene, rng)
         frames, said, asked = _with_glyph(config, split, index, render(scene, config.resolution), said, asked)
-        yield schema.Clip(f"train-{index:05d}", encode_video(frames), captions=said, questions=asked)
+        yield schema.ClipRecord(f"train-{index:05d}", encode_video(frames), captions=said, questions=asked)
 
 
 def held_out_scenes(config: MotionConfig) -> dict[str, list[Scene]]:
@@ -345,7 +345,7 @@ def _draw(rng: np.random.Generator, config: MotionConfig, wanted: Callable[[Scen
     )
 
 
-def _twins(scene: Scene, config: MotionConfig, split: str, index: int) -> Iterator[schema.Clip]:
+def _twins(scene: Scene, config: MotionConfig, split: str, index: int) -> Iterator[schema.ClipRecord]:
     """A clip and its twin: the same frames in reverse, worded with an equal Generator."""
     frames = render(scene, config.resolution)
     # Index 0 drew the scenes.
@@ -356,7 +356,7 @@ def _twins(scene: Scene, config: MotionConfig, split: str, index: int) -> Iterat
     twin = twin_questions(said[0][0], said[1][0], wording[0])
     for i, name in enumerate("ab"):
         pixels, words, questioned = _with_glyph(config, split, index, frames, said[i], asked[i] + twin[i])
-        yield schema.Clip(
+        yield schema.ClipRecord(
             id=f"{split}-{index:04d}-{name}",
             media=encode_video(pixels if i == 0 else pixels[::-1]),
             captions=words,
