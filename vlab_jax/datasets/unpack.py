@@ -84,7 +84,7 @@ def extension(media: bytes | tuple[bytes, ...]) -> str:
     return next((name for beginning, name in _BEGINNINGS if beginning.match(media)), "mpg")
 
 
-def _row(clip: "ClipRecord", name: str, split: str) -> dict:
+def _row(clip: "schema.ClipRecord", name: str, split: str) -> dict:
     """The clip's line in the annotations of a folder."""
     part = {"start": clip.start} if clip.start else {}
     part |= {"end": clip.end} if clip.end < math.inf else {}
