@@ -60,18 +60,20 @@ print(sorted(set(sys.argv[1].split(",")) & {name.split(".")[0] for name in sys.m
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
-    "config_check": {"config", "errors"},
+    "config_check": {"config", "errors", "models"},  # choices are the names in the registries
     "config_file": {"config", "errors"},
     "models": {"errors"},
     "data": {"errors"},
+    "datasets": {"errors", "data"},
     "runtime": {"errors"},
+    "compiling": {"errors"},
     "pretrained": {"errors", "models"},  # it may name the shapes of models
     "restore": {"errors", "config", "models", "runtime"},
-    "evaluation": {"errors", "config", "models", "data", "runtime", "restore"},
-    "training": {"errors", "config", "models", "data", "runtime", "pretrained", "evaluation"},
-    "inference": {"errors", "config", "models", "data", "runtime", "pretrained", "restore"},
+    "evaluation": {"errors", "config", "models", "data", "datasets", "runtime", "restore"},
+    "training": {"errors", "config", "models", "data", "datasets", "runtime", "pretrained", "evaluation"},
+    "inference": {"errors", "config", "models", "data", "datasets", "runtime", "pretrained", "restore"},
     "main": {"errors", "config", "config_check", "config_file", "training", "evaluation", "runtime"},
-    "compile": {"errors", "config", "config_check", "config_file", "runtime", "training"},
+    "compile": {"errors", "config", "config_check", "config_file", "compiling", "runtime", "training"},
     "predict": {"errors", "inference"},
     "export": {"errors", "data", "pretrained", "runtime", "restore"},
 }

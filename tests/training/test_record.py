@@ -5,8 +5,7 @@ import io
 import pytest
 
 from vlab_jax.runtime import metrics as recording
-from vlab_jax.runtime.metrics import MetricWriter, ProgressBar, StepRecord, read_metrics
-from vlab_jax.training.step import StepCost
+from vlab_jax.runtime.metrics import MetricWriter, ProgressBar, StepCost, StepRecord, read_metrics
 
 
 class Clock:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from vlab_jax.errors import InputError, RunStopped
 
 if TYPE_CHECKING:
-    pass
+    from vlab_jax.data.schema import ClipRecord
 
 # How files begin, and the extension that they get; what begins otherwise becomes `.mpg`: FFmpeg looks inside, too.
 _BEGINNINGS = (
@@ -84,7 +84,7 @@ def extension(media: bytes | tuple[bytes, ...]) -> str:
     return next((name for beginning, name in _BEGINNINGS if beginning.match(media)), "mpg")
 
 
-def _row(clip: "schema.ClipRecord", name: str, split: str) -> dict:
+def _row(clip: "ClipRecord", name: str, split: str) -> dict:
     """The clip's line in the annotations of a folder."""
     part = {"start": clip.start} if clip.start else {}
     part |= {"end": clip.end} if clip.end < math.inf else {}

@@ -12,7 +12,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, SupportsFloat, runtime_checkable
+from typing import Any, NamedTuple, Protocol, SupportsFloat, runtime_checkable
 
 import numpy as np
 import tqdm
@@ -21,7 +21,6 @@ from tensorboardX.proto import event_pb2, summary_pb2
 
 from vlab_jax.errors import InputError
 from vlab_jax.runtime.disk import writing
-from vlab_jax.training.step import StepCost
 
 METRICS_FILE = "metrics.jsonl"
 _RESERVED = frozenset({"step", "stage", "time"})
@@ -57,6 +56,16 @@ def _parse(line: bytes, number: int, path: str | os.PathLike[str]) -> dict[str, 
     if not isinstance(record, dict) or not isinstance(record.get("step"), int):
         raise InputError(f"{os.fspath(path)}, line {number}: not a record of metrics; remove it, or move the file away")
     return record
+
+
+class StepCost(NamedTuple):
+    """What one step goes through: clips, frames of all of them, model FLOPs (`models.flops.step_flops`), and the FLOP/s
+    that all devices together can do (None: not known)."""
+
+    clips: int
+    frames: int
+    flops: float
+    peak: float | None
 
 
 class MetricWriter:

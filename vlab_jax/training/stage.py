@@ -15,11 +15,12 @@ from vlab_jax.models.attention_check import AttentionShape, attention_shapes
 from vlab_jax.models.flops import Work, step_flops
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.runtime import sharding
+from vlab_jax.runtime.metrics import StepCost
 from vlab_jax.runtime.profiling import peak_flops
 from vlab_jax.training import frozen, optim
 from vlab_jax.training.frozen import freeze_unused
 from vlab_jax.training.objectives import Objective
-from vlab_jax.training.step import StepCost, TrainState, init_state, make_train_step
+from vlab_jax.training.step import TrainState, init_state, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)

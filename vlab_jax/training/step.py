@@ -1,7 +1,7 @@
 """The train state, and one pure step of training."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +15,6 @@ from vlab_jax.training.objectives import Clips, Embeddings, Metrics, Objective, 
 
 # FOLDED vlab_jax/training/step.py: What one step of training goes through, by which its speed and utilisation
 # are reckoned.
-
-
-class StepCost(NamedTuple):
-    """What one step goes through: clips, frames of all of them, model FLOPs (`models.flops.step_flops`), and the FLOP/s
-    that all devices together can do (None: not known)."""
-
-    clips: int
-    frames: int
-    flops: float
-    peak: float | None
 
 
 # FOLDED vlab_jax/training/step.py: Gradients of a batch that is too large to go through the model at once
