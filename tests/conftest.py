@@ -1,4 +1,4 @@
-"""Shape checks on for the whole package, eight fake devices, and the folder of real files."""
+"""Shape checks for the whole package, one fake device (or eight, for tests of meshes), and the folder of real files."""
 
 import gc
 import os
@@ -7,9 +7,11 @@ import tempfile
 
 from compile_options import FLAGS
 
+# JAX fixes the number of devices when it starts. `make test` runs the tests of meshes separately, on eight.
+DEVICES = int(os.environ.get("VLAB_TEST_DEVICES", "1"))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = " ".join(
-    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", *FLAGS]
+    [os.environ.get("XLA_FLAGS", ""), f"--xla_force_host_platform_device_count={DEVICES}", *FLAGS]
 )
 
 # Runs of one config compile once in a test session, subprocesses included; pytest's workers inherit the folder of the
@@ -30,6 +32,15 @@ import pytest
 # them so often that it takes a seventh of a trace's time.
 gc.freeze()
 gc.set_threshold(100_000, 20, 20)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out the tests that are for another number of devices."""
+    kept, left = [], []
+    for item in items:
+        (kept if bool(item.get_closest_marker("eight_devices")) == (DEVICES == 8) else left).append(item)
+    config.hook.pytest_deselected(items=left)
+    items[:] = kept
 
 
 @pytest.fixture(scope="session")
