@@ -1,18 +1,19 @@
-"""Installs requirements.txt on a machine that brings its own JAX, and keeps that JAX fit for its accelerator.
+"""Installs requirements.txt and keeps the JAX of a machine with a GPU or TPU working with its accelerator.
 
-    python install.py                what Colab's notebook runs, too (experiments/vlab_colab.ipynb)
-    python install.py --dry-run      says what it would do
+    python install.py                the notebook for Colab runs this, too (experiments/vlab_colab.ipynb)
+    python install.py --dry-run      only says what it would do
 
-JAX reaches a GPU or TPU by a plugin, a package beside it whose version has to fit. `pip install -r requirements.txt`
-knows nothing of plugins: where JAX is too old, it replaces JAX and leaves the plugin, and the GPU is gone. Here,
+JAX reaches a GPU or TPU through a plugin, a separate package whose version must match. `pip install -r
+requirements.txt` ignores plugins: it replaces a JAX that is too old and leaves its plugin, which then does not work.
+This program
 
-- a JAX that requirements.txt allows stays as it is, and so does its plugin;
-- one that is too old, or newer than requirements.txt allows, is replaced together with its plugin (`jax[cuda12]`,
-  `jax[tpu]`), by the newest that is allowed and that this Python can have (JAX 0.11 needs Python 3.12);
-- where a GPU or TPU is in sight and no plugin is there, the one for it is installed.
+- keeps a JAX that requirements.txt allows, and its plugin;
+- replaces one that is too old or too new, and its plugin (`jax[cuda12]`, `jax[tpu]`), by the newest version that
+  requirements.txt and this Python allow (JAX 0.11 needs Python 3.12);
+- installs the plugin for a GPU or TPU that has none.
 
-Afterwards JAX has to find the accelerator, or the program ends with one line that says so. `JAX_PLATFORMS=cpu` asks for
-the CPU. The file needs the standard library alone, since it runs before anything is installed.
+If JAX does not find the accelerator afterwards, the program ends with one line that says so. `JAX_PLATFORMS=cpu` makes
+it install for the CPU. It uses only the standard library, since it runs before anything is installed.
 """
 
 import argparse
@@ -28,19 +29,19 @@ from collections.abc import Mapping, Sequence
 
 REQUIREMENTS = pathlib.Path(__file__).with_name("requirements.txt")
 
-# The plugin packages of JAX, by the middle of their names (`jax-cuda12-plugin`, `jax-cuda12-pjrt`), and the extra of
-# `jax` that brings each.
+# The middle of the names of JAX's plugin packages (`jax-cuda12-plugin`, `jax-cuda12-pjrt`): the extra of `jax` that
+# installs them.
 _EXTRAS = {"cuda12": "cuda12", "cuda13": "cuda13", "rocm7": "rocm7-local", "oneapi": "oneapi"}
 _PLUGIN = re.compile(r"jax-(\w+)-(?:plugin|pjrt)")
 
-# JAX's installation guide: its CUDA 13 needs this driver and this compute capability; older ones take CUDA 12.
+# From JAX's installation guide: CUDA 13 needs this driver and this compute capability; older GPUs use CUDA 12.
 _CUDA_13_DRIVER, _CUDA_13_CAPABILITY = 580.0, 7.5
 
-_GOOGLE = "0x1ae0"  # PCI's number of the vendor of TPUs
+_GOOGLE = "0x1ae0"  # the PCI vendor of TPUs
 
 
 def installed_packages() -> dict[str, str]:
-    """The versions of JAX, jaxlib and all plugins that are installed, by the packages' names."""
+    """The installed versions of JAX, jaxlib and all plugins, by package name."""
     found = {}
     for package in importlib.metadata.distributions():
         name = re.sub(r"[-_.]+", "-", package.metadata["Name"] or "").lower()
@@ -50,15 +51,15 @@ def installed_packages() -> dict[str, str]:
 
 
 def jax_requirement(requirements: str) -> str:
-    """The line of a requirements file that is about JAX."""
+    """The line for JAX in a requirements file."""
     return next(line for line in requirements.splitlines() if re.match(r"jax[<>=]", line))
 
 
 def allows(requirement: str, version: str) -> bool:
-    """Whether a version is within the bounds (`>=`, `<`) of a requirement."""
+    """Whether a version satisfies the bounds (`>=`, `<`) of a requirement."""
     bounds = re.findall(r"(>=|<)([\d.]+)", requirement)
-    own = _release(version)
-    return all(own >= _release(bound) if sign == ">=" else own < _release(bound) for sign, bound in bounds)
+    release = _release(version)
+    return all(release >= _release(bound) if sign == ">=" else release < _release(bound) for sign, bound in bounds)
 
 
 def _release(version: str) -> tuple[int, ...]:
@@ -67,31 +68,31 @@ def _release(version: str) -> tuple[int, ...]:
     return (*numbers, 0, 0, 0)[:3]
 
 
-def plan(installed: Mapping[str, str], requirement: str, seen: str) -> tuple[list[str], str]:
-    """What pip has to be asked for beside requirements.txt, and a sentence that says why.
+def plan(installed: Mapping[str, str], requirement: str, detected: str) -> tuple[list[str], str]:
+    """The requirements for pip besides requirements.txt, and a sentence that says why.
 
     Args:
       installed: `installed_packages`.
       requirement: `jax_requirement`.
-      seen: the extra of `jax` for the accelerator in sight (`accelerator`), or "".
+      detected: the extra of `jax` for this machine's accelerator (`accelerator`), or "".
 
     Raises:
-      SystemExit: JAX must be replaced, and its plugin is one that cannot be replaced along with it.
+      SystemExit: JAX must be replaced, and the extra that installs its plugin is unknown.
     """
     plugins = {name: version for name, version in installed.items() if name not in ("jax", "jaxlib")}
     present = ", ".join(f"{name} {version}" for name, version in sorted(installed.items()))
-    if plugins and allows(requirement, installed.get("jax", "0")) and _fit(plugins, installed.get("jaxlib", "")):
-        return [f"{name}=={version}" for name, version in sorted(installed.items())], f"these stay: {present}"
-    extras = {_extra(name) for name in plugins} or ({seen} if seen else set())
+    if plugins and allows(requirement, installed.get("jax", "0")) and _match(plugins, installed.get("jaxlib", "")):
+        return [f"{name}=={version}" for name, version in sorted(installed.items())], f"kept: {present}"
+    extras = {_extra(name) for name in plugins} or ({detected} if detected else set())
     if None in extras:
         raise SystemExit(
-            f"{present}: VLAB-JAX needs {requirement}, and for this plugin install.py does not know how to replace "
-            "both; do it as the plugin's makers say, then start install.py again"
+            f"{present}: VLAB-JAX needs {requirement}, and install.py cannot replace this plugin together with JAX; "
+            "replace both as the plugin's makers say, then start install.py again"
         )
     if not extras:
-        return [], f"no GPU or TPU in sight, and no plugin for one: {requirement} for the CPU"
-    asked = f"jax[{','.join(sorted(extras))}]{requirement.removeprefix('jax')}"
-    return [asked], f"{present or 'no JAX here'}: asking pip for {asked}, JAX and its plugin together"
+        return [], f"found no GPU or TPU, and no plugin for one: {requirement} for the CPU"
+    with_plugin = f"jax[{','.join(sorted(extras))}]{requirement.removeprefix('jax')}"
+    return [with_plugin], f"found {present or 'no JAX'}: pip will install {with_plugin}, JAX and its plugin together"
 
 
 def _extra(plugin: str) -> str | None:
@@ -100,91 +101,96 @@ def _extra(plugin: str) -> str | None:
     return _EXTRAS.get(_PLUGIN.fullmatch(plugin).group(1))
 
 
-def _fit(plugins: Mapping[str, str], jaxlib: str) -> bool:
-    """Whether plugins are of the version of jaxlib; libtpu has versions of its own."""
+def _match(plugins: Mapping[str, str], jaxlib: str) -> bool:
+    """Whether the plugins have the version of jaxlib; libtpu's versions are its own."""
     return all(_release(version) == _release(jaxlib) for name, version in plugins.items() if name != "libtpu")
 
 
 def accelerator(nvidia_smi: str, tpu: bool) -> str:
-    """The extra of `jax` for what is in sight: `tpu`, `cuda13`, `cuda12`, or "" where nothing is.
+    """The extra of `jax` for an accelerator: `tpu`, `cuda13`, `cuda12`, or "" if there is none.
 
     Args:
-      nvidia_smi: a line for each GPU, of its driver's version and its compute capability: `580.65.06, 9.0`.
-      tpu: whether a TPU is there.
+      nvidia_smi: for each GPU a line with its driver's version and its compute capability: `580.65.06, 9.0`.
+      tpu: whether the machine has a TPU.
     """
     if tpu:
         return "tpu"
     gpus = re.findall(r"^(\d+)[\d.]*, (\d+\.\d+)$", nvidia_smi, re.MULTILINE)
     if not gpus:
         return ""
-    newest = all(float(driver) >= _CUDA_13_DRIVER and float(has) >= _CUDA_13_CAPABILITY for driver, has in gpus)
+    newest = all(
+        float(driver) >= _CUDA_13_DRIVER and float(capability) >= _CUDA_13_CAPABILITY for driver, capability in gpus
+    )
     return "cuda13" if newest else "cuda12"
 
 
-def _accelerator_in_sight() -> str:
-    """`accelerator` of this machine; "" where `JAX_PLATFORMS` asks for the CPU."""
+def _detect_accelerator() -> str:
+    """`accelerator` for this machine; "" if `JAX_PLATFORMS` selects the CPU."""
     if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
         return ""
     query = ["nvidia-smi", "--query-gpu=driver_version,compute_cap", "--format=csv,noheader"]
     try:
-        listed = subprocess.run(query, capture_output=True, text=True, timeout=60).stdout
+        gpus = subprocess.run(query, capture_output=True, text=True, timeout=60).stdout
     except (OSError, subprocess.TimeoutExpired):
-        listed = ""
+        gpus = ""
     devices = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
     vendors = (pathlib.Path(path).read_text().strip() for path in glob.glob("/sys/bus/pci/devices/*/vendor"))
-    return accelerator(listed, tpu="TPU_ACCELERATOR_TYPE" in os.environ or (bool(devices) and _GOOGLE in vendors))
+    return accelerator(gpus, tpu="TPU_ACCELERATOR_TYPE" in os.environ or (bool(devices) and _GOOGLE in vendors))
 
 
-def lost(seen: str, platform: str) -> str:
-    """One line if JAX does not find the accelerator that is in sight, else "".
+def missing_accelerator(detected: str, platform: str) -> str:
+    """One line if JAX does not find the machine's accelerator, else "".
 
     Args:
-      seen: `accelerator`.
-      platform: that JAX computes on (`cpu`, `gpu`, `tpu`), or what it said instead of one.
+      detected: the result of `accelerator`.
+      platform: on which JAX computes (`cpu`, `gpu`, `tpu`), or the error that it ended with.
     """
-    if not seen or platform in ("gpu", "tpu"):
+    if not detected or platform in ("gpu", "tpu"):
         return ""
-    kind = "TPU" if seen == "tpu" else "GPU"
-    found = "finds the CPU alone" if platform == "cpu" else f"does not start ({platform})"
+    kind = "TPU" if detected == "tpu" else "GPU"
+    found = "finds only the CPU" if platform == "cpu" else f"does not start ({platform})"
     return (
-        f'this machine has a {kind}, but its JAX {found}: pip install "jax[{seen}]" (docs.jax.dev, Installation), then '
-        "start anew; or set JAX_PLATFORMS=cpu to compute on the CPU"
+        f'this machine has a {kind}, but its JAX {found}: pip install "jax[{detected}]" (docs.jax.dev, Installation), '
+        "then start again; or set JAX_PLATFORMS=cpu to compute on the CPU"
     )
 
 
 def _platform() -> str:
-    """What JAX computes on. A process of its own says so, unless this one has JAX already, and so the accelerator."""
+    """The platform of JAX: a new process finds it, unless this one uses JAX, and so the accelerator, already."""
     if "jax" in sys.modules:
         return sys.modules["jax"].default_backend()
     program = "import jax; print(jax.default_backend())"
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
-    lines = (done.stderr if done.returncode else done.stdout).strip().splitlines()
-    return lines[-1] if lines else f"it ends with status {done.returncode}"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    lines = (ended.stderr if ended.returncode else ended.stdout).strip().splitlines()
+    return lines[-1] if lines else f"it ends with status {ended.returncode}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Installs, and looks for the accelerator.
+    """Installs, then checks that JAX finds the accelerator.
 
     Raises:
-      SystemExit: with one line: what failed, and what to do.
+      SystemExit: with one line that says what failed and what to do.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quiet", action="store_true", help="pip shows warnings and errors alone")
+    parser.add_argument("--quiet", action="store_true", help="pip prints only warnings and errors")
     parser.add_argument("--dry-run", action="store_true", help="say what would be installed, and stop")
-    given = parser.parse_args(arguments)
-    before, seen = installed_packages(), _accelerator_in_sight()
-    asked, why = plan(before, jax_requirement(REQUIREMENTS.read_text()), seen)
-    command = [sys.executable, "-m", "pip", "install", *["--quiet"] * given.quiet, *asked, "-r", str(REQUIREMENTS)]
+    options = parser.parse_args(arguments)
+    before, detected = installed_packages(), _detect_accelerator()
+    requirements, why = plan(before, jax_requirement(REQUIREMENTS.read_text()), detected)
+    command = [sys.executable, "-m", "pip", "install", *["--quiet"] * options.quiet, *requirements]
+    command += ["-r", str(REQUIREMENTS)]
     print(why)
-    if given.dry_run:
+    if options.dry_run:
         print(shlex.join(command))
         return
     if subprocess.run(command).returncode:
-        raise SystemExit("pip could not install all of it, and says above why; nothing more was tried")
+        raise SystemExit("pip could not install everything, and says why above; nothing else was tried")
     if "jax" in sys.modules and installed_packages() != before:
-        raise SystemExit("JAX was in use while it was replaced: restart the session (or kernel), and begin again")
-    if line := lost(seen, _platform() if seen else ""):
+        raise SystemExit(
+            "JAX was replaced while this process used it: restart the session (or kernel), and start again"
+        )
+    if line := missing_accelerator(detected, _platform() if detected else ""):
         raise SystemExit(line)
 
 
