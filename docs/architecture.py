@@ -19,21 +19,21 @@ CLIP, NEW, DATA, LOSS = "#dbe7f6", "#fbd9b5", "#eeeeee", "#dff0d8"
 
 
 def box(axes: Axes, x: float, y: float, width: float, height: float, text: str, colour: str) -> None:
-    """A rounded box with its lower left corner at (x, y), and a text in its middle."""
+    """Draws a rounded box with its lower left corner at (x, y), and a text in its middle."""
     style = "round,pad=0,rounding_size=0.08"
     axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=style, facecolor=colour, edgecolor="#444444"))
     axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=9)
 
 
 def arrow(axes: Axes, *points: tuple[float, float]) -> None:
-    """A line through points, with a head at the last."""
+    """Draws a line through points, with a head at the last one."""
     for one, other in itertools.pairwise(points[:-1]):
         axes.plot(*zip(one, other, strict=True), color="#444444", linewidth=1)
     axes.annotate("", points[-1], points[-2], arrowprops={"arrowstyle": "-|>", "color": "#444444", "linewidth": 1})
 
 
 def draw(axes: Axes) -> None:
-    """The whole picture, 12 units wide and 6.4 high."""
+    """Draws the whole picture, 12 units wide and 6.4 high."""
     box(axes, 0, 4.5, 1.5, 1, "T frames", DATA)
     box(axes, 0, 2.5, 1.5, 1, "some of\nthe frames", DATA)
     box(axes, 0, 0.5, 1.5, 1, "sentence", DATA)

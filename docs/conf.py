@@ -1,4 +1,4 @@
-"""The documentation: these pages, and a reference made from the package's docstrings.
+"""The documentation: these pages, and a reference that is made from the package's docstrings.
 
 make docs   # → docs/_build/docs/index.html
 """
@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT))
 project = "VLAB-JAX"
 author = "the authors of VLAB-JAX"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
-# The tree is read from its root, so that the README and what the experiments say are pages like the others.
+# Sphinx reads the tree from its root, so that the README and the experiments' READMEs are pages, too.
 root_doc = "docs/index"
 include_patterns = ["README.md", "docs/**", "experiments/*.md", "experiments/*/README.md"]
 exclude_patterns = ["docs/_build", "docs/_templates", ".*"]
@@ -31,12 +31,12 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
-# Two classes may share a name in different modules.
+# A class may be documented twice, in its module and in the package (`vlab_jax.Clip`).
 suppress_warnings = ["ref.python"]
 
 
 def commands_as_code(app, what, name, obj, options, lines):
-    """Makes code blocks of the indented commands in a module's docstring, which reStructuredText takes for quotes."""
+    """Turns indented commands in a module's docstring, which reStructuredText takes for quotes, into code blocks."""
     if what != "module":
         return
     made, inside = [], False
@@ -50,5 +50,5 @@ def commands_as_code(app, what, name, obj, options, lines):
 
 
 def setup(app):
-    """Sphinx calls this."""
+    """Registers the handler; Sphinx calls this."""
     app.connect("autodoc-process-docstring", commands_as_code)
