@@ -1,13 +1,13 @@
-"""The field's benchmarks: the data set of each, and the values of its fine-tuning, each with its source.
+"""The field's benchmarks: the data set of each, and its fine-tuning hyperparameters, each with its source.
 
 `configs/retrieval.py`, `configs/captioning.py` and `configs/question_answering.py` take a benchmark's name, and so does
-`configs/evaluate.py`, with the task before it (`captioning/msvd`). VLAB's paper does not print how it was fine-tuned.
-Retrieval follows CLIP4Clip, captioning and question answering VALOR, which shares authors with VLAB; what neither says
-is a reconstruction. Where this package does otherwise, a value's source says so.
+`configs/evaluate.py`, with the task before it (`captioning/msvd`). How VLAB was fine-tuned is not known to us.
+Retrieval follows CLIP4Clip; captioning and question answering follow VALOR, which shares authors with VLAB. Values from
+neither are a reconstruction. If this package deviates from a source, the value's entry says so.
 
-Of MSR-VTT's 1k-A, ActivityNet and TGIF-QA, which have no validation split, a part of the training split is held out
-for it, so that nothing is selected by what it is tested on (`vlab_jax/data/builders`). The names that end in `_all`
-train on all of it, as published, and test the last checkpoint.
+MSR-VTT's 1k-A, ActivityNet and TGIF-QA have no validation split. A part of their training split is held out for it
+(`vlab_jax/datasets`), so that nothing is selected on test data. The names that end in `_all` train on all of it, as
+published, and test the last checkpoint.
 """
 
 from collections.abc import Mapping
@@ -18,25 +18,25 @@ from ml_collections import ConfigDict
 from vlab_jax.config import nearest, stage_config
 from vlab_jax.errors import InputError
 
-# What the sources below are short for.
+# The abbreviations of sources below.
 SOURCES = {
     "CLIP4Clip": "arXiv 2104.08860; README.md of github.com/ArrowLuo/CLIP4Clip",
     "X-CLIP": "arXiv 2207.07285; main_xclip.py of github.com/xuguohai/X-CLIP, whose training is CLIP4Clip's",
     "VALOR": "arXiv 2304.08345; github.com/TXH-mercury/VALOR",
-    "builder": "the counts of the official files, in vlab_jax/data/builders",
-    "reconstruction": "published nowhere that we know of",
+    "builder": "the counts of the official files, in vlab_jax/datasets",
+    "reconstruction": "no published value is known to us",
 }
 
 
 class Sourced(NamedTuple):
-    """A value and where it comes from: a name in `SOURCES`, and behind a colon the place there, or the reason."""
+    """A value and its source: a name in `SOURCES` and, after a colon, the place there or the reason."""
 
     value: Any
     source: str
 
 
 class Benchmark(NamedTuple):
-    """A data set and how a model is fine-tuned on it; `select_on` and `select_by` are of `config.checkpoint`."""
+    """A data set and its fine-tuning hyperparameters; `select_on` and `select_by` belong to `config.checkpoint`."""
 
     data: str
     values: Mapping[str, Sourced]
@@ -44,8 +44,8 @@ class Benchmark(NamedTuple):
     select_by: str = ""
 
 
-# Keys: of the config (`frames` are those of evaluation), of the stage (`training_frames` is its `frames`), and
-# `examples` of an epoch, `epochs`, `warmup_share` of all steps and the number of `evaluations`, which make steps.
+# Keys are fields of the config (`frames` is used in evaluation) and of the stage (`training_frames` is its `frames`).
+# `examples` in an epoch, `epochs`, `warmup_share` of all steps and the number of `evaluations` determine steps.
 COMMON: dict[str, Sourced] = {
     "dtype": Sourced("bfloat16", "reconstruction: VALOR computes in float16"),
     "remat": Sourced("dots", "reconstruction: it saves memory, and costs time"),
@@ -69,7 +69,7 @@ _RETRIEVAL = {
     "clip_norm": Sourced(1.0, "X-CLIP: max_grad_norm"),
     "evaluations": Sourced(5, "CLIP4Clip: after each epoch (there on the test split)"),
 }
-# 77 tokens of a text are read, where CLIP4Clip cuts at 32, and at 64 in paragraphs.
+# The context is 77 tokens; CLIP4Clip cuts texts at 32, and paragraphs at 64.
 _PARAGRAPHS = {
     **_RETRIEVAL,
     "frames": Sourced(64, "CLIP4Clip: --max_frames 64 for ActivityNet and DiDeMo"),
@@ -120,7 +120,7 @@ _OPTIONS = {
 
 
 def _by_valor(examples: int, frames: int, training_frames: int, learning_rate: float) -> dict[str, Sourced]:
-    """Captioning of so many clips, with what VALOR's script says of the data set."""
+    """Captioning with the values of VALOR's script for a data set of `examples` clips."""
     script = "VALOR: scripts/finetune_cap.sh"
     return _with(
         _CAPTIONING,
@@ -223,10 +223,10 @@ BENCHMARKS: dict[str, dict[str, Benchmark]] = {
 
 
 def find(task: str, name: str) -> Benchmark:
-    """The benchmark of a name.
+    """The benchmark with a name.
 
     Raises:
-      InputError: the task has none of that name.
+      InputError: the task has no benchmark of that name.
     """
     known = BENCHMARKS[task]
     if name not in known:
@@ -237,7 +237,7 @@ def find(task: str, name: str) -> Benchmark:
 
 
 def follow(config: ConfigDict, task: str, benchmark: Benchmark) -> None:
-    """Makes a training config that of a benchmark: its data, its one stage, what is evaluated and how."""
+    """Sets a training config to a benchmark: its data, its one stage, and its evaluation."""
     values = {key: sourced.value for key, sourced in benchmark.values.items()}
     config.data.train, config.data.evaluate = (benchmark.data,), benchmark.data
     config.dtype, config.model.remat = values["dtype"], values["remat"]
@@ -266,7 +266,7 @@ def follow(config: ConfigDict, task: str, benchmark: Benchmark) -> None:
 
 
 def evaluate(fields: ConfigDict, generation: ConfigDict, task: str, benchmark: Benchmark) -> None:
-    """Sets what is evaluated on a benchmark, and how texts are generated."""
+    """Sets the task of a benchmark's evaluation, and how texts are generated."""
     fields.tasks = (task,)
     for group, key in ((fields, "closed_list"), (generation, "beams"), (generation, "length_penalty")):
         if key in benchmark.values:
@@ -276,10 +276,10 @@ def evaluate(fields: ConfigDict, generation: ConfigDict, task: str, benchmark: B
 
 
 def alone(objective: str) -> dict[str, float]:
-    """The weights of a stage's objectives, of which one counts."""
+    """The weights of a stage's objectives: 1 for one of them, 0 for the others."""
     return {**dict.fromkeys(stage_config().objectives, 0.0), objective: 1.0}
 
 
 def groups(learning_rate: float, clip_learning_rate: float) -> tuple[tuple[str, Any], ...]:
-    """Parameter groups of fine-tuning: what CLIP lacks, and CLIP."""
+    """Parameter groups of fine-tuning: the parts that CLIP lacks, and CLIP."""
     return (("^(decoder|video_adapter)/", learning_rate), (".*", clip_learning_rate))

@@ -1,17 +1,17 @@
-"""Evaluates a checkpoint on a split: retrieval in both directions, and the twins of `motion`; captions and answers too.
+"""Evaluates a checkpoint on a split: retrieval in both directions; optionally captions and answers.
 
     python -m vlab_jax.main --config=configs/evaluate.py --checkpoint=workdir
 
-`--checkpoint` is a run's workdir (the checkpoint it was tested with, or its newest) or one of its
-`checkpoints/<step>`. The data set is the run's own unless `--config.dataset` names another, as in
+`--checkpoint` is a run's workdir (its tested checkpoint, or its newest one) or one of its `checkpoints/<step>`. The
+data set is the run's own unless `--config.dataset` names another, as in
 
     --config.dataset=folder:/my/videos --config.split=validation
 
-or the config's argument does, with a benchmark of `configs/benchmarks.py` behind its task:
+or the config's argument names a task and a benchmark of `configs/benchmarks.py`:
 
     --config=configs/evaluate.py:retrieval/msrvtt_1ka,manual_dir=/data/msrvtt
 
-What the model writes is scored with
+Captions and answers are scored, too, with
 
     --config.tasks="('retrieval', 'captioning', 'question_answering')"
 
@@ -27,7 +27,7 @@ from vlab_jax.errors import InputError
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """The fields of `vlab_jax.config.evaluation_config`, as they are or for a benchmark, as in `retrieval/msvd`."""
+    """The fields of `vlab_jax.config.evaluation_config`, with their defaults or for a benchmark (`retrieval/msvd`)."""
     name, options = parse(argument, "configs/evaluate.py", ("manual_dir",))
     config = evaluation_config()
     if name:

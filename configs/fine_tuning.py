@@ -14,10 +14,10 @@ VARIANTS = ("end_to_end",)
 def parse(
     argument: str, where: str, named: tuple[str, ...] = NAMED, variants: tuple[str, ...] = ()
 ) -> tuple[str, dict[str, str]]:
-    """A benchmark's name (empty: none), the options `name=value` of a config's argument, and its variants (empty).
+    """Splits a config's argument into a benchmark's name (empty: none) and its options; variants have empty values.
 
     Raises:
-      InputError: it says something else.
+      InputError: a part of the argument is none of these.
     """
     benchmark, options = "", {}
     for part in filter(None, argument.split(",")):
@@ -37,18 +37,18 @@ def fine_tuning(task: str, argument: str) -> ConfigDict:
 
     Args:
       task: `retrieval`, `captioning` or `question_answering`.
-      argument: `pretrained=<weights>`; before it the name of a benchmark, or `data=<data set>` (neither: the export's
-        own data); `manual_dir=<directory>` of the official files; `end_to_end`: what the export's training kept frozen
-        of CLIP learns, too.
+      argument: `pretrained=<weights>`; with it the name of a benchmark or `data=<data set>` (default: the export's own
+        data); `manual_dir=<directory>` of the official files; `end_to_end`, which also trains the parts of CLIP that
+        the export's training kept frozen.
 
     Raises:
-      InputError: the argument lacks `pretrained=<weights>`, or says something else.
+      InputError: the argument lacks `pretrained=<weights>`, or has an unknown part.
     """
     where = f"configs/{task}.py"
     name, options = parse(argument, where, variants=VARIANTS)
     benchmark = benchmarks.find(task, name) if name else None
     if "pretrained" not in options:
-        raise InputError(f"{where} takes pretrained=<weights> and data=<data set> or a benchmark, the former always")
+        raise InputError(f"{where} needs pretrained=<weights>; a benchmark or data=<data set> may be added")
     config = training_config()
     kept = start_from(config, options["pretrained"])
     if benchmark is None:
@@ -64,7 +64,7 @@ def fine_tuning(task: str, argument: str) -> ConfigDict:
 
 
 def _moderate(config: ConfigDict, task: str) -> None:
-    """Steps and learning rates for clips of one's own (reconstruction)."""
+    """Sets steps and learning rates for your own clips (reconstruction)."""
     objective = "contrastive" if task == "retrieval" else task
     config.stages = (task,)
     config.stage[task] = stage_config(

@@ -1,25 +1,26 @@
-"""Pre-training in two stages, adapt and blend, after a CLIP that is trained first where none is given.
+"""Pre-training in two stages, adapt and blend; without pretrained weights, a first stage trains a CLIP.
 
     python -m vlab_jax.main --config=configs/pretrain.py --workdir=workdir
 
-trains a tiny model on the rendered data set `motion`, on two cores. What it reaches stands in the
-README's results. An argument after a colon changes it; several are joined by commas:
+trains a tiny model on the rendered data set `motion`, on two cores; docs/results.md has its results. Arguments after a
+colon, separated by commas, change it:
 
-    --config=configs/pretrain.py:long              the same with more clips and steps: an hour, for better answers
+    --config=configs/pretrain.py:long              more clips and steps: an hour, for better answers
     --config=configs/pretrain.py:no_adapter        the control without adapters, all else equal
-    --config=configs/pretrain.py:end_to_end        everything learns in the last stage, as the paper has it; else the
-                                                   image stream's CLIP stays as it was before
+    --config=configs/pretrain.py:end_to_end        the last stage trains everything, which is how we read the abstract
+                                                   of VLAB; by default, the image stream's CLIP stays frozen
     --config=configs/pretrain.py:data=folder:/my/videos
-                                                   on one's own clips (a directory with annotations.jsonl)
-    --config=configs/pretrain.py:b16               ViT-B/16; also b32, l14, l14_336, eva_g14: for accelerators
+                                                   on your own clips (a directory with annotations.jsonl)
+    --config=configs/pretrain.py:b16               ViT-B/16; also b32, l14, l14_336, h14, g14, bigg14, eva_g14,
+                                                   eva02_b16, eva02_l14: for accelerators
     --config=configs/pretrain.py:l14,data=folder:/my/videos
     --config=configs/pretrain.py:pretrained=openai/clip-vit-base-patch16
                                                    from published CLIP weights, at their size: a model on the hub, a
                                                    directory or a .safetensors file (Hugging Face, OpenCLIP, EVA-CLIP)
 
-Any field can be set behind that, as in --config.stage.blend.steps=200. The fields and their meaning stand in
-`vlab_jax/config.py`. Frame counts, the layers that carry an adapter, what is frozen when, and learning rates are a
-reconstruction: VLAB's paper does not print them.
+Any field can also be set by a flag, as in --config.stage.blend.steps=200; `vlab_jax/config.py` describes all fields.
+Frame counts, the blocks that carry an adapter, the stages and their frozen parameters, and learning rates are a
+reconstruction: of VLAB's paper, only the abstract is known to us.
 """
 
 from typing import NamedTuple
@@ -33,20 +34,21 @@ from vlab_jax.errors import InputError
 
 
 class Learning(NamedTuple):
-    """How the tiny model learns: rates of the adapters and of the decoder, and the weight of answers."""
+    """Learning rates of the adapters and of the decoder, and the weight of the question-answering loss."""
 
     adapter: float
     decoder: float
     answers: float
 
 
-# Few words of a text are an answer, and most are the question's: so the weight. These values come from trials for
-# `experiments/`: with (2e-2, 4e-3, 2) and one question a clip, the same steps had reached R@1 17.4 instead of 29.7, and
-# 40.3 % of answers on order instead of 72.0 (one seed each). `:long` is as it was measured, with the higher rates.
+# Answers have a larger weight because they are few of a text's tokens; most belong to the question. These values come
+# from trials for `experiments/`: with (2e-2, 4e-3, 2) and one question for each clip, the same number of steps reached
+# R@1 17.4 instead of 29.7, and 40.3 % of answers on order instead of 72.0 (one seed each). `:long` keeps the higher
+# rates with which it was measured.
 LEARNING, LONG_LEARNING = Learning(5e-3, 1.5e-3, 4.0), Learning(2e-2, 4e-3, 2.0)
 
 VARIANTS = ("long", "no_adapter", "end_to_end")
-# The parameter group of an image encoder of its own that stays as it was.
+# The parameter group of a separate image encoder that stays frozen.
 KEPT_IMAGE_ENCODER = ("^image_encoder/", "frozen")
 
 
@@ -75,8 +77,8 @@ def get_config(argument: str = "tiny") -> ConfigDict:
         _tiny(config, LONG_LEARNING if "long" in options else LEARNING)
     else:
         _accelerator(config)
-    # `experiments/blending` chose it: with an image encoder that is kept, `stacked` remembers nearly all that stills
-    # had told, and `concat` about two thirds. `parallel` does as well as `stacked`.
+    # Chosen by `experiments/blending`: with a frozen image encoder, `stacked` keeps nearly all that the model learned
+    # from stills, and `concat` about two thirds of it. `parallel` does as well as `stacked`.
     config.model.decoder.blending = "stacked"
     if "end_to_end" not in options:
         _keep_image_encoder(config)
@@ -100,22 +102,22 @@ def get_config(argument: str = "tiny") -> ConfigDict:
 def _tiny(config: ConfigDict, learning: Learning) -> None:
     """Minutes on two cores.
 
-    `experiments/adapting` bears out the adapter, convolutions over 5 frames in every block, and 8 frames: attention
-    over time learned less, a narrower kernel and fewer blocks or frames found fewer clips, and 16 frames no more.
-    `experiments/objectives` bears out contrastive and generative objectives in one model.
+    `experiments/adapting` supports the adapter, a convolution over 5 frames in every block, and 8 frames: attention
+    over time learned less, a narrower kernel and fewer blocks or frames retrieved fewer clips, and 16 frames were no
+    better. `experiments/objectives` supports contrastive and generative objectives in one model.
     """
     rates = {"learning_rate": learning.adapter, "decoder_learning_rate": learning.decoder}
     config.frames, config.image_frames = 8, 2
     config.model.adapter.heads = 4
-    config.model.adapter.kernel = (5, 1, 1)  # of 8 frames, so that motion in few steps is learned in few minutes
+    config.model.adapter.kernel = (5, 1, 1)  # 5 of 8 frames, so that a few minutes suffice to learn motion
     config.model.decoder.cross_attention_every = 2
-    # The video stream alone tells the direction of time; the image stream's share in the embedding dilutes it.
+    # Only the video stream knows the direction of time; the image stream's share in the embedding dilutes it.
     config.model.embedding_blend = 0.1
-    config.model.unroll = 4  # on CPU, a loop over blocks runs slower than blocks in a row
+    config.model.unroll = 4  # on a CPU, a loop over blocks is slower than unrolled blocks
     config.stages = ("clip", "adapt", "blend")
     config.stage.clip = _clip(steps=130, batch_size=96, learning_rate=1e-3)
     config.stage.adapt = _adapt(steps=60, batch_size=48, **rates)
-    # The tiny CLIP has read stills' captions alone, so in `blend` its text tower has most to learn.
+    # The tiny CLIP has read only the captions of stills, so in `blend` its text tower has most to learn.
     config.stage.blend = _blend(
         steps=700,
         batch_size=48,
@@ -123,11 +125,11 @@ def _tiny(config: ConfigDict, learning: Learning) -> None:
         clip_learning_rate=1e-3,
         **rates,
     )
-    config.stage.blend.questions_per_clip = 4  # which share a clip's keys and values: two fifths more time than one
+    config.stage.blend.questions_per_clip = 4  # two fifths more time than 1: they share keys and values
     config.stage.blend.objectives.masked_lm = 0.0  # to save time; `adapt` trains it
     config.stage.blend.objectives.question_answering = learning.answers
     config.evaluation.tasks = ("retrieval", "captioning", "question_answering")
-    for name in ("clip", "adapt"):  # which teach neither captions nor answers to the end
+    for name in ("clip", "adapt"):  # they do not finish training captions and answers
         config.stage[name].evaluate = ("retrieval",)
     for name in config.stages:
         config.stage[name].warmup_steps = 20
@@ -136,24 +138,24 @@ def _tiny(config: ConfigDict, learning: Learning) -> None:
 
 
 def _keep_image_encoder(config: ConfigDict) -> None:
-    """The image stream looks through its own CLIP, which stays as it was before `blend`.
+    """Gives the image stream its own CLIP, which stays frozen in `blend`.
 
-    `experiments/blending` chose this: with the image stream's CLIP tuned on videos, the model forgets what only stills
-    had taught it, with every seed where it blends by `concat`, and with most where by `stacked`.
+    Chosen by `experiments/blending`: if the image stream's CLIP is tuned on videos, the model forgets what it learned
+    only from stills: with every seed for `concat`, with most seeds for `stacked`.
     """
     config.model.image_encoder = "separate"
     config.stage.blend.groups = (KEPT_IMAGE_ENCODER, *config.stage.blend.groups)
 
 
 def _long(config: ConfigDict) -> None:
-    """The tiny model given time: four times the clips, so that what it learns holds for other clips."""
+    """Trains the tiny model longer, on four times the clips, so that it generalises to other clips."""
     config.data.train = ("motion/large",)
     config.stage.clip.update({"steps": 400, "batch_size": 192})
     config.stage.blend.steps = 2200
 
 
 def _accelerator(config: ConfigDict) -> None:
-    """From scratch on one's own clips, at a published size: bfloat16, recomputation, large batches."""
+    """From scratch on your own clips, at a published size: bfloat16, recomputation, large batches."""
     config.dtype = "bfloat16"
     config.frames, config.image_frames = 8, 4
     config.model.remat = "dots"
@@ -175,7 +177,7 @@ def _accelerator(config: ConfigDict) -> None:
 
 
 def _clip(steps: int, batch_size: int, learning_rate: float) -> ConfigDict:
-    """CLIP on stills, so that there is something to adapt."""
+    """Trains CLIP on stills, so that there is something to adapt."""
     return stage_config(
         steps=steps,
         batch_size=batch_size,
@@ -189,7 +191,7 @@ def _clip(steps: int, batch_size: int, learning_rate: float) -> ConfigDict:
 
 
 def _adapt(steps: int, batch_size: int, learning_rate: float, decoder_learning_rate: float) -> ConfigDict:
-    """Adapters and decoder learn, CLIP is frozen, the video stream stands alone."""
+    """Trains adapters and decoder on the video stream alone; CLIP is frozen."""
     return stage_config(
         steps=steps,
         batch_size=batch_size,
@@ -207,7 +209,7 @@ def _blend(
     text_learning_rate: float,
     clip_learning_rate: float,
 ) -> ConfigDict:
-    """Everything learns, on both streams."""
+    """Trains everything, on both streams."""
     return stage_config(
         steps=steps,
         batch_size=batch_size,

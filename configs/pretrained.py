@@ -1,4 +1,4 @@
-"""The fields of a model that starts from a checkpoint."""
+"""Sets the fields of a config that starts from a checkpoint."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,13 +11,13 @@ from vlab_jax.config import model_fields
 def start_from(config: ConfigDict, name: str) -> tuple[str, ...]:
     """Makes `config` start from a checkpoint.
 
-    Of an export it takes the whole model, the frames and the data sets; of a CLIP the sizes of the two towers.
+    From an export it takes the whole model, the frames and the data sets; from a CLIP, the sizes of the two towers.
 
     Returns:
-      The parts of CLIP that the last stage of the export's training kept frozen; of a CLIP, none.
+      The parts of CLIP that stayed frozen in the last stage of the export's training; for a CLIP, none.
     """
-    from vlab_jax.pretrained.load import open_checkpoint  # here, because it takes seconds, and few configs need it
-    from vlab_jax.pretrained.vlab import read_config
+    from vlab_jax.pretrained.export import read_config
+    from vlab_jax.pretrained.load import open_checkpoint  # imported here: it takes seconds, and few configs need it
 
     pretrained = open_checkpoint(name)
     config.model.pretrained = name
@@ -36,16 +36,16 @@ def start_from(config: ConfigDict, name: str) -> tuple[str, ...]:
 
 def _kept(training: Mapping[str, Any]) -> tuple[str, ...]:
     from vlab_jax.models.vlab import VLAB, parameter_shapes
-    from vlab_jax.training.frozen import kept_parts
+    from vlab_jax.training.frozen import frozen_clip_parts
     from vlab_jax.training.optim import parse_groups
 
     stage, model = training["stage"][training["stages"][-1]], VLAB.from_fields(model_fields(training))
     groups, shapes = parse_groups(stage["groups"]), parameter_shapes(model, training["frames"])
-    return kept_parts(shapes, groups, model, stage["objectives"], stage["streams"])
+    return frozen_clip_parts(shapes, groups, model, stage["objectives"], stage["streams"])
 
 
 def _tuples(value: Any) -> Any:
-    """A config as it was before it became JSON, which has no tuples."""
+    """Restores the tuples of a config that was saved as JSON."""
     if isinstance(value, dict):
         return {key: _tuples(each) for key, each in value.items()}
     return tuple(_tuples(each) for each in value) if isinstance(value, list) else value

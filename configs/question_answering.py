@@ -1,18 +1,18 @@
-"""Video question answering: a pretrained model learns to answer, and is scored by every convention of the field.
+"""Video question answering: a pretrained model is trained to answer, and scored by all conventions of the field.
 
     python -m vlab_jax.export --checkpoint=workdir --out=my_vlab
     python -m vlab_jax.main --config=configs/question_answering.py:pretrained=my_vlab --workdir=workdir_answers
 
-starts from the export of a run (or from published CLIP weights), trains what answers on questions (the question is the
-prefix, the loss is on the answer alone; what the export's training kept frozen of CLIP stays so, unless `end_to_end` is
-said behind the weights), and evaluates, in percent, by type of question and over all:
+starts from the export of a run (or from published CLIP weights) and trains on questions: the question is a prefix, and
+the loss covers only the answer. Parts of CLIP that the export's training kept frozen stay frozen, unless `end_to_end`
+follows the weights. It evaluates, in percent, by type of question and over all questions:
 
-- `QA …`: exact match of the model's own words after normalisation; of questions with options, the likeliest option;
+- `QA …`: exact match of the generated answer after normalisation; for questions with options, the likeliest option;
 - `QA ranked`: the likeliest of the most frequent training answers (`evaluation.closed_list` of them);
-- `QA ceiling`: the share of answers that this list holds.
+- `QA ceiling`: the share of answers that this list contains.
 
 Every prediction is in `<workdir>/texts/…/questions.jsonl`. On other clips than the export's (their annotations need
-`questions`; see the README):
+`questions`; see docs/datasets.md):
 
     --config=configs/question_answering.py:pretrained=my_vlab,data=folder:/my/videos
 
@@ -21,7 +21,7 @@ official files in `manual_dir`:
 
     --config=configs/question_answering.py:msrvtt_qa,pretrained=my_vlab,manual_dir=/data/msrvtt
 
-VLAB's paper does not print how it was fine-tuned. On benchmarks, hyperparameters follow VALOR, each with its source in
+How VLAB was fine-tuned is not known to us. On benchmarks, hyperparameters follow VALOR, each with its source in
 `configs/benchmarks.py`; on other clips, learning rates and steps are a reconstruction.
 """
 

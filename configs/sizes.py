@@ -1,9 +1,9 @@
-"""The published sizes of the CLIP models that VLAB can stand on.
+"""The published sizes of the CLIP models on which VLAB can build.
 
 Sources: the model tables of CLIP (Radford et al., arXiv 2103.00020, table 20; ViT-L/14@336 with OpenAI's release), of
 OpenCLIP (Cherti et al., arXiv 2212.07143; the configurations `ViT-H-14`, `ViT-g-14` and `ViT-bigG-14`) and of EVA-CLIP
 (Sun et al., arXiv 2303.15389, table 2; the configurations `EVA01-g-14`, `EVA02-B-16` and `EVA02-L-14`).
-`tests/models/test_sizes.py` compares the number of parameters of each with the published model's.
+`tests/models/test_sizes.py` compares their parameter counts with those of the published models.
 """
 
 from typing import Any
@@ -39,7 +39,7 @@ def _text(width: int, embed_width: int, depth: int = 12) -> dict[str, Any]:
 def _laion(
     width: int, depth: int, head_width: int, mlp_width: int, text_width: int, text_depth: int, embed_width: int
 ) -> dict[str, Any]:
-    """OpenCLIP's larger models, of patch 14 and with the exact GELU."""
+    """OpenCLIP's larger models, with patch size 14 and the exact GELU."""
     sizes = _clip(224, 14, width, depth, text_width, embed_width, text_depth)
     sizes["vision"].update(heads=width // head_width, mlp_width=mlp_width, activation="gelu")
     sizes["text"].update(activation="gelu")
@@ -73,7 +73,7 @@ def _eva02(
 
 
 def _tiny() -> dict[str, Any]:
-    """A CLIP that two cores train within minutes; not a published size."""
+    """A CLIP that trains within minutes on two cores; not a published size."""
     vision = {
         "image_size": 48,
         "patch_size": 12,

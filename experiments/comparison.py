@@ -1,4 +1,4 @@
-"""What the records of a grid say: means with standard errors, and paired tests of two arms."""
+"""Statistics of a grid's records: means with standard errors, and paired tests of two arms."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ from scipy import stats
 
 @dataclasses.dataclass(frozen=True)
 class Mean:
-    """The mean of `count` values and its standard error, which one value does not have (nan)."""
+    """The mean of `count` values and its standard error (nan for a single value)."""
 
     value: float
     error: float
@@ -19,10 +19,10 @@ class Mean:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Mean":
-        """Of some values.
+        """The mean of some values.
 
         Raises:
-          ValueError: there is none.
+          ValueError: there are no values.
         """
         array = np.asarray(list(values), np.float64)
         if not array.size:
@@ -36,14 +36,14 @@ class Mean:
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
-    """How two arms differ on the seeds that both have: the mean difference, and the paired t-test's p-value."""
+    """The mean difference of two arms on the seeds that both have, and the p-value of a paired t-test."""
 
     difference: Mean
     p: float
 
 
 def values(records: Iterable[Mapping[str, Any]], arm: str, row: str, figure: str) -> dict[int, float]:
-    """A figure of an arm by seed, where it is recorded; the newest record of a seed counts."""
+    """An arm's recorded values of one score, by seed; the newest record of a seed counts."""
     found = {}
     for record in records:
         given = record["rows"].get(row, {}).get(figure)
@@ -53,9 +53,9 @@ def values(records: Iterable[Mapping[str, Any]], arm: str, row: str, figure: str
 
 
 def paired(one: Mapping[int, float], other: Mapping[int, float]) -> Paired | None:
-    """The difference of two arms over their common seeds; None with fewer than two of them.
+    """The difference of two arms over their common seeds; None for fewer than two seeds.
 
-    The p-value is of the two-sided paired t-test; where all differences are equal it is 0, or 1 if they are 0.
+    The p-value is that of the two-sided paired t-test; if all differences are equal it is 0, or 1 if they are 0.
     """
     seeds = sorted(set(one) & set(other))
     if len(seeds) < 2:

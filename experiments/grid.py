@@ -1,20 +1,19 @@
-"""Runs every arm of experiments with every seed, and records what each reached.
+"""Runs every arm of experiments with every seed, and records the results.
 
     python -m experiments.grid adapting --workdir=/somewhere/large
     python -m experiments.grid adapting --arms=conv,none --seeds=2 --workdir=/somewhere/large
     python -m experiments.grid adapting blending objectives --jobs=2 --workdir=/somewhere/large
 
-With `--jobs`, so many runs go at a time, each on its part of the CPUs: a tiny model keeps one core busy, and two much
-less than twice as much.
+`--jobs` is the number of runs at a time, each on its part of the CPUs: a tiny model uses one core well, and gains
+little from a second one.
 
-An experiment is a folder with a `config.py`: `ARMS` names its arms, each with its number of seeds, and
-`get_config(arm)` is the arm's config, which `vlab_jax.main` runs like any other. Seeds are the runs' `config.seed`, the
-same for all arms, so that arms can be compared in pairs.
+An experiment is a folder with a `config.py`: `ARMS` maps its arms to their numbers of seeds, and `get_config(arm)` is
+the arm's config, which `vlab_jax.main` runs like any other. Seeds are the runs' `config.seed`, the same for all arms,
+so that arms can be compared in pairs.
 
-Started again, it goes on: a run that is recorded is left out, and one that was interrupted resumes. What is recorded
-(in the folder's `results.json`): arm, seed, hash of the config, commit, machine, seconds, and every figure of the run.
-A run is recorded under the hash of its config; another config is another run. To run anew what is recorded, remove the
-file.
+A second start continues: it skips recorded runs, and resumes an interrupted one. A record (in the folder's
+`results.json`) has arm, seed, hash of the config, commit, machine, seconds, and every score of the run. The hash of the
+config identifies a run; another config is another run. To repeat recorded runs, remove the file.
 """
 
 import argparse
@@ -41,7 +40,7 @@ from experiments.timing import commit
 from vlab_jax.config import plain, stage_config, training_config
 from vlab_jax.errors import InputError
 from vlab_jax.runtime.disk import write_json
-from vlab_jax.training.workdir import differences
+from vlab_jax.training.setup import differences
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent
@@ -75,10 +74,10 @@ def config_of(experiment: str, arm: str, seed: int) -> ConfigDict:
 
 
 def config_hash(config: ConfigDict) -> str:
-    """Twelve hexadecimal digits that tell configs apart which compute different things; the seed does not count.
+    """Twelve hexadecimal digits that identify what a config computes, whatever its seed.
 
-    What counts are the fields that are not at their default: a field that the package gets later, and that leaves runs
-    as they are by default, does not make them another run's.
+    Only fields that differ from their default count: if the package gets a new field whose default changes no run,
+    the hashes of recorded runs stay the same.
     """
     fields = plain(config.to_dict())
     defaults = plain(training_config().to_dict())
@@ -88,18 +87,18 @@ def config_hash(config: ConfigDict) -> str:
 
 
 def results_of(experiment: str) -> pathlib.Path:
-    """The file where an experiment's runs are recorded."""
+    """The file with the records of an experiment."""
     return HERE / experiment / RESULTS
 
 
 def read_records(experiment: str) -> list[Record]:
-    """What is recorded of an experiment; nothing where it has not been run."""
+    """The records of an experiment; empty if it has not been run."""
     path = results_of(experiment)
     return json.loads(path.read_text())["runs"] if path.is_file() else []
 
 
 def pending(experiment: str, records: list[Record], arms: dict[str, int]) -> list[Run]:
-    """The runs that are not recorded, seed by seed, so that early results compare all arms."""
+    """The runs without a record, seed by seed, so that early results compare all arms."""
     done = {(record["arm"], record["seed"]) for record in current(experiment, records)}
     return [
         Run(experiment, arm, seed)
@@ -110,16 +109,16 @@ def pending(experiment: str, records: list[Record], arms: dict[str, int]) -> lis
 
 
 def current(experiment: str, records: list[Record]) -> list[Record]:
-    """The records of the configs that the arms have now."""
+    """The records of the arms' current configs."""
     hashes = {arm: config_hash(config_of(experiment, arm, 0)) for arm in arms_of(experiment)}
     return [record for record in records if record["config"] == hashes.get(record["arm"])]
 
 
 def train(workdir: pathlib.Path, run: Run, cpus: set[int] | None = None) -> Record:
-    """Trains one run in a process of its own, below `workdir`, on these CPUs or on all; its record.
+    """Trains one run in a process of its own, below `workdir`, on these CPUs or on all, and returns its record.
 
     Raises:
-      InputError: the run failed; its log is named.
+      InputError: the run failed; the message names its log.
     """
     experiment, arm, seed = run
     digest = config_hash(config_of(experiment, arm, seed))
@@ -150,10 +149,10 @@ def run_all(todo: list[Run], jobs: int, start: Callable[[Run, set[int] | None], 
     """Starts the runs, `jobs` at a time, and adds the record of each to its experiment's file as soon as it is done.
 
     Args:
-      start: (run, CPUs) → record. CPUs are a share of those of this process, None with one job.
+      start: (run, CPUs) → record. CPUs are a share of this process's CPUs; None for one job.
 
     Raises:
-      InputError: a run failed. Those under way are recorded, the others are not started.
+      InputError: a run failed. Runs in progress are recorded, the others are not started.
     """
     shares: queue.SimpleQueue[set[int] | None] = queue.SimpleQueue()
     for share in cpu_shares(jobs):
@@ -162,13 +161,13 @@ def run_all(todo: list[Run], jobs: int, start: Callable[[Run, set[int] | None], 
 
     def one(number: int, run: Run) -> None:
         line = f"run {number} of {len(todo)}: {run.experiment} {run.arm}, seed {run.seed}\n"
-        print(line, end="", flush=True)  # one piece: threads write
+        print(line, end="", flush=True)  # in one write: several threads record
         share = shares.get()
         try:
             record = start(run, share)
         finally:
             shares.put(share)
-        with writing:  # and read anew: grids of several processes may share the file
+        with writing:  # read again: several grid processes may share the file
             write_json(results_of(run.experiment), {"runs": [*read_records(run.experiment), record]})
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
@@ -180,7 +179,7 @@ def run_all(todo: list[Run], jobs: int, start: Callable[[Run, set[int] | None], 
 
 
 def cpu_shares(jobs: int) -> list[set[int] | None]:
-    """The CPUs of this process in as many equal parts; None for each where there are fewer CPUs, or none are told."""
+    """The CPUs of this process in equal parts; None for each part if there are too few CPUs or they are not known."""
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if jobs == 1 or len(cpus) < jobs:
         return [None] * jobs
@@ -191,7 +190,7 @@ def module_of(experiment: str) -> ModuleType:
     """The `config.py` of an experiment.
 
     Raises:
-      InputError: there is none.
+      InputError: there is no such file.
     """
     if not (HERE / experiment / "config.py").is_file():
         known = ", ".join(sorted(path.parent.name for path in HERE.glob("*/config.py")))
@@ -206,7 +205,7 @@ def _positive(text: str) -> int:
 
 
 def _chosen(given: argparse.Namespace) -> list[Run]:
-    """The runs that are asked for and not recorded, one experiment after the other."""
+    """The requested runs without a record, one experiment after the other."""
     if given.arms and len(given.experiments) > 1:
         raise InputError("--arms is of one experiment; leave it out, or name one experiment")
     todo = []
@@ -222,15 +221,15 @@ def _chosen(given: argparse.Namespace) -> list[Run]:
 
 
 def main() -> None:
-    """Runs what is not recorded yet."""
+    """Runs everything that is not recorded yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "experiments", nargs="+", metavar="experiment", help="folders beside this file that have a config.py"
+        "experiments", nargs="+", metavar="experiment", help="folders beside this file with a config.py"
     )
-    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="where the runs go, each in its own folder")
-    parser.add_argument("--arms", default="", help="these arms alone, joined by commas")
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="the parent of the runs' folders")
+    parser.add_argument("--arms", default="", help="only these arms, separated by commas")
     parser.add_argument(
-        "--jobs", type=_positive, default=1, help="runs at a time; on CPU, one for each core is fastest"
+        "--jobs", type=_positive, default=1, help="runs at a time; on a CPU, one for each core is fastest"
     )
     parser.add_argument("--seeds", type=int, default=0, help="seeds of each arm, instead of what config.py says")
     given = parser.parse_args()

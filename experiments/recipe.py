@@ -1,5 +1,5 @@
-"""What the experiments have in common: how their tiny models are trained (`configs/pretrain.py`, on the clips of
-`:long`), and which figures are shown.
+"""The common part of the experiments: the training of their tiny models (`configs/pretrain.py`, on the clips of
+`:long`), and the scores in their tables.
 """
 
 from collections.abc import Collection
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from configs import pretrain
 from vlab_jax.errors import InputError
 
-# The row of a run's results that is shown, and the figures of it that `motion` has, by their headings.
+# The row of a run's results that is shown, and its scores by their headings.
 ROW = "blend (test)"
 FIGURES = {
     "R@1": "text_to_video/R@1",
@@ -21,18 +21,18 @@ FIGURES = {
     "QA order": "QA order",
 }
 
-# What an arm changes to see clips by the video stream alone.
+# The fields that an arm changes to use the video stream alone.
 VIDEO_ALONE: dict[str, Any] = {"model.decoder.blending": "none", "stage.blend.streams": ("video",)}
 
 
 def tiny(steps: int) -> ConfigDict:
-    """A tiny model on `motion/large` that learns end to end for so many steps."""
+    """A tiny model on `motion/large`, trained end to end; `steps` are those of the last stage."""
     config = pretrain.get_config("tiny,end_to_end")
-    config.model.decoder.blending = "concat"  # which the arms started from, before `experiments/blending` chose another
+    config.model.decoder.blending = "concat"  # the default when the arms ran; `experiments/blending` led to another
     config.data.train = ("motion/large",)
     config.stage.blend.steps = steps
     for name in config.stages:
-        config.stage[name].unused = "decay"  # as it was when the arms ran
+        config.stage[name].unused = "decay"  # the default when the arms ran
     config.evaluation.closed_list = 0
     config.generation.beams = 1
     return config

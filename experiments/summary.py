@@ -1,9 +1,10 @@
-"""The table and the plot of an experiment, made from what its grid recorded.
+"""The table and the plot of an experiment, from the records of its grid.
 
     python -m experiments.summary adapting
 
-writes `table.md` and `results.png` beside the experiment's `results.json`. Its `config.py` says what is shown: `ROW` of
-a run's results, `FIGURES` (heading and name of each figure), and `COMPARED`, the pairs of arms that are tested.
+writes `table.md` and `results.png` beside the experiment's `results.json`. The experiment's `config.py` chooses their
+content: `ROW` of a run's results, `FIGURES` (heading and name of each score), and `COMPARED`, the pairs of arms that
+are tested.
 """
 
 import argparse
@@ -20,15 +21,15 @@ from experiments import grid
 from experiments.comparison import Mean, Paired, paired, values
 from vlab_jax.config import model_fields, plain
 from vlab_jax.errors import InputError
-from vlab_jax.models.flops import Work, forward_flops
+from vlab_jax.models.flops import Workload, forward_flops
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 
 
 def table(module: ModuleType, records: Sequence[grid.Record]) -> str:
-    """Arms by figures: mean ± standard error over the seeds, then the differences of the compared arms, with p.
+    """Arms by scores: mean ± standard error over the seeds, then the differences of the compared arms, with p.
 
-    Beside the arms stands what they cost: parameters of the model, and GFLOPs of embedding one clip. The last line
-    says what p is, and how many tests there are, of which some come out small by chance.
+    Each arm also has its cost: parameters of the model, and GFLOPs of embedding one clip. The last line
+    explains p, and gives the number of tests, some of which give a small p by chance.
     """
     headings = list(module.FIGURES)
     arms = ["arm", "seeds", "parameters", "GFLOPs", *headings]
@@ -48,11 +49,11 @@ def table(module: ModuleType, records: Sequence[grid.Record]) -> str:
 
 
 def cost(config: ConfigDict) -> tuple[str, str]:
-    """How many parameters the model of a config has, and how many GFLOPs it takes to embed a clip in its last stage."""
+    """The number of parameters of a config's model, and the GFLOPs of embedding a clip in its last stage."""
     model = VLAB.from_fields(model_fields(plain(config.to_dict())))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(model, config.frames)))
     streams = tuple(config.stage[config.stages[-1]].streams)
-    one = Work(1, config.frames, config.image_frames, streams, contrasted=0, read=0)
+    one = Workload(1, config.frames, config.image_frames, streams, embedded_texts=0, decoded_texts=0)
     return f"{parameters:,}", f"{forward_flops(model, one) / 1e9:.3f}"
 
 
@@ -66,7 +67,7 @@ def _cells(module: ModuleType, records: Sequence[grid.Record], arm: str) -> list
 
 
 def _tests(module: ModuleType, records: Sequence[grid.Record], one: str, other: str) -> list[Paired | None]:
-    """Of each figure, where two arms have seeds in common."""
+    """The paired tests of each score, if two arms have seeds in common."""
     return [
         paired(*(values(records, arm, module.ROW, figure) for arm in (one, other)))
         for figure in module.FIGURES.values()
@@ -79,7 +80,7 @@ def _difference(one: str, other: str, tests: Sequence[Paired | None]) -> str:
 
 
 def plot(module: ModuleType, records: Sequence[grid.Record]) -> Figure:
-    """One panel a figure: a bar for each arm's mean, its standard error, and a dot for each seed."""
+    """One panel for each score: a bar for each arm's mean, its standard error, and a dot for each seed."""
     shown = {figure: _by_arm(module, records, figure) for figure in module.FIGURES.values()}
     figure = Figure(figsize=(2.6 * len(shown), 4.2), layout="constrained")
     for place, (heading, name) in enumerate(module.FIGURES.items(), 1):
@@ -103,7 +104,7 @@ def _by_arm(module: ModuleType, records: Sequence[grid.Record], figure: str) -> 
 
 
 def summarise(experiment: str) -> tuple[pathlib.Path, pathlib.Path]:
-    """Writes the table and the plot; their paths.
+    """Writes the table and the plot, and returns their paths.
 
     Raises:
       InputError: nothing is recorded yet, or there is no such experiment.

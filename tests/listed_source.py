@@ -1,4 +1,4 @@
-"""A data source of clips in memory, as `tfds.data_source` yields them; of its own, for worker processes to import."""
+"""Data sources of clips in memory, as `tfds.data_source` yields them, in a module that worker processes can import."""
 
 import functools
 import io
@@ -28,7 +28,7 @@ class ListedSource(Sequence):
 
 
 class DeadlySource(ListedSource):
-    """A source that ends the process that reads it."""
+    """A source that crashes the process that reads it."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         os.abort()
@@ -49,7 +49,7 @@ def grey_clips(count: int, prefix: str = "clip", broken: Sequence[int] = ()) -> 
 
 
 class StampedFrames(pipeline.FrameOptions):
-    """Frames of a random grey each in place of decoded ones, for tests of what is drawn: they cost nothing."""
+    """Frames of one random grey each instead of decoded ones, for tests of random choices: they cost nothing."""
 
     def decode(self, clip: schema.ClipRecord, rng: np.random.Generator | None) -> np.ndarray:
         if clip.media == BROKEN:
@@ -59,7 +59,7 @@ class StampedFrames(pipeline.FrameOptions):
 
 
 class ProcessFrames(pipeline.FrameOptions):
-    """Frames that begin with the number of the process that makes them, in eight bytes."""
+    """Frames that begin with the process id of the process that makes them, in eight bytes."""
 
     def decode(self, clip: schema.ClipRecord, rng: np.random.Generator | None) -> np.ndarray:
         frames = np.zeros((self.num_frames, self.size, self.size, 3), np.uint8)

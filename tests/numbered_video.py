@@ -1,12 +1,16 @@
-"""Videos rendered for the tests of decoding: each frame says its number, in many formats."""
+"""Videos for the tests of decoding, in many formats: each frame shows its number."""
 
 import functools
 import io
+import math
 from fractions import Fraction
+from typing import NamedTuple
 
 import av
 import numpy as np
 import PIL.Image
+
+from vlab_jax.data import video
 
 SIDE = 64
 BITS = 8
@@ -25,12 +29,12 @@ FORMATS = {
     "raw-h264": ("h264", "libx264", "yuv420p", {"bf": "2", "g": "20"}),
     "gif": ("gif", "gif", "rgb8", {}),
 }
-# what an encoder's delay or a clock that cannot be told adds to a frame's time, in frames
+# what an encoder's delay or an unknown clock adds to a frame's time, in frames
 DELAYED = {"avi-mpeg4": 1, "avi-h264": 2}
 
 
 def numbered(number: int) -> np.ndarray:
-    """A frame that says its number: eight stripes, dark or bright, are its bits."""
+    """A frame that shows its number: eight stripes, dark or bright, are its bits."""
     bits = [(number >> bit) & 1 for bit in range(BITS)]
     row = np.repeat(np.array(bits, dtype=np.uint8) * 215 + 20, SIDE // BITS)
     return np.broadcast_to(row[None, :, None], (SIDE, SIDE, 3)).copy()
@@ -59,7 +63,7 @@ def encode(
     shift=0,
     tags=None,
 ) -> bytes:
-    """A video of these frames; `stamps` are in 1/`rate` s, `shift` frames go before the start, `tags` tell colours."""
+    """A video of these frames; `stamps` are in 1/`rate` s, `shift` frames go before the start, `tags` are of colour."""
     frames = list(frames)
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
@@ -106,3 +110,27 @@ def numbered_video(name: str) -> bytes:
     """100 numbered frames at 25 frames a second, in one of the formats."""
     container, codec, pix_fmt, options = FORMATS[name]
     return encode([numbered(i) for i in range(100)], container, codec, pix_fmt, options, rate=25)
+
+
+class MediaInfo(NamedTuple):
+    """The upright picture in square pixels, the number of frames, and the seconds that they last."""
+
+    width: int
+    height: int
+    num_frames: int
+    duration: float
+
+
+def media_info(media: bytes) -> MediaInfo:
+    """What decoding shows of a media file."""
+    found = []
+
+    def choose(times: np.ndarray, stop: float) -> np.ndarray:
+        found[:] = len(times), stop - float(times[0])
+        return np.zeros(1, np.int64)
+
+    def size(frame: np.ndarray, aspect: float) -> tuple[int, int]:
+        return video.shown_size(*frame.shape[:2], aspect)
+
+    ((width, height),) = video.read_frames(media, 0.0, math.inf, choose, size)
+    return MediaInfo(width, height, *found)

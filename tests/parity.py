@@ -1,8 +1,8 @@
-"""What this package computes from a reference's saved weights, and how far that is from the reference.
+"""Compares this package's outputs with those of a reference whose saved weights it loads.
 
     python tests/parity.py
 
-prints the table of `docs/pretrained.md`.
+prints the table of `docs/pretrained.md`; without PyTorch, from the references in VLAB_REFERENCE_OUTPUTS.
 """
 
 import argparse
@@ -16,20 +16,20 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import jax
 import jax.numpy as jnp
 import numpy as np
-from reference_models import CASES, Reference
+from reference_models import CASES, Reference, cached_reference
 from tiny_models import largest_difference, with_block_states
 
 from vlab_jax.models.towers import TextTower, VisionTower
 from vlab_jax.models.vlab import VLAB, parameter_shapes, unit_length
 from vlab_jax.pretrained.load import Pretrained, load_parameters, open_checkpoint
 
-# What a CLIP alone lacks of a VLAB: as little as there can be.
+# The parts of a VLAB that a CLIP lacks, as small as possible.
 ADAPTER = {"blocks": (), "before_mlp": False, "width": 8, "mixer": "conv", "kernel": (3, 1, 1), "heads": 2}
 DECODER = {"blending": "none", "cross_attention_every": 1}
 
 
 def fields_of(pretrained: Pretrained, **changes: dict[str, Any]) -> dict[str, Any]:
-    """The fields of the VLAB that a checkpoint fits; `changes` updates `vision` and `text`."""
+    """The fields of a VLAB for a checkpoint; `changes` updates `vision` and `text`."""
     architecture = pretrained.architecture
     vision = {**architecture.vision, **changes.get("vision", {})}
     text = {**architecture.text, **changes.get("text", {})}
@@ -47,7 +47,7 @@ def loaded(path: pathlib.Path | str, **changes: dict[str, Any]) -> tuple[dict[st
 
 
 def computed(fields: dict[str, Any], parameters: Any, reference: Reference) -> dict[str, np.ndarray]:
-    """What the towers compute of a reference's inputs, named as its outputs are."""
+    """The outputs of the towers for a reference's inputs, with the names of its outputs."""
     with jax.default_matmul_precision("highest"):
         vision, text = VisionTower(**fields["vision"]), TextTower(**fields["text"])
         (_, seen), vision_blocks = with_block_states(vision, parameters["vision"], jnp.asarray(reference.images))
@@ -76,8 +76,8 @@ def main() -> None:
     names: list[str] = []
     for case, make in CASES.items():
         with tempfile.TemporaryDirectory() as folder:
-            reference = make(pathlib.Path(folder))
-            found = differences(computed(*loaded(reference.path), reference), reference)
+            saved = cached_reference(case, make, pathlib.Path(folder))
+            found = differences(computed(*loaded(saved.path), saved), saved)
         if not names:
             names = list(found)
             print("| reference | " + " | ".join(names) + " |\n" + "|---" * (len(names) + 1) + "|")

@@ -1,4 +1,4 @@
-"""PyTorch, the reference of the parity tests; where it is missing, they skip."""
+"""PyTorch, the reference of the parity tests, which skip without it."""
 
 import importlib.util
 import sys
@@ -16,8 +16,8 @@ OPERATORS = {
 def pytorch() -> ModuleType:
     """The module `torch`, ready for `transformers`, `timm` and `open_clip` to be imported.
 
-    They import torchvision, whose published builds are for CUDA. Beside a PyTorch without CUDA its operators are
-    missing, and it cannot be imported; nothing here uses them, so that their declarations suffice.
+    They import torchvision, whose published builds are for CUDA. With a PyTorch without CUDA its operators are missing,
+    and it cannot be imported; nothing here uses them, so their declarations suffice.
     """
     torch = pytest.importorskip("torch", reason="PyTorch is the reference of the parity tests")
     if importlib.util.find_spec("torchvision") and "torchvision" not in sys.modules and not torch.version.cuda:

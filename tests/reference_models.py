@@ -1,25 +1,33 @@
 """Randomly initialised models of PyTorch (`transformers`, `open_clip`, `timm`), saved as their users save them.
 
-No weights are fetched. Every parameter is random and small enough for the epsilon of the norms to matter.
+No weights are downloaded. Every parameter is random and small enough for the epsilon of the norms to matter.
+
+With the environment variable VLAB_REFERENCE_OUTPUTS, a folder, each model is saved there with its inputs and outputs.
+Pythons for which there is no CPU build of PyTorch then compare with what another Python has saved (`.ci/run` does so).
 """
 
 import dataclasses
+import importlib.util
 import json
+import os
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from pytorch import pytorch
+from safetensors.numpy import load_file, save_file
 
 VOCABULARY, LENGTH = 99, 12
 END = VOCABULARY - 1  # the id of end of text is the highest one, as CLIP's is
 IMAGES, TEXTS = 2, 3
+INPUTS = ("images", "tokens", "lengths")
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """A saved model, its inputs and what it computes of them.
+    """A saved model, its inputs and its outputs.
 
     `outputs`: `vision blocks` and `text blocks` `[depth, B, L, D]` (every block's output), `image features` and
     `text features` `[B, E]` before normalisation, `token states` `[B, L, D]` (after the text tower's last norm) and
@@ -31,6 +39,24 @@ class Reference:
     tokens: np.ndarray  # int32 [B, L]
     lengths: np.ndarray  # int32 [B]
     outputs: dict[str, np.ndarray]
+
+
+def cached_reference(name: str, make: Callable[[pathlib.Path], Reference], folder: pathlib.Path) -> Reference:
+    """What `make` makes in `folder`, or in VLAB_REFERENCE_OUTPUTS if that is set; without PyTorch, what is saved there.
+
+    Skips the test if there is neither.
+    """
+    shared = os.environ.get("VLAB_REFERENCE_OUTPUTS")
+    if not shared:
+        return make(folder)
+    path = pathlib.Path(shared) / re.sub(r"\W+", "_", name)
+    arrays = path.with_suffix(".safetensors")  # of inputs and outputs
+    if importlib.util.find_spec("torch") is None and arrays.exists():
+        read = load_file(arrays)
+        return Reference(path, *(read.pop(name) for name in INPUTS), read)
+    made = make(path)
+    save_file({**{name: getattr(made, name) for name in INPUTS}, **made.outputs}, arrays)
+    return made
 
 
 def randomise(model: Any, seed: int = 0) -> None:
@@ -50,7 +76,7 @@ def randomise(model: Any, seed: int = 0) -> None:
 
 
 def random_inputs(size: int, length: int, vocabulary: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images, tokens and lengths; texts differ in length, end at the highest id, and hold zeros behind it."""
+    """Images, tokens and lengths; texts differ in length and end at the highest id, with zeros after it."""
     rng = np.random.default_rng(seed)
     images = rng.normal(0, 1, (IMAGES, size, size, 3)).astype(np.float32)
     lengths = rng.integers(4, length + 1, TEXTS).astype(np.int32)
@@ -61,7 +87,7 @@ def random_inputs(size: int, length: int, vocabulary: int, seed: int = 0) -> tup
 
 
 def recording(modules: Any) -> list[Any]:
-    """The outputs of modules, each time that they run, in order."""
+    """A list that the outputs of modules are appended to whenever they run."""
     torch = pytorch()
     outputs: list[Any] = []
 
@@ -84,7 +110,7 @@ def hugging_face(
     embed: int = 20,
     dtype: str = "float32",
 ) -> Reference:
-    """A `CLIPModel`, saved by `save_pretrained`; `end` is what its config calls the id of end of text."""
+    """A `CLIPModel`, saved by `save_pretrained`; `end` is the id of end of text in its config."""
     torch = pytorch()
     from transformers import CLIPConfig, CLIPModel
 
@@ -120,7 +146,7 @@ def open_clip(
     embed: int = 20,
     custom_text: bool = False,
 ) -> Reference:
-    """A CLIP of OpenCLIP, saved as its hub releases are."""
+    """A CLIP of OpenCLIP, saved like its releases on the hub."""
     pytorch()
     from open_clip.model import CLIP, CustomTextCLIP
 
@@ -133,7 +159,7 @@ def open_clip(
 def eva_clip(
     folder: pathlib.Path, *, trunk: dict[str, Any], text: dict[str, Any], image_size: int, embed: int = 20
 ) -> Reference:
-    """An EVA-CLIP: a vision tower of `timm` (class `Eva` with the fields of `trunk`) in OpenCLIP's wrapping."""
+    """An EVA-CLIP: a vision tower of `timm` (class `Eva` with the fields of `trunk`) in OpenCLIP's wrapper."""
     pytorch()
     from open_clip.model import CustomTextCLIP
     from timm.models.eva import Eva
@@ -151,7 +177,7 @@ def _wrapped(trunk: Any) -> Any:
     torch = pytorch()
 
     class Wrapped(torch.nn.Module):
-        """OpenCLIP's wrapping of a vision tower, without its head."""
+        """OpenCLIP's wrapper of a vision tower, without its head."""
 
         def __init__(self):
             super().__init__()
@@ -167,12 +193,12 @@ def _saved_open_clip(
     folder: pathlib.Path, model: Any, config: dict[str, Any], size: int, text: dict[str, Any]
 ) -> Reference:
     torch = pytorch()
-    from safetensors.torch import save_file
+    from safetensors import torch as safetensors
 
     randomise(model)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, folder / "open_clip_model.safetensors")
+    safetensors.save_file(tensors, folder / "open_clip_model.safetensors")
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     images, tokens, lengths = random_inputs(size, text["context_length"], text["vocab_size"])
     tower = model.visual.trunk.blocks if hasattr(model.visual, "trunk") else model.visual.transformer.resblocks

@@ -1,10 +1,12 @@
-"""Processes of one run, started together on this machine, each with its share of the devices.
+"""Starts the processes of one run together on this machine, each with a device of its own.
 
-As a program it is one of them: it notes the clips that it reads, and one of them may fail.
+As a program it is one of these processes. The command starts it with `--multihost`; once joined, it carries out a list
+of jobs, one after the other, in place of the command's own, so that the processes start only once.
 
-    python tests/several_processes.py <file for its notes> <process that fails> <batch at which it does> --config=...
+    python tests/several_processes.py <file of jobs> --multihost --config=... --workdir=...
 """
 
+import ast
 import os
 import pathlib
 import re
@@ -22,7 +24,21 @@ class Ended(NamedTuple):
     """The exit status of a process and what it wrote to standard error."""
 
     status: int
-    said: str
+    stderr: str
+
+
+class Job(NamedTuple):
+    """A config file with some fields set, the folders that it is run with, and a file for the clips that it reads.
+
+    `fails`: the process that fails, and the batch at which it does.
+    """
+
+    config: str
+    fields: dict
+    workdir: str
+    checkpoint: str | None = None
+    notes: str = ""
+    fails: tuple[int, int] | None = None
 
 
 def free_port() -> int:
@@ -32,41 +48,61 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def together(commands: list[list[str]], devices: int = 4) -> list[Ended]:
+def together(commands: list[list[str]]) -> list[Ended]:
     """Runs a command for each process, all at once."""
     port, running = free_port(), []
-    flags = re.sub(r"(host_platform_device_count=)\d+", rf"\g<1>{devices}", os.environ["XLA_FLAGS"])
+    flags = re.sub(r"(host_platform_device_count=)\d+", r"\g<1>1", os.environ["XLA_FLAGS"])
     for number, command in enumerate(commands):
-        given = dict(zip(VARIABLES, (f"127.0.0.1:{port}", str(len(commands)), str(number)), strict=True))
-        environment = {**os.environ, **given, "XLA_FLAGS": flags, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+        values = dict(zip(VARIABLES, (f"127.0.0.1:{port}", str(len(commands)), str(number)), strict=True))
+        environment = {**os.environ, **values, "XLA_FLAGS": flags, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
         running.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
-    said = [process.communicate(timeout=500)[1] for process in running]
-    return [Ended(process.returncode, each) for process, each in zip(running, said, strict=True)]
+    errors = [process.communicate(timeout=500)[1] for process in running]
+    return [Ended(process.returncode, text) for process, text in zip(running, errors, strict=True)]
+
+
+def run_jobs(jobs: list[Job], folder: pathlib.Path, processes: int) -> list[Ended]:
+    """Carries out jobs in so many processes."""
+    file = folder / "jobs"
+    file.write_text(repr([tuple(job) for job in jobs]))
+    command = [sys.executable, str(ROOT / "tests" / "several_processes.py"), str(file), "--multihost"]
+    command += [f"--config={ROOT / 'tests' / 'tiny_run.py'}", f"--workdir={folder}"]
+    return together([command] * processes)
 
 
 def _main() -> None:
-    notes, failing, last = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    from vlab_jax import main
+    jobs = [Job(*values) for values in ast.literal_eval(pathlib.Path(sys.argv[1]).read_text())]
+    from vlab_jax import config_file, main
     from vlab_jax.data.batches import ClipReader
     from vlab_jax.errors import CannotRead
     from vlab_jax.training.loop import Run
 
-    read, next_batch, asked = ClipReader.read, Run._next, []
+    number, current, batches = int(os.environ["JAX_PROCESS_ID"]), [], []
+    read, next_batch, train = ClipReader.read, Run._next_batch, main._train
 
-    def noted(self, number, index, rng):
-        with notes.open("a") as file:
-            file.write(f"{index}\n")
-        return read(self, number, index, rng)
+    def noted(self, source, index, rng):
+        if notes := current[-1].notes:
+            with open(f"{notes}-{number}", "a") as file:
+                file.write(f"{index}\n")
+        return read(self, source, index, rng)
 
-    def failed(self, *given):
-        asked.append(given)
-        if os.environ["JAX_PROCESS_ID"] == failing and len(asked) == last:
+    def failing(self, *arguments):
+        batches.append(arguments)
+        if current[-1].fails == (number, len(batches)):
             raise CannotRead(OUTAGE)
-        return next_batch(self, *given)
+        return next_batch(self, *arguments)
 
-    ClipReader.read, Run._next = noted, failed
-    sys.argv[1:4] = []
-    main.main()
+    def carry_out(*_: object) -> None:
+        main._train = train
+        for job in jobs:
+            current.append(job)
+            batches.clear()
+            config = config_file.load(job.config)
+            config.update_from_flattened_dict(job.fields)
+            main.run(config, job.workdir, job.checkpoint)
+
+    ClipReader.read, Run._next_batch, main._train = noted, failing, carry_out
+    del sys.argv[1]
+    sys.exit(main.main(sys.argv))
 
 
 if __name__ == "__main__":

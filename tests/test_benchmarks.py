@@ -1,6 +1,5 @@
 """Benchmarks: every config is in order, every value has a source, every protocol of the results page has a command."""
 
-import dataclasses
 import pathlib
 import re
 
@@ -11,13 +10,14 @@ from saved_clip import save_clip
 from configs import benchmarks, evaluate
 from configs.captioning import get_config as captioning
 from configs.fine_tuning import fine_tuning
-from vlab_jax import config_check
+from vlab_jax import config_file
 from vlab_jax.config import model_fields, plain
 from vlab_jax.datasets import registry
 from vlab_jax.errors import InputError
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.training import optim
-from vlab_jax.training.stage import groups_of
+from vlab_jax.training.setup import read_stage
+from vlab_jax.training.stage import all_groups
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = (ROOT / "experiments" / "benchmarks.md").read_text()
@@ -36,7 +36,7 @@ def clip(tmp_path_factory) -> str:
 @pytest.mark.parametrize(("task", "name"), ALL)
 def test_the_config_of_a_benchmark_is_in_order_and_says_what_its_table_says(clip, task, name):
     config = fine_tuning(task, f"{name},pretrained={clip},manual_dir=/data")
-    config_check.check(config)
+    config_file.check(config)
     benchmark, stage = benchmarks.BENCHMARKS[task][name], config.stage[task]
     values = {key: sourced.value for key, sourced in benchmark.values.items()}
     assert config.data.evaluate == benchmark.data and config.data.manual_dir == "/data"
@@ -49,7 +49,7 @@ def test_the_config_of_a_benchmark_is_in_order_and_says_what_its_table_says(clip
     assert {rate for _, rate in stage.groups} == {values["learning_rate"], values["clip_learning_rate"]}
     assert values["evaluations"] - 1 <= stage.steps // stage.evaluate_every <= values["evaluations"]
     scored = evaluate.get_config(f"{task}/{name},manual_dir=/data")
-    config_check.check(scored)
+    config_file.check(scored)
     assert scored.dataset == benchmark.data and scored.tasks == config.evaluation.tasks == (task,)
     assert scored.generation == config.generation and scored.closed_list == config.evaluation.closed_list
 
@@ -68,11 +68,11 @@ def test_every_value_has_a_source_and_what_is_published_nowhere_says_so(task, na
 def test_a_benchmark_s_data_set_has_its_splits_and_as_many_examples_as_are_counted(task, name):
     benchmark = benchmarks.BENCHMARKS[task][name]
     data, _, configuration = benchmark.data.partition("/")
-    protocol = registry.BUILDERS[data].protocol_of(configuration)
+    protocol = registry.DATASETS[data].protocol(configuration)
     assert protocol.name == configuration and {"train", "test"} <= set(protocol.files)
     assert ("validation" in protocol.files) == (benchmark.select_on == "validation")
     trained = (counts for splits, counts in protocol.expected.items() if splits.startswith("train"))
-    counted = {number for counts in trained for number in dataclasses.astuple(counts)}
+    counted = {number for counts in trained for number in counts.values()}
     # Of MSVD's training split: its captions, and the clips that MSVD-QA's questions are on.
     counted |= {"msvd": {48_774}, "msvd_qa": {1200}}.get(data, set())
     assert benchmark.values["examples"].value in counted
@@ -90,9 +90,9 @@ def test_a_benchmark_s_data_set_has_its_splits_and_as_many_examples_as_are_count
 )
 def test_fine_tuning_trains_the_parts_that_its_task_uses_and_leaves_the_others_alone(clip, task, name, unused):
     config = fine_tuning(task, f"{name},pretrained={clip}" if name else f"pretrained={clip},data=folder:/x")
-    stage, model = config.stage[task], VLAB.from_fields(model_fields(plain(config.to_dict())))
+    model = VLAB.from_fields(model_fields(plain(config.to_dict())))
     shapes = parameter_shapes(model, config.frames)
-    groups = groups_of(model, stage, shapes)
+    groups = all_groups(model, read_stage(config, task))
     numbers = optim.assign_groups(shapes, groups)
     rates = {part: {groups[number].learning_rate for number in jax.tree.leaves(numbers[part])} for part in shapes}
     assert {part for part, found in rates.items() if found == {None}} == unused
@@ -110,7 +110,7 @@ def test_retrieval_averages_frames_as_clip4clip_does_and_other_tasks_as_the_weig
     [
         (
             "msvd",
-            "configs/captioning.py takes pretrained=<weights> and data=<data set> or a benchmark, the former always",
+            "configs/captioning.py needs pretrained=<weights>; a benchmark or data=<data set> may be added",
         ),
         ("msdv,pretrained=x", "there is no benchmark 'msdv' of captioning; did you mean 'msvd'?"),
         ("msvd,vatex,pretrained=x", "configs/captioning.py takes the name of a benchmark and pretrained=…, data=…, "),

@@ -1,5 +1,5 @@
-"""Compiling for a machine that is not here: what is said, and the exit status. The machine is made of CPU devices,
-except where libtpu is at hand."""
+"""Compiling for a machine that is not here: the report and the exit status. CPU devices stand for the machine, except
+where libtpu is installed."""
 
 import importlib.util
 import json
@@ -8,10 +8,12 @@ import pathlib
 import subprocess
 import sys
 import types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import pytest
+from absl.testing import flagsaver
 
 from vlab_jax import compile as command
 from vlab_jax import config_file
@@ -42,21 +44,37 @@ def small_config(**fields):
     return config
 
 
+@pytest.fixture(autouse=True)
+def clean_flags_and_environment():
+    """Undoes what the command sets in this process."""
+    saved = flagsaver.save_flag_values(command.FLAGS)
+    with mock.patch.dict(os.environ):
+        yield
+    flagsaver.restore_flag_values(saved, command.FLAGS)
+
+
+def main(*arguments: str) -> int:
+    """The exit status of the command, run in this process."""
+    with mock.patch.object(sys, "argv", ["vlab_jax.compile", *arguments]):
+        return command.main(sys.argv)
+
+
 @pytest.fixture
 def eight(monkeypatch):
-    """Eight CPU devices that pass for GPUs."""
+    """Eight CPU devices in the place of GPUs."""
     monkeypatch.setattr(topologies, "devices", lambda topology: jax.devices())
     return topologies.parse("h100:8")
 
 
-def test_what_a_stage_holds_is_told_byte_by_byte():
+@pytest.mark.eight_devices
+def test_the_bytes_of_a_stage_are_those_of_its_shapes():
     program = programs.stage_step(small_config(), "blend", sharding.make_mesh(data=8))
     assert (program.name, program.batch, program.unit) == ("blend", 16, 8)
     assert set(program.held) == set(HELD)
-    frames = 2 * 2 * 24 * 24 * 3  # of the two clips of a device
-    captions, questions = 2 * 24 + 2, 2 * 4 * (24 + 2)  # tokens, lengths; of questions, where the answer starts too
+    frames = 2 * 2 * 24 * 24 * 3  # two clips per device
+    captions, questions = 2 * 24 + 2, 2 * 4 * (24 + 2)  # tokens and lengths; questions also have an answer's start
     assert program.held["batch"] == frames + 4 * (captions + 2 + questions)
-    # Adam keeps two of each parameter that learns; the image encoder does not.
+    # Adam keeps two values per trainable parameter; the image encoder is frozen.
     assert program.held["parameters"] < program.held["optimiser"] < 2 * program.held["parameters"]
     assert program.held["average"] == 0
     averaged = programs.stage_step(
@@ -65,7 +83,8 @@ def test_what_a_stage_holds_is_told_byte_by_byte():
     assert averaged.held["average"] > 0
 
 
-def test_fsdp_splits_what_is_held():
+@pytest.mark.eight_devices
+def test_fsdp_splits_parameters_and_not_the_batch():
     whole = programs.stage_step(small_config(), "blend", sharding.make_mesh(data=8)).held
     split = programs.stage_step(small_config(), "blend", sharding.make_mesh(data=1, fsdp=8)).held
     assert split["parameters"] < 0.6 * whole["parameters"]
@@ -73,7 +92,7 @@ def test_fsdp_splits_what_is_held():
 
 
 def one_product(config, name, mesh, batch=0):
-    """A stage that is one product over clips, whose gradient all devices add up."""
+    """A stage with one product over clips, whose gradient is summed over all devices."""
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     clips = jax.ShapeDtypeStruct((16, 32), jnp.float32, sharding=rows)
     kernel = jax.ShapeDtypeStruct((32, 8), jnp.float32, sharding=whole)
@@ -82,12 +101,13 @@ def one_product(config, name, mesh, batch=0):
     return programs.Program(name, 16, 8, held, 8e12, lambda: gradient.trace(kernel, clips))
 
 
+@pytest.mark.eight_devices
 def test_a_stage_is_compiled_for_the_machine(eight, monkeypatch, capsys):
     monkeypatch.setattr(programs, "stage_step", one_product)
     mesh, (row,) = command.run(small_config(), eight)
     assert dict(mesh.shape) == {"data": 8, "fsdp": 1, "tensor": 1}
-    assert (row.name, row.batch, row.fits, row.flops) == ("blend", 16, True, 1e12)
-    assert row.needed >= row.held["parameters"] + row.held["batch"]
+    assert (row.name, row.batch, row.memory.fits, row.flops) == ("blend", 16, True, 1e12)
+    assert row.memory.needed >= row.held["parameters"] + row.held["batch"]
     assert row.collectives["all-reduce"] == {"count": 1.0, "payload": 1024.0, "sent": 2 * 7 / 8 * 1024}
     assert row.time is None and row.utilisation is None  # there is no estimate for GPUs
     progress = capsys.readouterr().err
@@ -95,24 +115,25 @@ def test_a_stage_is_compiled_for_the_machine(eight, monkeypatch, capsys):
     assert progress.count("\n") == 1
 
 
-def says(needed, available=4 * GIB):
-    """A compiler that says so of every program, and is not asked."""
-    return lambda lowered, topology, held: fitting.Compiled(
+def fake_compiler(needed, available=4 * GIB):
+    """A compiler that finds this need of memory in a lowered program, without compiling it."""
+    return lambda lowered, topology, held: fitting.CompileResult(
         needed(lowered) <= available, float(needed(lowered)), float(available), float(needed(lowered) - held)
     )
 
 
-def test_what_a_model_is_used_for_is_lowered_too(eight, monkeypatch):
-    monkeypatch.setattr(fitting, "compiled", says(lambda lowered: GIB))
+@pytest.mark.eight_devices
+def test_the_programs_of_embedding_and_captioning_are_lowered_too(eight, monkeypatch):
+    monkeypatch.setattr(fitting, "compile_program", fake_compiler(lambda lowered: GIB))
     monkeypatch.setattr(programs, "stage_step", stage_of_one_clip_a_quarter)
     _, rows = command.run(small_config(), eight, use=True)
-    assert [row.name for row in rows] == ["blend", "embed clips", "embed texts", "see clips", "write captions"]
+    assert [row.name for row in rows] == ["blend", "embed clips", "embed texts", "encode clips", "generate captions"]
     assert [row.batch for row in rows[1:]] == [8, 64, 8, 8]
     assert rows[1].flops > 0 and rows[4].flops is None
 
 
 def stage_of_one_clip_a_quarter(config, name, mesh, batch=0):
-    """A stage whose every clip takes a quarter of a GiB."""
+    """A stage that takes a quarter of a GiB per clip."""
     batch = batch or config.stage[name].batch_size
     traced = types.SimpleNamespace(lower=lambda: batch)
     return programs.Program(name, batch, 8, dict.fromkeys(HELD, 0), 1e12, lambda: traced)
@@ -122,38 +143,34 @@ def stage_of_one_clip_a_quarter(config, name, mesh, batch=0):
 def little_memory(monkeypatch, eight):
     """GPUs of 4 GiB."""
     monkeypatch.setattr(programs, "stage_step", stage_of_one_clip_a_quarter)
-    monkeypatch.setattr(fitting, "compiled", says(lambda batch: batch * GIB // 4))
+    monkeypatch.setattr(fitting, "compile_program", fake_compiler(lambda batch: batch * GIB // 4))
     return eight
 
 
-def test_the_largest_batch_is_a_multiple_of_what_the_mesh_divides(little_memory):
+def test_the_largest_batch_is_a_multiple_of_the_devices(little_memory):
     _, (row,) = command.run(small_config(**{"stage.blend.batch_size": 64}), little_memory, search=True)
-    assert (row.batch, row.fits) == (16, True)
+    assert (row.batch, row.memory.fits) == (16, True)
 
 
+@pytest.mark.eight_devices
 def test_what_does_not_fit_is_exit_status_3(little_memory, monkeypatch, capsys):
     monkeypatch.setattr(topologies, "environment", lambda topology: {})
-    arguments = ["vlab_jax.compile", PRETRAIN, "--topology=h100:8", "--config.stages=('blend',)", "--json"]
-    monkeypatch.setattr(sys, "argv", arguments)
-    assert command.main(arguments) == 3
-    said = json.loads(capsys.readouterr().out)
-    assert (said["topology"], said["devices"]) == ("h100:8", 8)
-    (program,) = said["programs"]
+    assert main(PRETRAIN, "--topology=h100:8", "--config.stages=('blend',)", "--json") == 3
+    output = json.loads(capsys.readouterr().out)
+    assert (output["topology"], output["devices"]) == ("h100:8", 8)
+    (program,) = output["programs"]
     assert (program["name"], program["batch"], program["fits"]) == ("blend", 48, False)
     assert program["needed"] == 12 * GIB
     assert program["time"] is None
 
 
-def row(**fields):
+def row(fits=True, **fields):
     held = dict(zip(HELD, (3 * GIB, 6 * GIB, 0, GIB // 2), strict=True))
     collectives = {"all-reduce": {"count": 5.0, "payload": 2.0**21, "sent": 2.0**20}}
     given = {
         "name": "blend",
         "batch": 128,
-        "fits": True,
-        "needed": 12.5 * GIB,
-        "available": 15.75 * GIB,
-        "temporaries": 3.0 * GIB,
+        "memory": fitting.CompileResult(fits, 12.5 * GIB, 15.75 * GIB, 3.0 * GIB),
         "held": held,
         "flops": 2e13,
         "at_peak": 0.1,
@@ -165,10 +182,10 @@ def row(**fields):
     return report.ProgramRow(**given | fields)
 
 
-def test_the_table_says_what_fits_and_where_time_goes():
-    from vlab_jax.compiling.step_time import ModelPlace, Time
+def test_the_table_has_what_fits_and_where_time_goes():
+    from vlab_jax.compiling.step_time import ModelPlace, TimeEstimate
 
-    time = Time()
+    time = TimeEstimate()
     time.places[ModelPlace("decoder", "MLP", "backward")] = 0.4
     time.sources.update({"compiler": 0.3, "kernels": 0.1})
     shown = report.table([row(time=time), row(name="adapt", fits=False)])
@@ -188,47 +205,35 @@ def test_a_row_of_markdown_has_its_command():
     assert cells[-1] == "`python -m vlab_jax.compile …`"
 
 
-def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs `python -m vlab_jax.compile`, without its plugins unless the environment has them."""
-    inherited = {name: value for name, value in os.environ.items() if name != "TPU_LIBRARY_PATH"}
-    return subprocess.run(
-        [sys.executable, "-m", "vlab_jax.compile", *arguments],
-        cwd=ROOT,
-        env={**inherited, **environment},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        ((PRETRAIN,), "say for which machine, as in --topology=v5e:2x4"),
+        ((PRETRAIN,), "name the machine, as in --topology=v5e:2x4"),
         ((PRETRAIN, "--topology=v5e"), "as in v5e:2x2"),
-        (("--topology=v5e:2x4",), "say what to run"),
+        (("--topology=v5e:2x4",), "name a config"),
         ((f"{PRETRAIN}:l15", "--topology=h200"), "not 'l15'"),
-        ((PRETRAIN, "--topology=h200", "--config.frame=3"), "did you mean"),
-        (("--config=configs/evaluate.py", "--topology=h200"), "a config that trains"),
-        ((PRETRAIN, "--topology=v5e:2x4"), "is no file"),
+        ((PRETRAIN, "--topology=h200", "--config.frame=3"), 'Did you mean "frames"'),
+        ((f"--config={ROOT / 'configs' / 'evaluate.py'}", "--topology=h200"), "a config that trains"),
+        ((PRETRAIN, "--topology=v5e:2x4"), "is not a file"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_status_2(arguments, said):
-    done = call(*arguments, TPU_LIBRARY_PATH="/nowhere/libtpu.so")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    assert said in done.stderr
+def test_bad_input_is_one_line_and_exit_status_2(arguments, message, monkeypatch, capsys):
+    monkeypatch.setenv("TPU_LIBRARY_PATH", "/nowhere/libtpu.so")
+    assert main(*arguments) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and errors.count("\n") == 1
+    assert message in errors
 
 
-def test_help_teaches():
-    done = call("--help")
-    assert done.returncode == 0
+def test_help_has_all_flags_and_the_exit_status(capsys):
+    assert main("--help") == 0
+    output = capsys.readouterr().out
     for word in ("--topology", "--use", "--largest_batch", "--json", "v5p:2x2x2", "Exit status", "compile-tpu"):
-        assert word in done.stdout
+        assert word in output
 
 
 def libtpu() -> str:
-    """The library, if it is there."""
+    """The library's path, or an empty string."""
     named = os.environ.get("TPU_LIBRARY_PATH", "")
     found = importlib.util.find_spec("libtpu")
     return named or (str(pathlib.Path(found.origin).with_name("libtpu.so")) if found else "")
@@ -238,21 +243,21 @@ def libtpu() -> str:
 def test_a_tpus_compiler_takes_the_step_and_estimates_it():
     small = {"depth": 1, "width": 128, "heads": 2, "mlp_width": 256, "embed_width": 64}
     fields = [f"--config.model.{tower}.{name}={value}" for tower in ("vision", "text") for name, value in small.items()]
-    done = call(
-        PRETRAIN,
+    command_line = [
+        *(sys.executable, "-m", "vlab_jax.compile", PRETRAIN),
         "--topology=v5e:2x2",
         "--config.stages=('adapt',)",
         "--config.model.unroll=1",
         "--config.model.decoder.cross_attention_every=1",
         *fields,
         "--json",
-        TPU_LIBRARY_PATH=libtpu(),
-        XLA_FLAGS="",
-    )
+    ]
+    environment = {**os.environ, "TPU_LIBRARY_PATH": libtpu(), "XLA_FLAGS": ""}
+    done = subprocess.run(command_line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    (program,) = said["programs"]
-    assert said["devices"] == 4
+    output = json.loads(done.stdout)
+    (program,) = output["programs"]
+    assert output["devices"] == 4
     assert program["fits"] and program["available"] == 15.75 * GIB
     assert program["time"]["by"]["compiler"] > 0
     assert 0 < program["utilisation"] < 1

@@ -1,6 +1,7 @@
-"""Mistakes in a config: each is one line that says what is wrong, where, and what would be right."""
+"""Mistakes in a config: each is one line that names the field, the mistake and what would be right."""
 
 import copy
+import dataclasses
 import pathlib
 import re
 
@@ -12,13 +13,14 @@ from ml_collections import ConfigDict
 from saved_clip import save_clip
 
 from vlab_jax import config as configuration
-from vlab_jax import config_check, main
+from vlab_jax import config_file, main
 from vlab_jax.errors import InputError
+from vlab_jax.models.towers import TextTower, VisionTower
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.pretrained.export import write_vlab
 from vlab_jax.runtime.checkpoint import Checkpoints
 from vlab_jax.training import optim
-from vlab_jax.training.workdir import check_workdir
+from vlab_jax.training.setup import check_workdir
 
 
 @pytest.fixture
@@ -37,10 +39,10 @@ def set_field(config: ConfigDict, name: str, value: object) -> None:
         config[last] = value
 
 
-def complaint(config: ConfigDict) -> str:
-    """What `check` says."""
+def refusal(config: ConfigDict) -> str:
+    """The message of `check`."""
     with pytest.raises(InputError) as raised:
-        config_check.check(config)
+        config_file.check(config)
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
@@ -53,17 +55,17 @@ def fields(tree: ConfigDict, prefix: str = "") -> list[str]:
     return names
 
 
-# What is checked before anything runs
+# Checks before anything runs
 
 
 def test_the_configs_of_the_repository_are_in_order(config):
     from configs import evaluate, pretrain
     from configs.sizes import SIZES
 
-    config_check.check(config)
-    config_check.check(evaluate.get_config())
+    config_file.check(config)
+    config_file.check(evaluate.get_config())
     for argument in [*SIZES, "tiny,no_adapter", "long", "b16,end_to_end", "l14,data=folder:/my/videos", ""]:
-        config_check.check(pretrain.get_config(argument))
+        config_file.check(pretrain.get_config(argument))
     changed = pretrain.get_config("b16,data=folder:/my/videos,no_adapter")
     assert changed.data.evaluate == "folder:/my/videos" and changed.model.adapter.blocks == "none"
 
@@ -75,7 +77,7 @@ def test_blending_leaves_the_image_encoder_as_it_was_unless_all_learns_end_to_en
     for argument, learning in ((size, {False}), (f"{size},end_to_end", {True})):
         made = pretrain.get_config(argument)
         shapes = parameter_shapes(VLAB.from_fields(configuration.model_fields(configuration.plain(made.to_dict()))), 8)
-        learns = optim.trainable(shapes, optim.parse_groups(made.stage.blend.groups))
+        learns = optim.trainable_mask(shapes, optim.parse_groups(made.stage.blend.groups))
         assert set(jax.tree.leaves(learns.get("image_encoder", learns["vision"]))) == learning
         assert all(jax.tree.leaves({part: tree for part, tree in learns.items() if part != "image_encoder"}))
 
@@ -87,14 +89,14 @@ def test_every_misspelled_field_is_named_with_the_nearest_known_one(config):
         wrong = tiny_run.get_config()
         set_field(wrong, f"{name}{name[-1]}", 1)
         group, _, last = name.rpartition(".")
-        assert complaint(wrong) == (
+        assert refusal(wrong) == (
             f"unknown key {last + last[-1]!r} in {'config.' + group if group else 'config'}; did you mean {last!r}?"
         )
 
 
-def test_a_field_unlike_any_is_answered_with_those_there_are(config):
+def test_a_field_unlike_any_is_answered_with_the_known_ones(config):
     set_field(config, "mesh.zzz", 1)
-    assert complaint(config) == "unknown key 'zzz' in config.mesh; known: data, fsdp, tensor"
+    assert refusal(config) == "unknown key 'zzz' in config.mesh; known: data, fsdp, tensor"
 
 
 def test_every_field_that_is_missing_is_named(config):
@@ -108,7 +110,7 @@ def test_every_field_that_is_missing_is_named(config):
                 group = group[key]
             del group[last]
         if not name.startswith("stage."):
-            assert complaint(wrong).startswith(f"config.{name} is missing; its default is ")
+            assert refusal(wrong).startswith(f"config.{name} is missing; its default is ")
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,7 @@ def test_every_field_that_is_missing_is_named(config):
 )
 def test_a_value_that_a_field_cannot_have_is_answered_with_what_it_can(config, name, value, must):
     set_field(config, name, value)
-    assert complaint(config) == f"config.{name} is {value!r}; it must {must}"
+    assert refusal(config) == f"config.{name} is {value!r}; it must {must}"
 
 
 @pytest.mark.parametrize(
@@ -165,23 +167,33 @@ def test_a_value_that_a_field_cannot_have_is_answered_with_what_it_can(config, n
 )
 def test_values_that_contradict_each_other_are_both_named(config, name, value, message):
     set_field(config, name, value)
-    assert complaint(config).endswith(message)
+    assert refusal(config).endswith(message)
 
 
 def test_whole_numbers_and_lists_are_taken_for_floats_and_tuples(config):
     config.stage.adapt.clip_norm = 1
     set_field(config, "data.train", ["motion/tiny"])
-    config_check.check(config)
+    config_file.check(config)
 
 
 def test_a_stage_without_objectives_is_refused(config):
     config.stage.blend.objectives.update({"contrastive": 0.0, "captioning": 0.0, "masked_lm": 0.0})
-    assert complaint(config) == "config.stage.blend.objectives are all 0; give at least one of them a weight"
+    assert refusal(config) == "config.stage.blend.objectives are all 0; give at least one of them a weight"
 
 
 def test_a_stage_is_made_of_known_fields_alone():
     with pytest.raises(InputError, match=r"^unknown key 'stepz' in stage_config; did you mean 'steps'\?$"):
         configuration.stage_config(stepz=3)
+
+
+@pytest.mark.parametrize(("group", "tower"), [("vision", VisionTower), ("text", TextTower)])
+def test_the_fields_of_a_tower_are_those_of_its_class_with_their_defaults(group, tower):
+    computation = {"remat", "unroll", "dtype", "kernels", "parent", "name"}
+    known = {field.name: field.default for field in dataclasses.fields(tower) if field.name not in computation}
+    configured = configuration.training_config().model[group].to_dict()
+    assert configured.keys() == known.keys()
+    defaults = {name: value for name, value in known.items() if value is not dataclasses.MISSING}
+    assert len(defaults) > 2 and {name: configured[name] for name in defaults} == defaults
 
 
 # Which blocks carry an adapter
@@ -224,17 +236,17 @@ def test_blocks_are_chosen_by_a_word_or_by_numbers(spec, blocks):
         "1.",
     ],
 )
-def test_blocks_that_are_not_there_are_refused(config, spec):
+def test_blocks_that_do_not_exist_are_refused(config, spec):
     must = "all, none, every:n, last:n or numbers from 0 to 1 as in '0,2'"
     config.model.adapter.blocks = spec
-    assert complaint(config) == f"config.model.adapter.blocks is {spec!r}; it must be {must}"
+    assert refusal(config) == f"config.model.adapter.blocks is {spec!r}; it must be {must}"
 
 
-# What only the model, the devices, the data or the workdir can tell
+# Mistakes that show only with the model, the devices, the data or the workdir
 
 
 def refused(config: ConfigDict, workdir: pathlib.Path | None) -> str:
-    """What `main` says of a config that passes `check` and cannot run."""
+    """The message of `main` about a config that passes `check` and cannot run."""
     with pytest.raises(InputError) as raised:
         main.run(config, None if workdir is None else str(workdir), None)
     assert "\n" not in str(raised.value)
@@ -256,6 +268,7 @@ def test_groups_that_do_not_fit_the_model_are_refused_before_any_stage_is_traine
     assert refused(config, tmp_path).startswith(f"config.stage.blend.groups: {message}")
 
 
+@pytest.mark.eight_devices
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused(config, tmp_path):
     config.stage.blend.batch_size = 12
     assert refused(config, tmp_path) == (
@@ -263,19 +276,20 @@ def test_a_batch_that_does_not_divide_over_the_devices_is_refused(config, tmp_pa
     )
 
 
-def test_a_decoder_that_sees_none_of_a_stage_s_streams_is_refused(config):
+def test_a_decoder_that_uses_none_of_a_stage_s_streams_is_refused(config):
     config.model.decoder.blending = "image_only"
-    assert complaint(config).startswith("config.stage.adapt.streams is ('video',), of which the decoder sees none")
+    assert refusal(config).startswith("config.stage.adapt.streams is ('video',), of which the decoder uses none")
     config.stage.adapt.objectives.update({"captioning": 0.0, "masked_lm": 0.0})
-    config_check.check(config)
+    config_file.check(config)
 
 
+@pytest.mark.eight_devices
 def test_a_mesh_that_the_devices_do_not_fill_is_refused(config, tmp_path):
     config.mesh.tensor = 3
     assert re.match(r"the mesh .*tensor=3 does not fit 8 devices", refused(config, tmp_path))
 
 
-def test_data_that_is_not_there_is_refused_before_training(config, tmp_path):
+def test_data_that_does_not_exist_is_refused_before_training(config, tmp_path):
     config.data.evaluate = "moton"
     assert "did you mean 'motion'" in refused(config, tmp_path)
     set_field(config, "data.evaluate", "folder:/no/such/folder")
@@ -332,7 +346,7 @@ def test_a_config_from_a_clip_takes_its_sizes_and_from_an_export_the_whole_model
     _, parameters = save_clip(tmp_path / "clip")
     made = pretrain(f"pretrained={tmp_path / 'clip'}")
     assert (made.model.vision.width, made.model.adapter.width, made.model.pretrained) == (16, 8, str(tmp_path / "clip"))
-    config_check.check(made)
+    config_file.check(made)
     training = configuration.plain(made.to_dict())
     training["frames"], training["data"]["train"] = 5, ["motion/tiny"]
     training["model"]["decoder"]["blending"] = "parallel"
@@ -340,26 +354,24 @@ def test_a_config_from_a_clip_takes_its_sizes_and_from_an_export_the_whole_model
     write_vlab(tmp_path / "vlab", parameters, {"training": training})
     for get_config in (captioning, pretrain):
         made = get_config(f"pretrained={tmp_path / 'vlab'}")
-        config_check.check(made)
+        config_file.check(made)
         assert (made.frames, made.data.train, made.model.decoder.blending) == (5, ("motion/tiny",), "parallel")
     assert captioning(f"pretrained={tmp_path / 'vlab'},data=folder:/x").data.evaluate == "folder:/x"
     kept = ("^(image_encoder)", "frozen")  # as pre-training kept it
     assert captioning(f"pretrained={tmp_path / 'vlab'}").stage.captioning.groups[0] == kept
     assert kept not in captioning(f"end_to_end,pretrained={tmp_path / 'vlab'}").stage.captioning.groups
-    with pytest.raises(InputError, match=r"^configs/captioning\.py takes pretrained=<weights> and data=<data set>"):
+    with pytest.raises(InputError, match=r"^configs/captioning\.py needs pretrained=<weights>"):
         captioning("data=folder:/x")
 
 
 @pytest.mark.parametrize("tasks", [(), ("retrieving",)])
-def test_a_task_that_there_is_not_is_refused(config, tasks):
+def test_an_unknown_task_is_refused(config, tasks):
     config.evaluation.tasks = tasks
     known = "retrieval, captioning, question_answering"
-    assert re.fullmatch(rf"config\.evaluation\.tasks is .*; it must name one or more of {known}", complaint(config))
+    assert re.fullmatch(rf"config\.evaluation\.tasks is .*; it must name one or more of {known}", refusal(config))
     config.evaluation.tasks = ("retrieval",)
     config.stage.blend.evaluate = ("retrieving",)
-    assert re.fullmatch(
-        rf"config\.stage\.blend\.evaluate is .*; it must name one or more of {known}", complaint(config)
-    )
+    assert re.fullmatch(rf"config\.stage\.blend\.evaluate is .*; it must name one or more of {known}", refusal(config))
 
 
 def test_only_the_tiny_model_is_trained_long():

@@ -1,4 +1,4 @@
-"""Every command of the documentation is one that its program takes, and every link leads somewhere."""
+"""Every command in the documentation is accepted by its program, and every link leads somewhere."""
 
 import argparse
 import importlib
@@ -17,15 +17,15 @@ from ml_collections import config_flags
 from packaging.requirements import Requirement
 from saved_clip import save_clip
 
-from vlab_jax import config_check, config_file
+from vlab_jax import config_file
 
 LINES = list(dict.fromkeys(line for page in PAGES for line in commands(page)))
-# What the pages call a reader's own weights.
+# The name of a reader's own weights in the pages.
 WEIGHTS = re.compile(r"(?<=pretrained=)[^,\s]+")
 
 
-class Taken(Exception):
-    """A command line was taken."""
+class Parsed(Exception):
+    """A program has parsed its command line."""
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,8 @@ def weights(tmp_path_factory) -> str:
 
 
 def train_or_evaluate(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reads the flags of `vlab_jax.main` as it does, and checks the config."""
-    monkeypatch.setattr(sys, "argv", ["vlab_jax.main", *arguments])  # where fields of the config are looked for
+    """Parses the flags as `vlab_jax.main` does, and checks the config."""
+    monkeypatch.setattr(sys, "argv", ["vlab_jax.main", *arguments])  # config_flags looks for fields of the config there
     given = flags.FlagValues()
     config = config_flags.DEFINE_config_file(config_file.FLAG, None, flag_values=given)
     for name in ("workdir", "checkpoint", "replay"):
@@ -47,29 +47,29 @@ def train_or_evaluate(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> 
     with config_file.importable(config_file.value_of(arguments)):
         rest = given(sys.argv)
     assert rest[1:] == []
-    config_check.check(config.value)
+    config_file.check(config.value)
     assert (given.checkpoint is not None) if config.value.task == "evaluate" else given.workdir
 
 
 def compile_for_a_machine(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reads the flags of `vlab_jax.compile` as it does, and the machine that they name."""
+    """Parses the flags as `vlab_jax.compile` does, and the machine that they name."""
     monkeypatch.setattr(sys, "argv", ["vlab_jax.compile", *arguments])
-    monkeypatch.delitem(sys.modules, "vlab_jax.compile", raising=False)  # its flags are set once
+    monkeypatch.delitem(sys.modules, "vlab_jax.compile", raising=False)  # a second import defines its flags again
     assert importlib.import_module("vlab_jax.compile").parse(sys.argv).count
 
 
 def program(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starts a module or a file with its arguments, until it has parsed them."""
+    """Runs a module or a file until it has parsed its arguments."""
     parse = argparse.ArgumentParser.parse_args
 
-    def taken(parser: argparse.ArgumentParser, *given: object) -> None:
-        raise Taken(parse(parser, *given))
+    def stop(parser: argparse.ArgumentParser, *given: object) -> None:
+        raise Parsed(parse(parser, *given))
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", taken)
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
     name, *rest = arguments[1:] if arguments[0] == "-m" else arguments
     monkeypatch.setattr(sys, "argv", [name, *rest])
     monkeypatch.delitem(sys.modules, name, raising=False)
-    with pytest.raises(Taken):
+    with pytest.raises(Parsed):
         if arguments[0] == "-m":
             runpy.run_module(name, run_name="__main__", alter_sys=True)
         else:
@@ -77,7 +77,7 @@ def program(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def installed(arguments: list[str]) -> None:
-    """Checks what `pip install` is given: requirements, or files of them."""
+    """Checks the arguments of `pip install`: requirements, files of them, or extras of the project."""
     while arguments:
         first, *arguments = arguments
         if first == "-r":
@@ -90,10 +90,10 @@ def installed(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_every_shell_line_is_taken_by_its_program(line, weights, monkeypatch):
+def test_every_shell_line_is_accepted_by_its_program(line, weights, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = shlex.split(WEIGHTS.sub(weights, line), comments=True)
-    while re.fullmatch(r"[A-Z_]+=.*", words[0]):  # a variable of the environment
+    while re.fullmatch(r"[A-Z_]+=.*", words[0]):  # an environment variable
         words.pop(0)
     match words:
         case ["python", "-m", "vlab_jax.main", *arguments]:
@@ -107,7 +107,7 @@ def test_every_shell_line_is_taken_by_its_program(line, weights, monkeypatch):
         case ["make", *arguments]:
             subprocess.run(["make", "--dry-run", *arguments], check=True, capture_output=True)
         case _:
-            pytest.fail(f"no check knows this command: {line}")
+            pytest.fail(f"no check for this command: {line}")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

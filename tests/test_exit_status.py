@@ -1,12 +1,11 @@
-"""Each way in which a run ends has its exit status, and one line on standard error."""
+"""Each error that ends a run has its exit status, and one line on standard error."""
 
 import errno
 import os
-import types
 
 import pytest
 
-from vlab_jax import main
+from vlab_jax import config_file, main
 from vlab_jax.errors import CannotRead, CannotWrite, InputError, RunPreempted, RunStopped
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/file")
@@ -23,16 +22,13 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/file")
         (FULL, 5, "error: /a/file cannot be written: No space left on device ("),
     ],
 )
-def test_what_ends_a_run_decides_the_exit_status(monkeypatch, capsys, raised, status, line):
+def test_the_error_that_ends_a_run_decides_the_exit_status(monkeypatch, capsys, raised, status, line):
     def run(*_):
         raise raised
 
-    for flag in ("CONFIG", "WORKDIR", "CHECKPOINT", "MULTIHOST", "PROFILE", "REPLAY"):
-        monkeypatch.setattr(main, flag, types.SimpleNamespace(value=None))
+    monkeypatch.setattr(config_file, "parse", lambda arguments, values: values.mark_as_parsed())
     monkeypatch.setattr(main, "_log_plainly", lambda: None)
     monkeypatch.setattr(main, "run", run)
-    with pytest.raises(SystemExit) as ended:
-        main._main(())
-    assert ended.value.code == status
-    said = capsys.readouterr().err
-    assert said.startswith(line) and said.count("\n") == 1
+    assert main.main(["main", "--config=a"]) == status
+    output = capsys.readouterr().err
+    assert output.startswith(line) and output.count("\n") == 1

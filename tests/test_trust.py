@@ -1,4 +1,4 @@
-"""What others made is data: loading it runs no code of its own, and headers that lie are refused in one line."""
+"""Files of others are data: loading them runs none of their code, and false headers are refused in one line."""
 
 import ast
 import contextlib
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 import pytest
+import tiny_run
 from safetensors.numpy import save_file
 from saved_clip import full_fields, on_one_device
 from tiny_models import ADAPTER, DECODER, random_parameters, tiny_vlab
@@ -31,7 +32,7 @@ WATCHING: list[bool] = []
 
 
 class Touch:
-    """Unpickled, it makes a file."""
+    """Makes a file when it is unpickled."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self.path = str(path)
@@ -50,7 +51,7 @@ sys.addaudithook(_notice)
 
 @contextlib.contextmanager
 def nothing_is_unpickled() -> Iterator[None]:
-    """Fails where a class or a function is looked up by a pickle, in whatever library."""
+    """Fails if a pickle looks up a class or a function, in any library."""
     UNPICKLED.clear()
     WATCHING.append(True)
     try:
@@ -101,7 +102,7 @@ def test_a_kept_batch_with_objects_in_it_is_refused(tmp_path):
     objects = np.array([Touch(tmp_path / "made")], dtype=object)
     np.savez(tmp_path / "batch.npz", _stage=objects, _step=objects, _ids=objects)
     with nothing_is_unpickled(), pytest.raises(InputError, match="is not a batch that a run has kept"):
-        health._read(tmp_path / "batch.npz")
+        health.replay(tiny_run.get_config(), tmp_path, tmp_path / "batch.npz")
     assert not (tmp_path / "made").exists()
 
 
@@ -131,12 +132,12 @@ HEADERS = {
     "shape of texts": {"a": tensor(shape=["2"])},
     "type that is larger": {"a": tensor("F64")},
     "type that is smaller": {"a": tensor("F16")},
-    "type that there is not": {"a": tensor("PICKLE")},
+    "type that does not exist": {"a": tensor("PICKLE")},
     "bytes that no tensor has": {"a": tensor(shape=[1], offsets=[0, 4])},
     "tensors that overlap": {"a": tensor(), "b": tensor()},
     "hole": {"a": tensor(shape=[1], offsets=[0, 4]), "b": tensor(shape=[1], offsets=[8, 12])},
     "no object": [1],
-    "tensor that is none": {"a": 1},
+    "tensor that is a number": {"a": 1},
     "metadata of numbers": {"__metadata__": {"a": 1}, "b": tensor()},
 }
 
@@ -184,14 +185,14 @@ def test_names_and_types_that_are_only_odd_are_names_and_refused_types(tmp_path)
 
 
 def calls(source: pathlib.Path) -> Iterator[tuple[str, ast.Call]]:
-    """The calls in a file, by what is called, as in `subprocess.Popen`."""
+    """The calls in a file, each after the name of its function, as in `subprocess.Popen`."""
     for node in ast.walk(ast.parse(source.read_text())):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func), node
 
 
 def test_no_shell_no_evaluation_of_text_and_no_foreign_pickles():
-    """Names of files and texts never become commands; pickles are read from this program's own workers alone."""
+    """Names of files and texts never become commands; only pickles of this program's own processes are read."""
     found = {}
     for source in SOURCES:
         for called, node in calls(source):
@@ -201,10 +202,10 @@ def test_no_shell_no_evaluation_of_text_and_no_foreign_pickles():
             if starts or runs or reads or any(word.arg in ("shell", "allow_pickle") for word in node.keywords):
                 found.setdefault(source.name, set()).add(called)
     assert found.pop("captioning.py") == {"subprocess.Popen"}  # the Java of two scorers, with a fixed command line
-    assert found.pop("in_hand.py") == {"pickle.loads"}  # a folder that this program makes for its own workers
-    assert found.pop("patience.py") == {"pickle.loads"}  # what the same program has pickled a moment before
-    assert found.pop("processes.py") == {"pickle.loads"}  # what another process of the run has pickled a moment before
-    assert found.pop("replay.py") == {"np.load"}
+    assert found.pop("crash_guard.py") == {"pickle.loads"}  # what this program's own workers send
+    assert found.pop("sources.py") == {"pickle.loads"}  # what the same program has pickled a moment before
+    assert found.pop("sharding.py") == {"pickle.loads"}  # from another process of the run
+    assert found.pop("health.py") == {"np.load"}  # a batch that the run has kept, without pickles
     assert found == {}, "say here why it cannot be made to run what others wrote"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from compile_options import QUICK
 from flax import linen as nn
 
-from vlab_jax.models.layers import Transformer
+from vlab_jax.models.layers import Block
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 
 WIDTH, FRAMES, SIZE, PATCHES, LENGTH, VOCABULARY, EMBED = 16, 4, 16, 4, 8, 40, 8
@@ -49,11 +49,17 @@ def random_parameters(model: VLAB, seed: int = 0) -> Any:
 
 
 def random_vision_parameters(model: VLAB, seed: int = 0) -> Any:
-    """Random parameters of the vision tower and the adapters alone, which is what `encode_frames` takes."""
+    """Random parameters of the vision tower and the adapters, which are all that `encode_frames` uses."""
     video = jax.ShapeDtypeStruct((1, model.frames, SIZE, SIZE, 3), jnp.uint8)
     key = jax.random.key(0)
-    shapes = jax.eval_shape(lambda video: model.init(key, video, method="encode_frames"), video)
+    shapes = jax.eval_shape(lambda video: model.init(key, video, method=encode_frames), video)
     return random_like(shapes["params"], seed)
+
+
+def encode_frames(model: VLAB, video: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The video stream before pooling over frames, as a `method` of `VLAB`: tokens `[B, T, M, D]`, embeddings
+    `[B, T, E]`."""
+    return model._video_stream(model._run_until(video, model.vision_tower, model.common_blocks))
 
 
 def quick_jit(function: Callable, **options: Any) -> Callable:
@@ -84,21 +90,17 @@ def largest_difference(one: Any, other: Any) -> float:
 
 
 def with_block_states(module: nn.Module, parameters: Any, *inputs: Any, **options: Any) -> tuple[Any, jax.Array]:
-    """A module's output, and what each block of the one transformer in it returns: `[depth, B, L, D]`."""
-    states = []
-
-    def collecting(call, inner, keywords, context):
-        if not isinstance(context.module, Transformer) or context.method_name != "__call__":
-            return call(*inner, **keywords)
-        last, every = call(*inner, **{**keywords, "collect": True})
-        states.append(every)
-        return last, every
+    """A module's output, and the outputs of the blocks of its one transformer: `[depth, B, L, D]`."""
 
     def run(parameters, *inputs):
-        states.clear()
-        with nn.intercept_methods(collecting):
-            output = module.apply({"params": parameters}, *inputs, **options)
-        (every,) = states
-        return output, every
+        output, state = module.apply(
+            {"params": parameters},
+            *inputs,
+            **options,
+            capture_intermediates=lambda inner, method: isinstance(inner, Block) and method == "__call__",
+            mutable=["intermediates"],
+        )
+        (((states, _),),) = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, tuple))
+        return output, states
 
     return quick_jit(run)(parameters, *inputs)

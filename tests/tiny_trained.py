@@ -14,11 +14,11 @@ TEXTS = ["what colour is the red circle?", "a blue square moves left", "how many
 
 
 def save_run(workdir: pathlib.Path) -> None:
-    """A run of `tiny_run`, its last stage done."""
+    """Saves a run of `tiny_run` whose last stage is done."""
     config = configuration.plain(tiny_run.get_config().to_dict())
     model = VLAB.from_fields(configuration.model_fields(config))
     parameters = random_like(parameter_shapes(model, config["frames"]))
-    last = parameters["decoder"]["ln_final"]["norm"]  # else its bias writes the same text about every clip
+    last = parameters["decoder"]["ln_final"]["norm"]  # else its bias makes the same text for every clip
     parameters["decoder"]["ln_final"]["norm"] = {"scale": last["scale"] * 0 + 1, "bias": last["bias"] * 0}
     workdir.mkdir(parents=True, exist_ok=True)
     train_bpe(TEXTS, 300, 16).save(workdir)

@@ -1,4 +1,4 @@
-"""Video–text models built on CLIP, in JAX: to train, to evaluate, and to use on one's own videos.
+"""Video–text models built on CLIP, in JAX: to train, to evaluate, and to use on your own videos.
 
 from vlab_jax import Predictor
 print(Predictor.load("my_vlab").caption("clip.mp4"))
@@ -17,7 +17,7 @@ _MODULES = {"Clip": "vlab_jax.inference.clips", "Predictor": "vlab_jax.inference
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for: JAX takes seconds, and the command lines import this package, too.
+    # Imported on first use: JAX takes seconds, and the command lines import this package, too.
     if name in _MODULES:
         return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

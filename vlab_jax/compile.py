@@ -1,24 +1,23 @@
-"""Compiles what a config runs for a machine that is not here: does it fit, and how fast would it be?
+"""Compiles a config's programs for a machine that is not here: do they fit, and how fast would they be?
 
     python -m vlab_jax.compile --config=configs/pretrain.py:l14 --topology=v5p:2x2x2
     python -m vlab_jax.compile --config=configs/pretrain.py:b16 --topology=h100:8 --config.stages="('blend',)" \\
         --largest_batch
 
-The step of each stage is compiled, on any machine with a CPU; no data set, no weights and no network are needed. The
-fields of the config are set as in training. Topologies count chips: v5e:2x4, v5p:2x2x2 and v6e:2x4 are eight TPUs each;
-h200, h100:8 and h100:2x8 are GPUs (hosts x GPUs of each), and so is a100:8. For TPUs libtpu is needed, for GPUs JAX's
-plugin for CUDA, each in an environment of its own: pip install -e '.[compile-tpu]', or '.[compile-gpu]'.
+The step of each stage is compiled, on any machine with a CPU; no data set, no weights and no network are needed.
+Topologies count chips: v5e:2x4, v5p:2x2x2 and v6e:2x4 are eight TPUs each; h200, a100:8 and h100:2x8 are GPUs (hosts x
+GPUs per host). TPUs need libtpu, and GPUs need JAX's plugin for CUDA, each in an environment of its own: pip install -e
+'.[compile-tpu]', or '.[compile-gpu]'.
 
-What it says, of one device: the bytes of parameters, optimiser, average, batch and temporaries, and whether they fit;
-model FLOPs (vlab_jax/models/flops.py), and their time at the chip's peak; what collectives send; for TPUs the
-compiler's own estimate of the time, where it goes, and the utilisation that follows. Where the compiler gives no
-estimate, as for kernels written by hand, a rule charges it (vlab_jax/compiling/step_time.py). For GPUs no time is
-estimated: XLA's compiler for them says none. An estimate is none of input, hosts or network between them.
+For one device it reports: the bytes of parameters, optimiser, average, batch and temporaries, and whether they fit;
+model FLOPs, and their time at the chip's peak; what collectives send; for TPUs the compiler's own estimate of the time
+(or a rule's, where it has none: vlab_jax/compiling/step_time.py), where that time goes, and the resulting utilisation.
+XLA's compiler for GPUs gives no estimates. Input, hosts and the network between hosts are left out.
 
-A TPU's compiler refuses what does not fit. On a GPU, JAX takes 75 % of the memory, or as much as
-XLA_PYTHON_CLIENT_MEM_FRACTION says, which this command reads too, and the program must fit that.
+A TPU's compiler refuses a program that does not fit. On a GPU, JAX allocates 75 % of the memory, or the share in
+XLA_PYTHON_CLIENT_MEM_FRACTION, which this command reads too, and the program must fit that.
 
-Exit status: 0 everything fits; 3 something does not; 2 something to mend in the command or the config; 1 a fault.
+Exit status: 0 everything fits; 3 something does not fit; 2 an error in the command or the config; 1 a bug.
 """
 
 import functools
@@ -30,190 +29,157 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from vlab_jax import config as configuration
-from vlab_jax import config_check, config_file
+from vlab_jax import config_file
 from vlab_jax.compiling import topologies
 from vlab_jax.errors import InputError
 
-FLAGS = flags.FlagValues()
-CONFIG = config_flags.DEFINE_config_file(
-    config_file.FLAG,
-    None,
-    "What would be trained: a file, and after a colon its argument, as in configs/pretrain.py:l14.",
-    flag_values=FLAGS,
+FLAGS = config_file.program_flags(
+    "The training config: a file, and its argument after a colon, as in configs/pretrain.py:l14.",
+    {"topology": "The machine, as v5e:2x4, v5p:2x2x2, v6e:2x4, h200, h100:8 or h100:2x8."},
+    {
+        "use": "Also compile the programs that embed clips and texts and generate captions.",
+        "largest_batch": "Find the largest batch of each stage that fits, to a sixteenth, starting from the config's: "
+        "at most 7 compiles.",
+        "json": "Print a JSON object, in bytes and seconds, instead of a table.",
+        "markdown": "Print a row of Markdown for each program instead of a table.",
+    },
 )
-TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "The machine, as v5e:2x4, v5p:2x2x2, v6e:2x4, h200, h100:8 or h100:2x8.", flag_values=FLAGS
-)
-USE = flags.DEFINE_bool(
-    "use", False, "Compile, too, what embedding clips and texts and writing captions run.", flag_values=FLAGS
-)
-LARGEST = flags.DEFINE_bool(
-    "largest_batch",
-    False,
-    "Find the largest batch of each stage that fits, to a sixteenth, from the config's on: seven compiles at most.",
-    flag_values=FLAGS,
-)
-JSON = flags.DEFINE_bool(
-    "json", False, "Print a JSON object, in bytes and seconds, instead of a table.", flag_values=FLAGS
-)
-MARKDOWN = flags.DEFINE_bool(
-    "markdown", False, "Print a row of Markdown for each program instead of a table.", flag_values=FLAGS
-)
-UNFIT = 3
+DOES_NOT_FIT = 3
 
 
 def run(
     config: ConfigDict, topology: topologies.Topology, use: bool = False, search: bool = False
 ) -> tuple[Any, list[Any]]:
-    """Compiles a config's programs for a machine.
+    """Compiles a checked training config's programs for a machine: returns the mesh and a `report.ProgramRow` for each.
 
-    Args:
-      config: of training, checked.
-      use: whether what embedding and captioning run is compiled, too.
-      search: whether the largest batch of each stage is looked for.
-
-    Returns:
-      The mesh, and a `compile_report.ProgramRow` for each program.
-
-    Raises:
-      InputError: the config does not fit the machine's mesh, or the machine is none that can be compiled for.
+    With `use`, also the programs of embedding and captioning; with `search`, the largest batch of each stage that fits.
+    Raises `InputError` if the config does not fit the machine's mesh, or the compiler does not know the machine.
     """
-    import jax  # here, because all this takes seconds, and the environment must be set before
+    import jax  # here, because it takes seconds, and the environment must be set before
 
     from vlab_jax.runtime import sharding
-    from vlab_jax.training import programs
-    from vlab_jax.training import stage as stages
+    from vlab_jax.training import programs, setup
+    from vlab_jax.training.stage import check_stages
 
     config = configuration.resolved(config)
     mesh = sharding.make_mesh(**config.mesh, devices=topologies.devices(topology))
-    stages.check(programs.model_of(config, mesh), config, mesh)
+    check_stages(setup.make_model(config, mesh), setup.read_stages(config), mesh)
     with jax.set_mesh(mesh), jax.default_matmul_precision(config.matmul_precision):
-        used = programs.uses(config, mesh) if use else []
-        total, rows = len(config.stages) + len(used), []
+        inference = programs.inference_programs(config, mesh) if use else []
+        total, rows = len(config.stages) + len(inference), []
         for name in config.stages:
             step = functools.partial(programs.stage_step, config, name, mesh)
-            place = f"[{len(rows) + 1}/{total}]"
-            row = _largest(step, topology, mesh, place) if search else _compiled(step(), topology, mesh, place)
+            count = f"[{len(rows) + 1}/{total}]"
+            row = _search(step, topology, mesh, count) if search else _compile(step(), topology, mesh, count)
             rows.append(row)
-        for program in used:
-            rows.append(_compiled(program, topology, mesh, f"[{len(rows) + 1}/{total}]"))
+        for program in inference:
+            rows.append(_compile(program, topology, mesh, f"[{len(rows) + 1}/{total}]"))
     return mesh, rows
 
 
-def _show(given: Sequence[str], topology: topologies.Topology, mesh: Any, rows: Sequence[Any]) -> str:
-    """What is printed of the rows, by the flags of the command line `given`."""
+def _compile(program: Any, topology: topologies.Topology, mesh: Any, count: str) -> Any:
+    """The `report.ProgramRow` of a `programs.Program`."""
+    from vlab_jax.compiling import fitting, hlo, report, step_time
+    from vlab_jax.runtime.profiling import peak_flops
+
+    began = time.monotonic()
+    _log(f"{count} {program.name}, a batch of {program.batch}: ")
+    with topologies.mock_cudnn(capability=topology.chip.capability):
+        lowered = program.trace().lower()
+    _log(f"lowered in {time.monotonic() - began:.0f} s, ")
+    result = fitting.compile_program(lowered, topology, sum(program.held.values()))
+    seconds = time.monotonic() - began
+    verdict = "fits" if result.fits else "does not fit"
+    memory = f"{result.needed / topologies.GIB:.2f} of {result.available / topologies.GIB:.2f} GiB"
+    _log(f"compiled after {seconds:.0f} s; it {verdict}: {memory}\n")
+    peak, chip = peak_flops(list(mesh.devices.flat)), topology.chip
+    counts = hlo.count_program(result.text) if result.text else hlo.ProgramCounts()
+    estimate = None
+    if result.text and topology.platform == "tpu":
+        rates = step_time.Rates(chip.clock, (peak or 0.0) / mesh.size, chip.bandwidth, chip.ring)
+        estimate = step_time.estimate_time(result.text, rates)
+    return report.ProgramRow(
+        name=program.name,
+        batch=program.batch,
+        memory=result,
+        held=program.held,
+        flops=None if program.flops is None else program.flops / mesh.size,
+        at_peak=program.flops / peak if program.flops and peak else None,
+        collectives={
+            kind: {"count": float(count), "payload": float(counts.payload[kind]), "sent": counts.sent[kind]}
+            for kind, count in counts.count.items()
+        },
+        sending=counts.total_sent / chip.ring if chip.ring and result.text else None,
+        time=estimate,
+        compile_seconds=seconds,
+    )
+
+
+def _search(step: Callable[..., Any], topology: topologies.Topology, mesh: Any, count: str) -> Any:
+    """The `report.ProgramRow` of a stage's largest batch that fits, or of the smallest that was tried if none fits."""
+    from vlab_jax.compiling import fitting
+
+    rows, first = {}, step()
+
+    def attempt(batch: int) -> fitting.CompileResult:
+        rows[batch] = _compile(step(batch), topology, mesh, count)
+        return rows[batch].memory
+
+    fixed = sum(first.held.values()) - first.held["batch"]
+    return rows[fitting.largest_batch(attempt, first.batch, first.unit, fixed) or min(rows)]
+
+
+def _log(text: str) -> None:
+    print(text, end="", file=sys.stderr, flush=True)
+
+
+def _format(arguments: Sequence[str], topology: topologies.Topology, mesh: Any, rows: Sequence[Any]) -> str:
+    """The output for the rows, by the flags."""
     from vlab_jax.compiling import report
 
     axes = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-    if JSON.value:
-        about = {"topology": topology.name, "devices": mesh.size, "mesh": dict(mesh.shape)}
-        return json.dumps(about | {"programs": [row.as_json() for row in rows]}, indent=2)
-    if MARKDOWN.value:
-        what = (config_file.value_of(given) or "").rpartition(":")[2]
-        command = shlex.join(["python", "-m", "vlab_jax.compile", *(word for word in given if word != "--markdown")])
-        return "\n".join(report.markdown(row, what, topology.name, axes, command) for row in rows)
+    if FLAGS.json:
+        header = {"topology": topology.name, "devices": mesh.size, "mesh": dict(mesh.shape)}
+        return json.dumps(header | {"programs": [row.as_json() for row in rows]}, indent=2)
+    if FLAGS.markdown:
+        config = (config_file.value_of(arguments) or "").rpartition(":")[2]
+        command = ["python", "-m", "vlab_jax.compile", *(word for word in arguments if word != "--markdown")]
+        return "\n".join(report.markdown(row, config, topology.name, axes, shlex.join(command)) for row in rows)
     kind = mesh.devices.flat[0].device_kind
     return f"{topology.name}: {mesh.size} x {kind}, mesh {axes}\n\n{report.table(rows)}"
 
 
-def _compiled(made: Any, topology: topologies.Topology, mesh: Any, place: str) -> Any:
-    """The `ProgramRow` of a `programs.Program`."""
-    from vlab_jax.compiling import fitting, hlo, report, step_time
-    from vlab_jax.compiling.topologies import cudnn_answers
-    from vlab_jax.runtime.profiling import peak_flops
-
-    began = time.monotonic()
-    _say(f"{place} {made.name}, a batch of {made.batch}: ")
-    with cudnn_answers(capability=topology.capability):
-        lowered = made.trace().lower()
-    _say(f"lowered in {time.monotonic() - began:.0f} s, ")
-    found = fitting.compiled(lowered, topology, sum(made.held.values()))
-    spent = time.monotonic() - began
-    verdict = "fits" if found.fits else "does not fit"
-    needs = f"{found.needed / topologies.GIB:.2f} of {found.available / topologies.GIB:.2f} GiB"
-    _say(f"compiled after {spent:.0f} s; it {verdict}: {needs}\n")
-    peak, chip, work, estimate = peak_flops(list(mesh.devices.flat)), topology.chip, hlo.ProgramCounts(), None
-    if found.text:
-        work = hlo.work(found.text)
-    if found.text and topology.platform == "tpu":
-        rates = step_time.Rates(chip.clock, (peak or 0.0) / mesh.size, chip.bandwidth, chip.ring)
-        estimate = step_time.estimate(found.text, rates)
-    return report.ProgramRow(
-        made.name,
-        made.batch,
-        found.fits,
-        found.needed,
-        found.available,
-        found.temporaries,
-        made.held,
-        None if made.flops is None else made.flops / mesh.size,
-        made.flops / peak if made.flops and peak else None,
-        {
-            kind: {"count": float(work.count[kind]), "payload": float(work.payload[kind]), "sent": work.sent[kind]}
-            for kind in work.count
-        },
-        work.total_sent / chip.ring if chip.ring and found.text else None,
-        estimate,
-        spent,
-    )
-
-
-def _largest(step: Callable[..., Any], topology: topologies.Topology, mesh: Any, place: str) -> Any:
-    """The `ProgramRow` of the largest batch of a stage that fits, or of the smallest that was tried where none does."""
-    from vlab_jax.compiling import fitting
-
-    tried, first = {}, step()
-
-    def attempt(batch: int) -> Any:
-        tried[batch] = _compiled(step(batch), topology, mesh, place)
-        return tried[batch]
-
-    size = fitting.largest(attempt, first.batch, first.unit, lambda row: sum(row.held.values()) - row.held["batch"])
-    return tried[size or min(tried)]
-
-
-def _say(words: str) -> None:
-    print(words, end="", file=sys.stderr, flush=True)
-
-
 def parse(arguments: Sequence[str]) -> topologies.Topology:
-    """Parses the command line; the machine that it names.
-
-    Raises:
-      InputError: what is wrong with it.
-    """
+    """Parses the command line, and returns the machine; raises `InputError`."""
     try:
-        config_file.parse(arguments, FLAGS, CONFIG)
+        config_file.parse(arguments, FLAGS)
     except InputError as error:
-        hint = "; nothing is fetched here, so name the size, as in configs/pretrain.py:l14"
+        hint = "; nothing is downloaded here, so name the size, as in configs/pretrain.py:l14"
         raise InputError(f"{error}{hint if 'pretrained=' in ' '.join(arguments) else ''}") from error
-    if not TOPOLOGY.value:
-        raise InputError(f"say for which machine, as in --topology=v5e:2x4; known are {', '.join(topologies.CHIPS)}")
-    config_check.check(CONFIG.value)
-    if CONFIG.value.task != "train":
+    if not FLAGS.topology:
+        raise InputError(f"name the machine, as in --topology=v5e:2x4; known chips are {', '.join(topologies.CHIPS)}")
+    config_file.check(FLAGS.config)
+    if FLAGS.config.task != "train":
         raise InputError(
-            "compiling is for a config that trains, as configs/pretrain.py; with --use also for what it is used for"
+            "compiling needs a config that trains, as configs/pretrain.py; --use also compiles embedding and captioning"
         )
-    return topologies.parse(TOPOLOGY.value)
+    return topologies.parse(FLAGS.topology)
 
 
 def main(arguments: Sequence[str]) -> int:
     """The entry point of `python -m vlab_jax.compile`."""
-    if any(argument in config_file.HELP for argument in arguments[1:]) or not arguments[1:]:
-        print(config_file.described(__doc__, (CONFIG, TOPOLOGY, USE, LARGEST, JSON, MARKDOWN), FLAGS))
-    if any(argument in config_file.HELP for argument in arguments[1:]):
+    if config_file.show_help(arguments, __doc__, FLAGS):
         return 0
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a config may look for weights: none are fetched
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a config may name weights: none are downloaded
     try:
         topology = parse(arguments)
         os.environ.update(topologies.environment(topology))
-        mesh, rows = run(CONFIG.value, topology, USE.value, LARGEST.value)
-        print(_show(arguments[1:], topology, mesh, rows))
-        return 0 if all(row.fits for row in rows) else UNFIT
+        mesh, rows = run(FLAGS.config, topology, FLAGS.use, FLAGS.largest_batch)
+        print(_format(arguments[1:], topology, mesh, rows))
+        return 0 if all(row.memory.fits for row in rows) else DOES_NOT_FIT
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,10 +1,11 @@
-"""What a config may say: every field with its default.
+"""Every field of a config with its default.
 
-`configs/*.py` start from these trees and change what they are about; `config_check.py` checks the outcome. Fields
-marked *reconstruction* are choices that VLAB's paper does not print.
+`configs/*.py` start from these trees and change some fields; `config_file.py` checks the result. Fields
+marked *reconstruction* are our choices: of VLAB's paper, only the abstract is known to us.
 """
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,31 +13,29 @@ from ml_collections import ConfigDict
 
 from vlab_jax.errors import InputError
 
-RETRY_SECONDS = 300.0
-
 
 def training_config() -> ConfigDict:
-    """The fields of a training run. `stages` names the stages in order; `stage.<name>` says what each does."""
+    """The fields of a training run. `stages` names the stages in order; `stage.<name>` holds the fields of each."""
     return ConfigDict(
         {
             "task": "train",
             "seed": 0,
-            # What matrix products are computed in; parameters, softmax, norms and losses are float32.
+            # The type of matrix products; parameters, softmax, norms and losses are float32.
             "dtype": "float32",
-            # `auto`: attention by the accelerator's own kernel, where it takes the shapes and types and agrees with
+            # `auto`: attention by the accelerator's own kernel, if it supports the shapes and types and agrees with
             # plain attention before the first step; `xla`: never.
             "attention": "auto",
-            # Precision of float32 matrix products on accelerators (jax.default_matmul_precision); similarities are in
-            # full float32 whatever it is.
+            # Precision of float32 matrix products on accelerators (jax.default_matmul_precision); similarities are
+            # always in full float32.
             "matmul_precision": "default",
-            # Frames of a clip, and how many of them the image stream takes (reconstruction).
+            # Frames of a clip, and how many of them the image stream uses (reconstruction).
             "frames": 8,
             "image_frames": 4,
             "model": {
                 # Weights to start from: a .safetensors file, a directory or a model name of a CLIP (Hugging Face,
-                # OpenCLIP, EVA-CLIP), or a directory that vlab_jax.export wrote. Empty: random ones.
+                # OpenCLIP, EVA-CLIP), or a directory that vlab_jax.export wrote. Empty: random weights.
                 "pretrained": "",
-                # Fields of models.clip.VisionTower and TextTower.
+                # Fields of models.towers.VisionTower and TextTower.
                 "vision": {
                     "image_size": 224,
                     "patch_size": 32,
@@ -67,7 +66,7 @@ def training_config() -> ConfigDict:
                     "epsilon": 1e-5,
                     "token_deviation": 0.02,
                 },
-                # Fields of models.video_adapter.VideoAdapter (reconstruction). `blocks` says which vision blocks
+                # Fields of models.video_adapter.VideoAdapter (reconstruction). `blocks` are the vision blocks that
                 # carry one: all, none, every:n (each n-th), last:n, or numbers from 0 as in '0,4,8'.
                 "adapter": {
                     "blocks": "all",
@@ -78,7 +77,7 @@ def training_config() -> ConfigDict:
                     "heads": 6,
                     "activation": "gelu",
                 },
-                # Fields of models.multimodal_decoder.MultimodalDecoder (reconstruction).
+                # Fields of models.decoder.MultimodalDecoder (reconstruction).
                 "decoder": {"blending": "concat", "cross_attention_every": 1, "frame_positions": True},
                 # Whether the image stream shares the video stream's CLIP parameters (reconstruction), and its
                 # weight in the video embedding (reconstruction).
@@ -91,8 +90,8 @@ def training_config() -> ConfigDict:
                 "unroll": 1,
             },
             # `bpe` is trained on the training texts, with model.text.vocab_size ids at most; `clip` is read from
-            # `path`, a directory or a model name of CLIP's tokenizer (empty: beside the weights). `auto`: `clip` with
-            # model.pretrained, and `bpe` without.
+            # `path`, a directory or a model name of CLIP's tokenizer (empty: the folder of the weights). `auto`: `clip`
+            # with model.pretrained, and `bpe` without.
             "tokenizer": {"kind": "auto", "path": ""},
             "data": {
                 # Data sets to train on: 'name', 'name/variant', 'folder:/a/directory'; several with weights, as
@@ -100,36 +99,28 @@ def training_config() -> ConfigDict:
                 "train": ("motion",),
                 # The data set whose `validation` and `test` splits are evaluated.
                 "evaluate": "motion",
-                **build_fields(),
-                **prefetch_fields(),
-                # The share of clips that may fail to decode before the run stops.
-                "max_failed_share": 0.01,
-                # Seconds that the records may be out of reach, as on a network file system, before the run stops.
-                "retry_seconds": RETRY_SECONDS,
-                # Media with fewer frames than asked for: repeat frames, or fail.
-                "short": "repeat",
+                **_data_fields(),
             },
             "stages": (),
             "stage": {},
             "evaluation": {"batch_size": 32, **_scored()},
             "generation": generation_config(),
-            # Devices per axis of the mesh; -1: as many as are left.
+            # Devices per axis of the mesh; -1: all that remain.
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             "checkpoint": {
-                # Steps between checkpoints, and how many of the newest are kept; the best so far is kept besides.
+                # Steps between checkpoints, and how many of the newest are kept, besides the best so far.
                 "every": 500,
                 "keep": 3,
-                # The checkpoint that is tested: the best on `validation` data of those that the last stage was
-                # evaluated with (stage.evaluate_every, and its end), or the `last`. On `test` data it would be chosen
-                # by what it is tested on, and its figures would be too good: that is refused without
-                # i_select_on_test_data, and marked in every table with it.
+                # The checkpoint to test: the best on `validation` data among the evaluations of the last stage
+                # (stage.evaluate_every, and its end), or the `last`. A checkpoint selected on `test` data has figures
+                # that are too good: this is refused without i_select_on_test_data, and marked in every table with it.
                 "select_on": "validation",
                 "i_select_on_test_data": False,
-                # The figure that decides; empty: text_to_video/R@1, CIDEr or QA all, by the first task.
+                # The figure to select by; empty: the default figure of the first task (evaluation.registry).
                 "select_by": "",
             },
             "log_every": 10,
-            # Steps in a row that may be skipped because their gradients are not finite, before the run stops.
+            # Steps in a row that may be skipped because gradients are not finite, before the run stops.
             "most_skipped": 5,
             # Stop after this many steps in all, as if interrupted; 0: run to the end.
             "stop_after": 0,
@@ -140,21 +131,21 @@ def training_config() -> ConfigDict:
 
 
 def _scored() -> dict[str, Any]:
-    """What is evaluated, in a run and of a checkpoint."""
+    """The fields of evaluations, in a run and of a checkpoint."""
     return {
-        # Of `retrieval`, `captioning` and `question_answering`.
+        # Names in evaluation.registry.TASKS.
         "tasks": ("retrieval",),
-        # The types of questions that retrieval answers by similarity, and question answering leaves out.
+        # Types of questions that retrieval answers by similarity, and question answering leaves out.
         "multiple_choice": ("twin",),
-        # How many answers the closed list has that question answering ranks besides generating its own: the most
-        # frequent of the training split; 0: none is ranked. A JSON file with a list to rank instead.
+        # Size of the closed list that question answering ranks besides free generation: the most frequent answers of
+        # the training split; 0: none is ranked. `answer_list`: a JSON file with a list to rank instead.
         "closed_list": 1000,
         "answer_list": "",
-        # How many of the clips that retrieval finds best are ranked anew by the decoder's likelihood of the query, in
-        # a row of their own; 0: none.
+        # How many of the clips that retrieval ranks first are re-ranked by the decoder's likelihood of the query, in a
+        # row of their own; 0: none.
         "rerank": 0,
-        # Further rows of retrieval, which see other queries than the one they rank for: `dual_softmax` those of the
-        # test, `querybank` captions trained on. Never the headline; see `evaluation.query_normalisation`.
+        # Further rows of retrieval, whose ranking of a query uses others: `dual_softmax` those of the test,
+        # `querybank` training captions. Never the headline; see `evaluation.retrieval_metrics`.
         "query_normalisation": (),
         "dual_softmax_temperature": 0.01,
         # Training captions in the bank (reconstruction: QB-Norm takes all), and the factor of their cosines.
@@ -163,22 +154,22 @@ def _scored() -> dict[str, Any]:
     }
 
 
-def build_fields() -> dict[str, Any]:
-    """How data sets are prepared; with `data.workers`, the fields of `data.builders.options.BuildOptions`."""
+def _data_fields() -> dict[str, Any]:
+    """How data sets are prepared, and how their clips are read and decoded ahead of the model."""
     return {
         # Where data sets are built; empty: TFDS's default.
         "directory": "",
-        # Where official annotation files and media lie: <manual_dir>/<data set>/, or manual_dir itself.
+        # The folder of official annotation files and media: <manual_dir>/<data set>/, or manual_dir itself.
         "manual_dir": "",
-        # Leave out the clips of official data sets whose media are missing, instead of refusing to build.
+        # Leave out clips of official data sets whose media are missing, instead of refusing to build.
         "allow_missing": False,
-        # What is stored: `file`, the encoded files as obtained; `frames`, JPEGs, so many a second, of which the short
-        # side has so many pixels.
+        # What is stored: `file`, the encoded files as obtained; `frames`, JPEGs: frame_rate a second, short_side pixels
+        # on the short side.
         "variant": "file",
         "frame_rate": 4.0,
         "short_side": 256,
         "jpeg_quality": 90,
-        # What reading and decoding one clip may take; see `data.limits.MediaLimits`.
+        # Limits for reading and decoding one clip; see `data.media.MediaLimits`.
         "limits": {
             "max_pixels": 66_355_200,
             "max_frames": 2_592_000,
@@ -186,54 +177,53 @@ def build_fields() -> dict[str, Any]:
             "max_bytes": 2_147_483_647,
             "decode_seconds": 600.0,
         },
-    }
-
-
-def prefetch_fields() -> dict[str, Any]:
-    """How clips are decoded ahead of the model; see `data.prefetch`."""
-    return {
-        # Worker processes that decode; -1: two fewer than there are cores, shared by the processes of a run on one
-        # host; 0: threads.
+        # Worker processes that decode; -1: two fewer than the cores, shared by the processes of a run on one host; 0:
+        # threads.
         "workers": -1,
-        # GiB of host memory for batches that are made ahead, those in shared memory (/dev/shm) included, for all
-        # processes of a run on one host. In a run, training and evaluation have a half each. Workers that find no room
-        # are not started.
+        # GiB of host memory for batches made ahead, including what worker processes hold, for all processes of a run on
+        # one host. In a run, training and evaluation have a half each. Workers without room are not started.
         "prefetch_gigabytes": 8.0,
+        # The share of clips that may fail to decode before the run stops.
+        "max_failed_share": 0.01,
+        # Seconds for which reads of the records are retried during an outage, before the run stops.
+        "retry_seconds": 300.0,
+        # Media with too few frames: repeat frames, or fail.
+        "short": "repeat",
     }
 
 
 def generation_config() -> ConfigDict:
-    """How captions are generated in evaluation; see `models.generation.Search`."""
+    """How captions are generated in evaluation; see `models.generation.GenerationConfig`."""
     return ConfigDict(
         {
             "beams": 3,
             "length_penalty": 1.0,
-            # Tokens of a caption, its end included; 0: as many as the text tower has positions for.
+            # Tokens of a caption, its end included; 0: as many as the text tower has positions.
             "max_tokens": 0,
         }
     )
 
 
 def stage_config(**fields: Any) -> ConfigDict:
-    """The fields of one stage, with some set."""
+    """The fields of one stage; `fields` replace defaults (`InputError` if a stage has no such field)."""
     config = ConfigDict(
         {
             "steps": 1000,
             "batch_size": 64,
-            # Parts of the batch that go through the model one after the other, for batches that memory does not hold
-            # at once; the contrastive loss still compares all clips of the batch with all texts.
+            # Parts of the batch that go through the model one after the other, for batches too large for memory; the
+            # contrastive loss still compares all clips of the batch with all texts.
             "micro_batches": 1,
             # Columns of the batch's similarities that exist at once; 0: all.
             "contrastive_chunk": 0,
-            # Data sets of this stage alone; empty: data.train.
+            # Data sets of this stage; empty: data.train.
             "train": (),
             # Frames of a clip in this stage; 0: the run's.
             "frames": 0,
             "streams": ("video", "image"),
-            # Ordered (pattern, peak learning rate or 'frozen'); the first that a parameter's path holds wins.
+            # Ordered (pattern, peak learning rate or 'frozen'); the first pattern found in a parameter's path decides.
             "groups": ((".*", 1e-4),),
-            # What becomes of parameters that no objective of the stage reaches, as the text tower's in captioning:
-            # `frozen`, or `decay` in their group: without a gradient, but shrunk by weight decay.
+            # Parameters that no objective of the stage uses, such as the text tower's in captioning: `frozen`, or
+            # `decay`: they have no gradient, but weight decay shrinks them.
             "unused": "decay",
             "warmup_steps": 50,
             "end_learning_rate_share": 0.0,
@@ -241,57 +231,51 @@ def stage_config(**fields: Any) -> ConfigDict:
             "clip_norm": 1.0,
             "b1": 0.9,
             "b2": 0.98,
-            # Decay of a moving average of the parameters, evaluated in their place; 0 keeps none.
+            # Decay of a moving average of the parameters, which is evaluated in their place; 0: none.
             "average_decay": 0.0,
             # Weights of the objectives; 0 leaves one out.
             "objectives": {"contrastive": 1.0, "captioning": 1.0, "masked_lm": 1.0, "question_answering": 0.0},
-            # How many of a clip's questions are learned from in one step (reconstruction).
+            # Questions of a clip in one step (reconstruction).
             "questions_per_clip": 1,
             "label_smoothing": 0.1,
             "masked_share": 0.15,
-            # Leave this stage out where model.pretrained gives the weights that it would train.
+            # Leave this stage out if model.pretrained is set.
             "only_from_scratch": False,
             # First copy CLIP's towers into the decoder and a separate image encoder.
             "start_from_clip": False,
-            # Steps between evaluations on validation data; 0: at the stage's end alone.
+            # Steps between evaluations on validation data; 0: only at the stage's end.
             "evaluate_every": 0,
-            # What is evaluated after this stage; empty: evaluation.tasks.
+            # The tasks evaluated after this stage; empty: evaluation.tasks.
             "evaluate": (),
         }
     )
-    unknown_keys(fields, config.to_dict(), "stage_config")
+    check_keys(fields, config.to_dict(), "stage_config")
     config.update(fields)
     return config
 
 
 def evaluation_config() -> ConfigDict:
-    """The fields of an evaluation of a checkpoint, whose own config says what the model is."""
+    """The fields of an evaluation of a checkpoint, whose own config describes the model."""
     return ConfigDict(
         {
             "task": "evaluate",
-            # The data set and the split; an empty data set: the one the run evaluates on.
+            # The data set and the split; an empty data set: that of the run.
             "dataset": "",
             "split": "test",
-            # Streams that make the video embedding; empty: those of the last stage.
+            # Streams of the video embedding; empty: those of the last stage.
             "streams": (),
             "batch_size": 32,
             **_scored(),
             "generation": generation_config(),
-            "data": {
-                **build_fields(),
-                **prefetch_fields(),
-                "short": "repeat",
-                "max_failed_share": 0.01,
-                "retry_seconds": RETRY_SECONDS,
-            },
+            "data": _data_fields(),
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             "report": {"queries": 8},
         }
     )
 
 
-def unknown_keys(given: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Raises InputError for the first key of `given` that `known` lacks, naming the nearest."""
+def check_keys(given: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raises InputError for the first unknown key, naming the nearest known one."""
     for key in given:
         if key not in known:
             near = nearest(key, known)
@@ -300,40 +284,26 @@ def unknown_keys(given: Iterable[str], known: Iterable[str], where: str) -> None
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that is spelled most like another, if one is."""
+    """The known word with the most similar spelling, if one is similar."""
     return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)), None)
 
 
-def type_name(value: Any) -> str:
-    """The name of a field's type; lists are tuples, since either is taken."""
-    return "tuple" if isinstance(value, list) else type(value).__name__
-
-
 def resolved(config: ConfigDict) -> ConfigDict:
-    """A copy of a training config with what depends on `model.pretrained` settled: its stages and its tokenizer.
-
-    Raises:
-      InputError: no stage is left.
-    """
+    """A copy of a training config with the stages (`InputError` if none remains) and the tokenizer that
+    `model.pretrained` implies."""
     made = config.copy_and_resolve_references()
     if made.model.pretrained:
         made.stages = tuple(name for name in made.stages if not made.stage[name].only_from_scratch)
     if not made.stages:
-        raise InputError("config.stages has nothing but stages that are left out with config.model.pretrained")
+        raise InputError("config.stages holds only stages that config.model.pretrained leaves out")
     if made.tokenizer.kind == "auto":
         made.tokenizer.kind = "clip" if made.model.pretrained else "bpe"
     return made
 
 
 def adapted_blocks(spec: str, depth: int) -> tuple[int, ...]:
-    """The vision blocks that carry an adapter.
-
-    Args:
-      spec: `all`, `none`, `every:n` (each n-th), `last:n`, or numbers from 0 as in `0,4,8`.
-
-    Raises:
-      InputError: `spec` is none of these, or names a block that `depth` blocks do not have.
-    """
+    """The vision blocks that carry an adapter: `all`, `none`, `every:n` (each n-th), `last:n`, or numbers from 0 as in
+    `0,4,8`; raises `InputError` if `spec` is something else, or names a block beyond `depth`."""
     kind, _, number = spec.partition(":")
     try:
         if spec in ("all", "none"):
@@ -354,27 +324,17 @@ def adapted_blocks(spec: str, depth: int) -> tuple[int, ...]:
     return blocks
 
 
-def plain(config: Any) -> Any:
-    """A config as JSON has it: dictionaries, lists, numbers, strings."""
-    if isinstance(config, Mapping):
-        return {key: plain(value) for key, value in config.items()}
-    if isinstance(config, tuple | list):
-        return [plain(value) for value in config]
-    return config
+def plain(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a config as JSON has them: dictionaries, lists, numbers, strings."""
+    return json.loads(json.dumps(config))
 
 
 def model_fields(config: Mapping[str, Any], platform: str = "cpu") -> dict[str, Any]:
-    """The arguments of `models.vlab.VLAB` that a training config (or its JSON) says, for a platform of devices."""
+    """The arguments of `models.vlab.VLAB` from a training config or its JSON, for a platform of devices."""
     fields = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config["model"].items()}
     adapter = fields["adapter"]
     adapter["blocks"] = adapted_blocks(adapter["blocks"], fields["vision"]["depth"])
     adapter["kernel"] = tuple(adapter["kernel"])
     fields.pop("pretrained", None)
     attention = config.get("attention", "auto")  # configs of earlier runs lack it
-    return {
-        **fields,
-        "frames": config["frames"],
-        "dtype": config["dtype"],
-        "platform": platform,
-        "attention": attention,
-    }
+    return fields | {"frames": config["frames"], "dtype": config["dtype"], "platform": platform, "attention": attention}

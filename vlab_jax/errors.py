@@ -1,36 +1,25 @@
-"""The one exception for what a user can mend: a config, a file, a command line."""
+"""The errors that end a program with one line, and the exit status of each (`vlab_jax.main`)."""
 
 
 class InputError(ValueError):
-    """Bad input, said in one line: what is wrong, where, and what to do about it.
+    """Something that the user can correct: a config, a file, a command line. Exit status 2.
 
-    `vlab_jax.main` prints the message alone, without a traceback, and exits with status 2.
+    The message is one line: what is wrong, where, and what to do about it.
     """
 
 
 class RunStopped(RuntimeError):
-    """A run that cannot go on, said in one line: what happened, at which step, and what is kept.
-
-    `vlab_jax.main` prints the message alone and exits with status 3.
-    """
+    """The run cannot go on. Exit status 3. The message says what happened, at which step, and what is kept."""
 
 
 class RunPreempted(RuntimeError):
-    """A run that was asked to end (SIGTERM) and has saved where it is.
-
-    `vlab_jax.main` exits with status 4; started again, the run goes on.
-    """
+    """SIGTERM came, and the run has saved where it is. Exit status 4; started again, the run goes on."""
 
 
 class CannotWrite(RunStopped):
-    """What a run leaves behind could not be written: no room, no permission, a disk that fails.
-
-    The checkpoints before are as they were. `vlab_jax.main` prints the message alone and exits with status 5.
-    """
+    """A file of the run could not be written: no room, no permission, a failing disk. The checkpoints before it are
+    whole. Exit status 5."""
 
 
 class CannotRead(RunStopped):
-    """The data was out of reach for longer than `data.retry_seconds`; what was trained is saved.
-
-    `vlab_jax.main` prints the message alone and exits with status 6.
-    """
+    """The data was out of reach for longer than `data.retry_seconds`; the training so far is saved. Exit status 6."""

@@ -2,9 +2,9 @@
 
     python -m vlab_jax.main --config=experiments/adapting/config.py:conv --workdir=workdir_conv
 
-All arms train as `experiments/recipe.py` says; the image stream is left out, since the question is about the video
-stream. In all but `positions` the decoder is not told which frame a token is of: what it knows of time, adapters wrote.
-`README.md` says what the arms are for.
+All arms use the training of `experiments/recipe.py`, without the image stream, since the question is about the video
+stream. Except in `positions`, the decoder gets no frame positions: all it knows of time comes from the adapters.
+`README.md` describes the arms.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from experiments import recipe
 
 BLEND_STEPS = 600
 NO_ADAPTER = {"model.adapter.blocks": "none"}
-# The fields in which each arm differs from the first, a convolution over 5 frames in every block.
+# The fields that differ from the first arm, a convolution over 5 frames in every block.
 CHANGES: dict[str, dict[str, Any]] = {
     "conv": {},
     "none": NO_ADAPTER,
@@ -28,12 +28,12 @@ CHANGES: dict[str, dict[str, Any]] = {
     "frames_16": {"frames": 16},
     "kernel_1": {"model.adapter.kernel": (1, 1, 1)},
     "kernel_3": {"model.adapter.kernel": (3, 1, 1)},
-    # CLIP stays as its stills taught it, as in the stage before.
+    # CLIP stays frozen, as in the stage before.
     "frozen": {"stage.blend.groups": recipe.tiny(BLEND_STEPS).stage.adapt.groups},
 }
-# Five seeds where the headline is; two for what it depends on, so that all of it is done in a night on two cores.
+# Five seeds for the headline, two for the other arms, so that all runs finish in a night on two cores.
 ARMS = {arm: 5 if arm in ("conv", "none") else 2 for arm in CHANGES}
-# What `experiments.summary` shows, and which arms it compares.
+# For `experiments.summary`: the scores in the table, and the pairs of arms that it tests.
 ROW, FIGURES = recipe.ROW, recipe.FIGURES
 COMPARED = (("conv", "none"), ("conv", "positions"), ("conv", "attention"), ("conv", "frozen"))
 

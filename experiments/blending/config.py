@@ -2,9 +2,8 @@
 
     python -m vlab_jax.main --config=experiments/blending/config.py:concat_separate --workdir=workdir_concat
 
-The first stage sees a glyph in every still, and the words tell it. The videos that the other stages see have
-glyphs too, and 5 % of their words tell them. The test asks for what moves and for the glyph. `README.md` says what the
-arms are for.
+Every still of the first stage shows a glyph, and its caption mentions it. The videos of the other stages show glyphs,
+too, but only 5 % of their captions mention them. The test covers motion and the glyph. `README.md` describes the arms.
 """
 
 from typing import Any
@@ -16,7 +15,7 @@ from experiments import recipe
 
 BLEND_STEPS = 500
 SEPARATE = {"model.image_encoder": "separate"}
-# The image stream's CLIP stays as the stills taught it.
+# The image stream's CLIP stays frozen after the stills.
 KEPT = {**SEPARATE, "stage.blend.groups": (pretrain.KEPT_IMAGE_ENCODER,)}
 ENCODERS = {"separate": SEPARATE, "shared": {}, "kept": KEPT}
 IMAGE_ALONE = {
@@ -25,9 +24,9 @@ IMAGE_ALONE = {
     "stage.blend.streams": ("image",),
 }
 CLIP_FROZEN = {"stage.blend.groups": (("^vision/", "frozen"),)}
-# Stills go on being seen, one clip in ten.
+# Training continues with stills, one clip in ten.
 WITH_STILLS = {"stage.blend.train": ("motion/glyphs@0.9", "motion/glyphs_still@0.1")}
-# The fields in which each arm differs from the first; groups are put in front of those of `configs/pretrain.py`.
+# The fields that differ from the first arm; `groups` go before those of `configs/pretrain.py`.
 CHANGES: dict[str, dict[str, Any]] = {
     **{
         f"{blending}_{encoder}": {**changes, "model.decoder.blending": blending}
@@ -38,16 +37,16 @@ CHANGES: dict[str, dict[str, Any]] = {
     "none_kept": {**recipe.VIDEO_ALONE, **CLIP_FROZEN},
     "image_only": IMAGE_ALONE,
     "image_only_kept": {**IMAGE_ALONE, **CLIP_FROZEN},
-    # The image stream's CLIP learns at 1/25 of the adapters' rate, as `configs/pretrain.py` has it for large models.
+    # The image stream's CLIP is trained at 1/25 of the adapters' rate, as in `configs/pretrain.py` for large models.
     "concat_slow": {**SEPARATE, "stage.blend.groups": (("^image_encoder/", 2e-4),)},
-    # More of the embedding from the image stream.
+    # A larger share of the embedding for the image stream.
     "kept_blend_0.5": {**KEPT, "model.embedding_blend": 0.5},
     "kept_with_stills": {**KEPT, **WITH_STILLS},
     "none_with_stills": {**recipe.VIDEO_ALONE, **WITH_STILLS},
 }
-# Five seeds also with stills: with them, the video stream alone forgot the glyph by one seed and not by another. Of
-# `stacked_separate`, whose first seed kept the glyph although it was trained end to end. And of each kind of blending
-# with CLIP's copy kept, since `configs/pretrain.py` takes one of them.
+# Five seeds also for the arms with stills, since with them the video stream alone forgot the glyph with one seed and
+# not with another; for `stacked_separate`, whose first seed kept the glyph although it was trained end to end; and for
+# each kind of blending with a frozen copy of CLIP, since `configs/pretrain.py` uses one of them.
 HEADLINE = (
     "concat_separate",
     "concat_kept",
@@ -85,7 +84,7 @@ COMPARED = (
     ("stacked_kept", "stacked_separate"),
     ("parallel_kept", "none"),
     ("parallel_kept", "image_only_kept"),
-    # What blends best, and what else keeps.
+    # Which blending is best, and which other arms keep the glyph.
     ("stacked_shared", "none"),
     ("concat_shared", "none"),
     ("parallel_kept", "concat_kept"),

@@ -1,10 +1,10 @@
-"""Peak memory and time of `vlab_jax.datasets.check` over a WebVid CSV of so many rows.
+"""Peak memory and time of `vlab_jax.datasets.check` on WebVid CSVs with the given numbers of rows.
 
     python -m experiments.dataset_check.measure --rows 100000 1000000
 
-The rows are synthetic: every `--every`-th has its video, a link to one small file, in a folder of a thousand; the
-others are missing. Peak memory is that of the largest process, as the system counts it (`ru_maxrss`); the check is a
-process of its own.
+The rows are synthetic: every `--every`-th row has its video, a link to one small file, in folders of a thousand; the
+other videos are missing. Peak memory is that of the largest process, as the system counts it (`ru_maxrss`); the check
+runs in a process of its own.
 """
 
 import argparse
@@ -17,14 +17,14 @@ import sys
 import tempfile
 import time
 
-from vlab_jax.datasets.motion.builder import Motion, video_clips
+from vlab_jax.datasets.motion.dataset import CONFIGS, video_clips
 
 VALIDATION_ROWS = 5_000
 
 
 def write_corpus(folder: pathlib.Path, rows: int, every: int) -> None:
-    """Annotations of both splits, and the videos of some rows."""
-    clip = next(video_clips(Motion.builder_configs["tiny"], "validation")).media
+    """Writes annotations of both splits, and the videos of some rows."""
+    clip = next(video_clips(CONFIGS["tiny"], "validation")).media
     (folder / "one.bin").write_bytes(clip)
     for split, count, first in (("train", rows, 0), ("val", VALIDATION_ROWS, rows)):
         with open(folder / f"results_10M_{split}.csv", "w", encoding="utf-8") as file:
@@ -39,7 +39,7 @@ def write_corpus(folder: pathlib.Path, rows: int, every: int) -> None:
 
 
 def measure(rows: int, every: int, work: pathlib.Path) -> dict[str, float]:
-    """Peak memory in MiB, time in seconds and size of the state in MiB of one check."""
+    """Returns peak memory in MiB, time in seconds and size of the state in MiB of one check."""
     folder = work / str(rows) / "webvid"
     folder.mkdir(parents=True)
     write_corpus(folder, rows, every)
@@ -59,7 +59,7 @@ def measure(rows: int, every: int, work: pathlib.Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """The command line."""
+    """Measures each number of rows, and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--every", type=int, default=100)

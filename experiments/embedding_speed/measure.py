@@ -1,11 +1,11 @@
-"""Which share of its time a predictor spends in the model when it embeds videos, and which in Python and decoding.
+"""The share of the model, and of Python and decoding, in the time of embedding videos.
 
     python -m experiments.embedding_speed.measure --videos=/a/folder/of/videos
     python -m experiments.embedding_speed.measure --videos=/a/folder/of/videos --clips=16 --repeats=1
 
-The model has the shape of `--size` in `configs/sizes.py` and random parameters. Two runs are taken in turns, on the
-same clips: `Predictor.embed_videos` on their paths, and the model alone on their frames, decoded before. The share
-is the second's time over the first's, by medians. Decoding alone, in one process, is timed besides.
+The model has a size of `configs/sizes.py` (`--size`) and random parameters. Two kinds of runs alternate, on the same
+clips: `Predictor.embed_videos` on their paths, and the model alone on frames that were decoded before. The share is the
+second time over the first, by medians. Decoding alone, in one process, is also timed.
 """
 
 import argparse
@@ -26,16 +26,16 @@ from experiments.timing import made_with, medians
 from vlab_jax.config import model_fields, plain
 from vlab_jax.data.tokenizer import train_bpe
 from vlab_jax.errors import InputError
-from vlab_jax.inference.clips import Clip, media_files, show
-from vlab_jax.inference.engine import Trained, bucket, one_ahead, padded
+from vlab_jax.inference.clips import Clip, load_frames, media_files
+from vlab_jax.inference.engine import TrainedModel, bucket_size, one_ahead, pad_batch
 from vlab_jax.inference.predictor import Predictor
-from vlab_jax.models.likelihood import chunks
+from vlab_jax.models.generation import chunks
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.runtime import sharding
 from vlab_jax.runtime.disk import write_json
 
 
-def random_model(size: str, dtype: str) -> Trained:
+def random_model(size: str, dtype: str) -> TrainedModel:
     """A model of a published size with random parameters, as if a run had trained it."""
     config = {**plain(get_config(size).to_dict()), "dtype": dtype}
     model = VLAB.from_fields(model_fields(config))
@@ -49,13 +49,13 @@ def random_model(size: str, dtype: str) -> Trained:
     )
     text = config["model"]["text"]
     tokenizer = train_bpe(["a video"], 300, text["context_length"])
-    return Trained(size, mesh, config, config["stages"][-1], model, parameters, tokenizer)
+    return TrainedModel(size, mesh, config, config["stages"][-1], model, parameters, tokenizer)
 
 
 def model_alone(predictor: Predictor, frames: list[np.ndarray], batch: int) -> Callable[[], np.ndarray]:
-    """Embeds frames that are there, in the batches that the predictor makes."""
+    """Embeds decoded frames, in the same batches as the predictor."""
     engine = predictor.engine
-    batches = [padded(part, bucket(len(part), batch, engine.divisor)) for part in chunks(frames, batch)]
+    batches = [pad_batch(part, bucket_size(len(part), batch, engine.divisor)) for part in chunks(frames, batch)]
     return lambda: np.concatenate(list(one_ahead(engine.embed(video) for video in batches)))
 
 
@@ -63,12 +63,12 @@ def main() -> None:
     """Measures and writes `results.json` beside this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", required=True, help="a folder of videos")
-    parser.add_argument("--size", default="b16", choices=sorted(SIZES), help="of configs/sizes.py")
+    parser.add_argument("--size", default="b16", choices=sorted(SIZES), help="a size in configs/sizes.py")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--clips", type=int, default=0, help="how many of the videos (default: all)")
-    parser.add_argument("--batch", type=int, default=8, help="clips at once")
-    parser.add_argument("--workers", type=int, default=-1, help="processes that decode")
-    parser.add_argument("--repeats", type=int, default=3, help="runs that are counted")
+    parser.add_argument("--clips", type=int, default=0, help="number of videos (default: all)")
+    parser.add_argument("--batch", type=int, default=8, help="clips in a batch")
+    parser.add_argument("--workers", type=int, default=-1, help="decoding processes")
+    parser.add_argument("--repeats", type=int, default=3, help="counted runs")
     given = parser.parse_args()
     try:
         paths = media_files(given.videos)[: given.clips or None]
@@ -78,7 +78,7 @@ def main() -> None:
     decoded: list[np.ndarray] = []
 
     def decode() -> None:
-        decoded[:] = [show(Clip(path), predictor.frames) for path in paths]
+        decoded[:] = [load_frames(Clip(path), predictor.frames) for path in paths]
 
     decode()
     alone = model_alone(predictor, decoded, given.batch)
@@ -90,10 +90,10 @@ def main() -> None:
     for count in {
         min(given.batch, len(paths)),
         len(paths) % given.batch or given.batch,
-    }:  # compiles, and is not counted
+    }:  # compiles; not counted
         found = predictor.embed_videos(paths[:count])
         np.testing.assert_allclose(found, model_alone(predictor, decoded[:count], given.batch)()[:count], atol=1e-5)
-    seconds = medians(runs, given.repeats, told=functools.partial(print, file=sys.stderr, flush=True))
+    seconds = medians(runs, given.repeats, log=functools.partial(print, file=sys.stderr, flush=True))
     recorded = {
         **{key: value for key, value in vars(given).items() if key != "videos"},
         "clips": len(paths),

@@ -1,15 +1,15 @@
-"""Stored frames against decoding: clips a second, error, bytes; and 8 frames of a minute against the whole of it.
+"""Stored frames versus decoding: clips a second, error, bytes; and 8 frames of a minute versus all of its frames.
 
     python -m experiments.frames.measure --videos=/a/folder/of/videos
 
-Each subfolder of the folder is a group. A clip's media are in memory, as a record is once it is read; what is timed is
-`video.decode_clip`, 8 frames of 224 x 224 pixels at the centres of segments. Seconds are those of the processor, of the
-one thread that works, so that others on the machine count little. All times of one comparison are taken in turns, and
-what counts is the ratio of medians.
+Each subfolder of the folder is a group. A clip's media are in memory, like a record after reading; `video.decode_clip`
+is timed, for 8 frames of 224 x 224 pixels at the centres of segments. Times are processor seconds of the working
+thread, so that other processes on the machine matter little. All runs of one comparison alternate, and the ratio of
+medians counts.
 
 The minute is made of the videos themselves, cut to 480 x 360 pixels and 25 frames a second, one after the other, and
-encoded by libx264 with key frames at most so many frames apart: with more of them at cuts, as files usually have, and
-without. The whole of it is decoded plainly: every frame, none converted.
+encoded by libx264 with a maximum distance between key frames: with further key frames at cuts, as files usually have,
+and without. Decoding the whole minute decodes every frame and converts none.
 """
 
 import argparse
@@ -33,13 +33,13 @@ import numpy as np
 import PIL.Image
 
 from experiments.timing import commit, medians
-from vlab_jax.data import frames, video
+from vlab_jax.data import video
 from vlab_jax.datasets.records import BuildOptions
 from vlab_jax.runtime.disk import write_json
 
 FRAMES, SIZE = 8, 224
 RATE, SECONDS, PICTURE = 25, 60, (480, 360)
-# Frames between key frames at most, and whether there are others at cuts.
+# Maximum distance between key frames, and whether there are others at cuts.
 GOPS = {
     "250, and at cuts (x264's default)": (250, True),
     "250": (250, False),
@@ -50,31 +50,31 @@ GOPS = {
 
 
 def store(media: bytes, short_side: int) -> list[bytes]:
-    """A clip as frames, with the default rate and quality."""
+    """Encodes a clip as stored frames, with the default rate and quality."""
     default = BuildOptions()
     form = {"frame_rate": default.frame_rate, "quality": default.jpeg_quality}
-    return frames.store(media, start=0.0, end=math.inf, short_side=short_side, **form)
+    return video.store_frames(media, start=0.0, end=math.inf, short_side=short_side, **form)
 
 
 def decode(media: bytes | Sequence[bytes], num_frames: int = FRAMES) -> np.ndarray:
-    """What a model sees of a clip in evaluation."""
+    """Decodes the frames that a model gets in evaluation."""
     return video.decode_clip(media, num_frames=num_frames, size=SIZE)
 
 
 def decode_whole(media: bytes) -> int:
-    """The number of a video's frames, each of them decoded."""
+    """Decodes all frames of a video, and returns their number."""
     with av.open(io.BytesIO(media)) as container:
         container.streams.video[0].codec_context.thread_count = 1
         return sum(1 for _ in container.decode(video=0))
 
 
 def videos(folder: pathlib.Path, most: int) -> dict[str, list[bytes]]:
-    """The media of each subfolder that can be decoded; of more than `most`, evenly spread ones."""
+    """The decodable media of each subfolder; if there are more than `most`, evenly spread ones."""
     groups: dict[str, list[bytes]] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
             media = path.read_bytes()
-            video.probe(media)
+            video.measure_duration(media)
         except video.DecodeError:
             continue
         groups.setdefault(path.relative_to(folder).parts[0], []).append(media)
@@ -82,7 +82,7 @@ def videos(folder: pathlib.Path, most: int) -> dict[str, list[bytes]]:
 
 
 def compare_group(clips: list[bytes], repeats: int) -> dict[str, Any]:
-    """Clips a second of both ways, bytes of both forms, and the difference of their pixels."""
+    """Clips a second and bytes of both variants, and the difference of their pixels."""
     started = time.process_time()
     stored = [store(media, BuildOptions().short_side) for media in clips]
     storing = time.process_time() - started
@@ -91,7 +91,7 @@ def compare_group(clips: list[bytes], repeats: int) -> dict[str, Any]:
     held = sum(map(len, stored))
     return {
         "clips": len(clips),
-        "seconds of video": round(sum(video.probe(media).duration for media in clips), 1),
+        "seconds of video": round(sum(video.measure_duration(media) for media in clips), 1),
         "clips a second, direct": len(clips) / seconds["direct"],
         "clips a second, frames": len(clips) / seconds["frames"],
         "direct / frames": seconds["direct"] / seconds["frames"],
@@ -105,7 +105,7 @@ def compare_group(clips: list[bytes], repeats: int) -> dict[str, Any]:
 
 
 def difference(clips: list[bytes], stored: list[list[bytes]]) -> dict[str, float]:
-    """Of all stored frames, to the same ones decoded directly: in levels of 256, and in decibels."""
+    """The difference between stored frames and the same frames decoded directly, in levels of 256 and in decibels."""
     means, squares = [], []
     for media, jpegs in zip(clips, stored, strict=True):
         error = decode(media, len(jpegs)).astype(np.float32) - decode(jpegs, len(jpegs))
@@ -116,7 +116,7 @@ def difference(clips: list[bytes], stored: list[list[bytes]]) -> dict[str, float
 
 
 def compare_qualities(clips: list[bytes]) -> dict[str, Any]:
-    """Bytes a frame, and the mean difference at 224 x 224 in levels of 256, by quality and chroma: 4 frames a clip."""
+    """Bytes a frame and mean difference at 224 x 224 in levels of 256, by quality and chroma, from 4 frames a clip."""
     pictures = [picture for media in clips for picture in video.read_frames(media, 0.0, math.inf, _four, _small)]
     found = {}
     for quality, chroma in itertools.product((75, 85, 90, 95), ("4:2:0", "4:4:4")):
@@ -140,7 +140,7 @@ def _small(rgb: np.ndarray, aspect: float) -> np.ndarray:
 
 
 def minute(clips: Sequence[bytes]) -> Iterator[av.VideoFrame]:
-    """Frames of the clips, one clip after the other, for a minute."""
+    """A minute of frames, one clip after the other."""
     width, height = PICTURE
     number = 0
     while True:
@@ -151,13 +151,13 @@ def minute(clips: Sequence[bytes]) -> Iterator[av.VideoFrame]:
                         return
                     frame = frame.reformat(width, height, "yuv420p")
                     frame.pts, frame.time_base = number, 1 / fractions.Fraction(RATE)
-                    frame.pict_type = av.video.frame.PictureType.NONE  # else the source's key frames are kept
+                    frame.pict_type = av.video.frame.PictureType.NONE  # otherwise the source's key frames are kept
                     number += 1
                     yield frame
 
 
 def encode(clips: Sequence[bytes], gop: int, cuts: bool) -> bytes:
-    """A minute of the clips with so many frames between key frames."""
+    """Encodes a minute of the clips with a distance between key frames."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as output:
         options = {"g": str(gop), "preset": "medium", **({} if cuts else {"sc_threshold": "0"})}
@@ -171,7 +171,7 @@ def encode(clips: Sequence[bytes], gop: int, cuts: bool) -> bytes:
 
 
 def compare_minute(media: bytes, repeats: int) -> dict[str, Any]:
-    """Seconds for 8 frames, of the video and of its frames, and for the whole of it."""
+    """Seconds for 8 frames, from the video and from stored frames, and for the whole minute."""
     stored = store(media, BuildOptions().short_side)
     assert decode_whole(media) == RATE * SECONDS
     seconds = medians(
@@ -191,7 +191,7 @@ def compare_minute(media: bytes, repeats: int) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Where and with what this was measured."""
+    """The machine and the versions of a measurement."""
     versions = {"python": platform.python_version(), "av": av.__version__, "pillow": PIL.__version__}
     ffmpeg = ".".join(map(str, av.library_versions["libavcodec"]))
     return {"commit": commit(), "cores": os.cpu_count(), "cpu": _cpu(), **versions, "libavcodec": ffmpeg}
@@ -210,9 +210,9 @@ def main() -> None:
     """Measures and writes `results.json` beside this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=pathlib.Path, required=True, help="a folder of folders of videos")
-    parser.add_argument("--repeats", type=int, default=7, help="runs that are counted")
-    parser.add_argument("--most", type=int, default=20, help="clips of a group")
-    parser.add_argument("--minute", default="misc", help="the group that the minute is made of")
+    parser.add_argument("--repeats", type=int, default=7, help="counted runs")
+    parser.add_argument("--most", type=int, default=20, help="maximum number of clips in a group")
+    parser.add_argument("--minute", default="misc", help="the group whose clips make up the minute")
     given = parser.parse_args()
     groups = videos(given.videos, given.most)
     results: dict[str, Any] = {"groups": {}, "minute": {}}

@@ -1,12 +1,12 @@
-"""How fast captions come out of the decoder: cached, by the whole prefix at each step, and from GIT in PyTorch.
+"""The speed of caption generation: with a cache, without one, and by GIT in PyTorch.
 
     python -m experiments.generation_speed.measure
 
-The shape is that of `configs/pretrain.py:b16`: a decoder of width 512, 12 blocks and 8 heads that sees 12 frames of 197
-tokens. GIT (`transformers`) gets a decoder of that width, depth and number of heads, the same number of visual tokens
-and the same vocabulary. Parameters are random and no text ends early, so every run generates `--tokens` tokens. The
-vision towers are left out on both sides: their features are given. Times are of one process, taken in turns, and what
-counts is the ratio of their medians.
+The sizes are those of `configs/pretrain.py:b16`: a decoder of width 512, 12 blocks and 8 heads that attends to 12
+frames of 197 tokens. GIT (`transformers`) gets a decoder of the same width, depth and number of heads, the same number
+of visual tokens and the same vocabulary. Parameters are random and no text ends early, so every run generates
+`--tokens` tokens. Both sides get random features instead of a vision tower's. All runs are in one process and
+alternate; the ratio of their medians counts.
 """
 
 import argparse
@@ -25,17 +25,17 @@ import numpy as np
 from configs.pretrain import get_config
 from experiments.timing import commit, medians
 from vlab_jax.config import model_fields, plain
-from vlab_jax.models.generation import Search, generate
-from vlab_jax.models.vlab import VLAB, decoder_of, parameter_shapes
+from vlab_jax.models.generation import GenerationConfig, generate_texts
+from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.runtime.disk import write_json
 
 FRAMES = {"video": 8, "image": 4}
 TOKENS_A_FRAME, VISION_WIDTH, START = 197, 768, 49406
-NEVER_ENDS = -1  # an id that no token has
+NEVER_ENDS = -1  # an id without a token
 
 
 def our_model() -> tuple[VLAB, Any]:
-    """VLAB of the shape b16, and random parameters of its decoder."""
+    """VLAB of size b16, and random parameters of its decoder."""
     config = plain(get_config("b16").to_dict())
     model = VLAB.from_fields({**model_fields(config), "dtype": "float32", "remat": "none"})
     shapes = parameter_shapes(model, config["frames"])["decoder"]
@@ -44,7 +44,7 @@ def our_model() -> tuple[VLAB, Any]:
 
 
 def features(batch: int) -> dict[str, np.ndarray]:
-    """What the two vision towers would give."""
+    """Random features in place of those of the two vision towers."""
     rng = np.random.default_rng(1)
     shape = (batch, TOKENS_A_FRAME, VISION_WIDTH)
     return {
@@ -53,22 +53,22 @@ def features(batch: int) -> dict[str, np.ndarray]:
 
 
 def cached(model: VLAB, parameters: Any, streams: dict[str, Any], tokens: int, beams: int) -> Callable[[], Any]:
-    """Generation as the package does it: memory of the clips, then token by token."""
+    """Generation as the package does it: a visual cache of the clips, then token by token."""
     batch = streams["video"].shape[0]
     prefix, lengths = jnp.full((batch, 1), START, jnp.int32), jnp.ones(batch, jnp.int32)
-    search = Search(tokens, NEVER_ENDS, beams)
+    search = GenerationConfig(tokens, NEVER_ENDS, beams)
 
     def run(parameters, streams):
-        memory = decoder_of(model).apply({"params": parameters}, streams, method="encode_visual")
-        return generate(decoder_of(model), parameters, memory, prefix, lengths, search)
+        memory = model.standalone_decoder().apply({"params": parameters}, streams, method="cache_visual")
+        return generate_texts(model, search, parameters, memory, None, prefix, lengths)
 
     compiled = jax.jit(run)
     return lambda: jax.block_until_ready(compiled(parameters, streams).tokens)
 
 
 def full_prefix(model: VLAB, parameters: Any, streams: dict[str, Any], tokens: int) -> Callable[[], Any]:
-    """Greedy generation without a cache: a compiled step reads all that is there, `tokens` times."""
-    batch, decoder = streams["video"].shape[0], decoder_of(model)
+    """Greedy generation without a cache: a compiled step reads the whole prefix, `tokens` times."""
+    batch, decoder = streams["video"].shape[0], model.standalone_decoder()
 
     @jax.jit
     def step(parameters, streams, texts, place):
@@ -88,7 +88,7 @@ def full_prefix(model: VLAB, parameters: Any, streams: dict[str, Any], tokens: i
 def git(streams: dict[str, np.ndarray], tokens: int, beams: int) -> Callable[[], Any]:
     """GIT's `generate` on the same features, with a decoder of the same size."""
     sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tests"))
-    from pytorch import pytorch  # as the parity tests have it
+    from pytorch import pytorch  # the version of the parity tests
 
     torch = pytorch()
     from transformers import GitConfig, GitForCausalLM
@@ -103,7 +103,7 @@ def git(streams: dict[str, np.ndarray], tokens: int, beams: int) -> Callable[[],
     given = torch.from_numpy(np.concatenate([streams["video"], streams["image"]], axis=1))  # [B, F, 197, 768]
 
     class Given(torch.nn.Module):
-        """Stands in for the vision tower: hands out the features, frame by frame."""
+        """Replaces the vision tower: returns the features, frame by frame."""
 
         def __init__(self):
             super().__init__()
@@ -130,9 +130,9 @@ def git(streams: dict[str, np.ndarray], tokens: int, beams: int) -> Callable[[],
 def main() -> None:
     """Measures and writes `results.json` beside this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=8, help="clips at once")
-    parser.add_argument("--tokens", type=int, default=30, help="tokens of a text")
-    parser.add_argument("--repeats", type=int, default=3, help="runs that are counted")
+    parser.add_argument("--batch", type=int, default=8, help="clips in a batch")
+    parser.add_argument("--tokens", type=int, default=30, help="tokens in a text")
+    parser.add_argument("--repeats", type=int, default=3, help="counted runs")
     given = parser.parse_args()
     model, parameters = our_model()
     streams = features(given.batch)
@@ -144,10 +144,10 @@ def main() -> None:
         "GIT, greedy": git(streams, given.tokens, 1),
         "GIT, beam 3": git(streams, given.tokens, 3),
     }
-    # These runs compile, and are not counted.
+    # These runs compile; not counted.
     assert np.array_equal(runs["cached, greedy"](), runs["full prefix, greedy"]()), "the two ways differ"
     runs["cached, beam 3"]()
-    seconds = medians(runs, given.repeats, told=functools.partial(print, file=sys.stderr, flush=True))
+    seconds = medians(runs, given.repeats, log=functools.partial(print, file=sys.stderr, flush=True))
     ratios = {
         "full prefix / cached": seconds["full prefix, greedy"] / seconds["cached, greedy"],
         "GIT / cached, greedy": seconds["GIT, greedy"] / seconds["cached, greedy"],

@@ -1,10 +1,10 @@
-"""A week imitated: 20,000 steps of a tiny model in one process, and what of the machine it holds along the way.
+"""A long run in miniature: 20,000 steps of a tiny model in one process, and the resources that it holds meanwhile.
 
     python -m experiments.long_run.measure
 
-The run trains with a worker process that decodes, saves every 500 steps and evaluates every 2,000. Every few seconds
-its memory, that of its worker processes, its open files, its threads and its processes are read from outside; after
-the warm-up none of them may grow by more than 5 %. Writes `results.json` and `growth.png` beside this file.
+The run trains with one decoding worker process, saves every 500 steps and evaluates every 2,000. Every few seconds its
+memory, that of its worker processes, and its open files, threads and processes are read from outside; after the warm-up
+none of them may grow by more than 5 %. Writes `results.json` and `growth.png` beside this file.
 """
 
 import argparse
@@ -30,8 +30,8 @@ FOLDER = pathlib.Path(__file__).parent
 ROOT = FOLDER.parents[1]
 CONFIG = ROOT / "tests" / "tiny_run.py"
 STEPS, ADAPT, EVERY, EVALUATE = 20_000, 200, 500, 2000
-WARM_UP = 0.2  # the share of the steps that what is cached, compiled and opened once may take
-MOST = 0.05  # growth that is allowed
+WARM_UP = 0.2  # share of the steps for everything that is cached, compiled and opened once
+MOST = 0.05  # allowed growth
 SHOWN = {
     "own_mib": "memory of the process, MiB",
     "workers_mib": "memory of its worker processes, MiB",
@@ -42,7 +42,7 @@ SHOWN = {
 
 
 class Sample(NamedTuple):
-    """What a run holds at a time. Memory is resident; that of workers counts shared pages in each."""
+    """The resources of a run at one time. Memory is resident; pages that workers share count in each of them."""
 
     seconds: float
     step: int
@@ -54,7 +54,7 @@ class Sample(NamedTuple):
 
 
 def command(workdir: pathlib.Path, data: pathlib.Path, steps: int) -> list[str]:
-    """The run as a command."""
+    """The command line of the run."""
     fields = {
         "data.directory": data,
         "data.workers": 1,
@@ -71,7 +71,7 @@ def command(workdir: pathlib.Path, data: pathlib.Path, steps: int) -> list[str]:
 
 
 def sample(process: psutil.Process, began: float, step: int) -> Sample | None:
-    """What a process and those below it hold now; None where it has just ended."""
+    """The current resources of a process and its children; None if it has just ended."""
     try:
         below = process.children(recursive=True)
         workers = sum(_resident(each) for each in below)
@@ -86,12 +86,12 @@ def sample(process: psutil.Process, began: float, step: int) -> Sample | None:
 def _resident(process: psutil.Process) -> int:
     try:
         return process.memory_info().rss
-    except psutil.Error:  # ended meanwhile
+    except psutil.Error:  # has ended meanwhile
         return 0
 
 
 def last_step(workdir: pathlib.Path) -> int:
-    """The newest step in the record; 0 where there is none."""
+    """The newest recorded step; 0 if there is none."""
     path = workdir / METRICS_FILE
     if not path.exists():
         return 0
@@ -101,10 +101,8 @@ def last_step(workdir: pathlib.Path) -> int:
     return json.loads(lines[-1])["step"] if lines and lines[-1].startswith(b"{") else 0
 
 
-def watch(
-    arguments: Sequence[str], workdir: pathlib.Path, interval: float, told: Callable[[str], None]
-) -> list[Sample]:
-    """Runs a command to its end, and samples it on the way."""
+def watch(arguments: Sequence[str], workdir: pathlib.Path, interval: float, log: Callable[[str], None]) -> list[Sample]:
+    """Runs a command to its end, and samples its resources meanwhile."""
     began, samples = time.monotonic(), []
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     log = workdir.with_suffix(".log")
@@ -114,7 +112,7 @@ def watch(
             if found := sample(process, began, last_step(workdir)):
                 samples.append(found)
                 if len(samples) % 20 == 0:
-                    told(str(found))
+                    log(str(found))
             time.sleep(interval)
     if run.returncode:
         raise RuntimeError(f"the run ended with status {run.returncode}: {log.read_text()[-2000:]}")
@@ -122,7 +120,7 @@ def watch(
 
 
 def growth(samples: Sequence[Sample], steps: int) -> dict[str, dict[str, float]]:
-    """Medians of the first and the last quarter of what follows the warm-up, and how they compare."""
+    """Medians of the first and the last quarter after the warm-up, and their growth."""
     kept = [each for each in samples if WARM_UP * steps <= each.step < steps]
     quarter = max(len(kept) // 4, 1)
     found = {}
@@ -134,7 +132,7 @@ def growth(samples: Sequence[Sample], steps: int) -> dict[str, dict[str, float]]
 
 
 def plot(samples: Sequence[Sample], steps: int, path: pathlib.Path) -> None:
-    """Each figure over the steps."""
+    """Plots each resource over the steps."""
     figure = Figure(figsize=(8, 9), layout="constrained")
     for axes, (name, label) in zip(figure.subplots(len(SHOWN), sharex=True), SHOWN.items(), strict=True):
         axes.plot([each.step for each in samples], [getattr(each, name) for each in samples], linewidth=1)

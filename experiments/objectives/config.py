@@ -1,8 +1,8 @@
-"""One arm of the experiment on objectives: a tiny model on `motion`, taught by some of them.
+"""One arm of the experiment on objectives: a tiny model on `motion`, trained with some of the objectives.
 
     python -m vlab_jax.main --config=experiments/objectives/config.py:contrastive --workdir=workdir_contrastive
 
-Each arm learns from the same clips in as many steps, on both streams; `README.md` says what the arms are for.
+Each arm trains on the same clips for the same number of steps, on both streams; `README.md` describes the arms.
 """
 
 from ml_collections import ConfigDict
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from experiments import recipe
 
 BLEND_STEPS = 500
-# What is left out of both stages, `adapt` and `blend`.
+# The objectives that `adapt` and `blend` leave out.
 CONTRASTIVE = ("contrastive",)
 GENERATIVE = ("captioning", "masked_lm", "question_answering")
 LEFT_OUT: dict[str, tuple[str, ...]] = {"both": (), "contrastive": GENERATIVE, "generative": CONTRASTIVE}

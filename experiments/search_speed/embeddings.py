@@ -1,13 +1,13 @@
-"""Embeddings shaped like a video-text model's, as many as wanted, and queries for them.
+"""Synthetic embeddings shaped like a video-text model's, and queries for them.
 
-Real embeddings of one modality lie in a narrow cone, are crowded by topic and by video, use few of their dimensions
-fully, and those of texts lie in another cone (arXiv 2203.02053). A clip's embedding here is the normalised sum of
+Real embeddings of one modality lie in a narrow cone, cluster by topic and by video, and use few of their dimensions
+fully; those of texts lie in another cone (arXiv 2203.02053). A clip's embedding here is the normalised sum of
 
     cone + topic + video + window
 
 whose squared lengths (`SHARES`) are the cosines that they add: 0.58 between clips of different topics, 0.70 of one
 topic, 0.90 of one video. Topics have sizes by Zipf's law (exponent 1), and a video has `WINDOWS` windows. All but the
-cone are normal, with variances that fall as k^-0.8 along random axes. What that is matched to stands in README.md.
+cone are normal, with variances that fall as k^-0.8 along random axes. README.md compares this with real embeddings.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 WIDTH, WINDOWS, TOPICS, DECAY = 512, 10, 2000, 0.8
 SHARES = {"cone": 0.58, "topic": 0.12, "video": 0.20, "window": 0.10}
-# Of a text: its own cone, what its video is about, and the rest, again as squared lengths; and the cosine of the cones.
+# For a text: its own cone, the subject of its video, and the rest, again as squared lengths; the cosine of the cones.
 TEXT_SHARES, CONES = {"cone": 0.55, "content": 0.045, "rest": 0.405}, 0.318
 
 
@@ -31,7 +31,7 @@ class Made:
 
 
 def make(count: int, queries: int, seed: int = 0) -> Made:
-    """So many embeddings of clips, a multiple of `WINDOWS`, and queries of each kind, of videos drawn evenly."""
+    """Makes embeddings of clips (in multiples of `WINDOWS`) and queries of each kind, of random videos."""
     rng = np.random.default_rng(seed)
     axes = np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))[0].astype(np.float32)
     variances = np.arange(1, WIDTH + 1) ** -DECAY
@@ -50,19 +50,19 @@ def make(count: int, queries: int, seed: int = 0) -> Made:
         return _unit(cone * np.float32(SHARES["cone"] ** 0.5) + content[chosen] + noise)
 
     clips = windows_of(np.repeat(np.arange(videos), WINDOWS))
-    asked = rng.integers(videos, size=queries)
+    described = rng.integers(videos, size=queries)
     across = _unit((other - (other @ cone) * cone)[None])[0]
     texts_cone = CONES * cone + (1 - CONES**2) ** 0.5 * across
     texts = _unit(
         texts_cone * np.float32(TEXT_SHARES["cone"] ** 0.5)
-        + _unit(content[asked]) * np.float32(TEXT_SHARES["content"] ** 0.5)
+        + _unit(content[described]) * np.float32(TEXT_SHARES["content"] ** 0.5)
         + spread(queries) * np.float32(TEXT_SHARES["rest"] ** 0.5)
     )
     return Made(clips, texts.astype(np.float32), windows_of(rng.integers(videos, size=queries)))
 
 
 def statistics(made: Made, seed: int = 0) -> dict[str, float]:
-    """Figures of the shape, by which it can be compared with a model's embeddings."""
+    """Statistics for a comparison with a model's embeddings."""
     rng = np.random.default_rng(seed)
     some = rng.choice(len(made.clips), 2000, replace=False)
     similar = made.clips[some] @ made.clips[some].T

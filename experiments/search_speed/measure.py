@@ -3,7 +3,8 @@
     python -m venv stores && stores/bin/pip install -r experiments/search_speed/requirements.txt jaxtyping
     stores/bin/python -m experiments.search_speed.measure
 
-Each store is built by one process and asked by another, so that memory is its own. `--only` measures some of them.
+Each store is built by one process and queried by another, so that their memory is measured separately. `--only`
+measures some of the stores.
 """
 
 import argparse
@@ -26,12 +27,12 @@ from experiments.timing import commit
 
 RECALL = 0.95
 KINDS = ("texts", "windows")
-WARM_UP = 20  # queries that are not counted
+WARM_UP = 20  # queries before the counted ones
 PACKAGES = ("numpy", "lancedb", "faiss-cpu", "usearch", "qdrant-client")
 
 
 def build(name: str, vectors: np.ndarray, folder: pathlib.Path) -> dict[str, Any]:
-    """Builds a store; a process of its own does."""
+    """Builds a store, in a process of its own."""
     started = time.perf_counter()
     STORES[name].build(folder, vectors)
     return {
@@ -42,7 +43,7 @@ def build(name: str, vectors: np.ndarray, folder: pathlib.Path) -> dict[str, Any
 
 
 def ask(name: str, queries: dict[str, np.ndarray], truth: dict[str, np.ndarray], folder: pathlib.Path) -> dict:
-    """Opens a store and asks it, with more and more effort until recall is enough; a process of its own does."""
+    """Opens a store and queries it with increasing effort until recall suffices, in a process of its own."""
     store, before = STORES[name], _peak()
     started = time.perf_counter()
     opened = store.open(folder)
@@ -59,9 +60,9 @@ def ask(name: str, queries: dict[str, np.ndarray], truth: dict[str, np.ndarray],
 
 
 def change(name: str, vectors: np.ndarray, folder: pathlib.Path) -> dict[str, Any]:
-    """Seconds until 1,000 more vectors, and the absence of 100, are on the disk; None where the store cannot."""
+    """Seconds to add 1,000 vectors and to delete 100, on the disk; None if the store cannot."""
     store, found = STORES[name], {}
-    _import_all()  # which is not what is measured
+    _import_all()  # not part of the measurement
     steps = {
         "add_s": lambda: store.add(folder, vectors[:1000]),
         "delete_s": lambda: store.delete(folder, np.arange(100)),
@@ -71,7 +72,7 @@ def change(name: str, vectors: np.ndarray, folder: pathlib.Path) -> dict[str, An
         try:
             run()
             found[step] = time.perf_counter() - started
-        except RuntimeError:  # FAISS's, of what an index does not offer
+        except RuntimeError:  # FAISS raises it if an index lacks an operation
             found[step] = None
     if hasattr(store, "tidy"):
         started = time.perf_counter()
@@ -99,13 +100,13 @@ def _timed(search: Any, queries: np.ndarray, truth: np.ndarray) -> dict[str, flo
 
 
 def _peak() -> float:
-    """The most memory this process has had, in MB; `getrusage` would count its parent's."""
+    """The peak memory of this process, in MB; `getrusage` would include its parent's."""
     status = pathlib.Path("/proc/self/status").read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1e3
 
 
 def _part(given: argparse.Namespace) -> None:
-    """What a process for one store and one step does: prints its figures as JSON."""
+    """Runs one step for one store, in a process of its own, and prints its figures as JSON."""
     data = pathlib.Path(given.data)
     if given.step == "ask":
         loaded = [{kind: np.load(data / f"{name}{kind}.npy") for kind in KINDS} for name in ("", "best_")]
@@ -117,7 +118,7 @@ def _part(given: argparse.Namespace) -> None:
 
 
 def _run(store: str, made: Made) -> dict[str, Any]:
-    """Every step of a store, each in a process."""
+    """Runs all steps of a store, each in a process of its own."""
     count = getattr(STORES[store], "most", len(made.clips))
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -125,9 +126,9 @@ def _run(store: str, made: Made) -> dict[str, Any]:
         (data / "store").mkdir()
         np.save(data / "clips.npy", made.clips[:count])
         for kind in KINDS:
-            asked = getattr(made, kind)
-            np.save(data / f"{kind}.npy", asked)
-            np.save(data / f"best_{kind}.npy", np.argsort(-(asked @ made.clips[:count].T), axis=1)[:, :K])
+            vectors = getattr(made, kind)
+            np.save(data / f"{kind}.npy", vectors)
+            np.save(data / f"best_{kind}.npy", np.argsort(-(vectors @ made.clips[:count].T), axis=1)[:, :K])
         for step in ("build", "ask", "change"):
             command = [sys.executable, "-m", "experiments.search_speed.measure", f"--step={step}"]
             done = subprocess.run([*command, f"--store={store}", f"--data={data}"], stdout=subprocess.PIPE, check=True)
@@ -138,9 +139,9 @@ def _run(store: str, made: Made) -> dict[str, Any]:
 def main() -> None:
     """Measures and writes `results.json` beside this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=200_000, help=f"embeddings, a multiple of {WINDOWS}")
-    parser.add_argument("--queries", type=int, default=200, help="of each kind")
-    parser.add_argument("--only", default="", help="stores whose name has this in it")
+    parser.add_argument("--count", type=int, default=200_000, help=f"number of embeddings, a multiple of {WINDOWS}")
+    parser.add_argument("--queries", type=int, default=200, help="number of queries of each kind")
+    parser.add_argument("--only", default="", help="only stores whose name contains this")
     parser.add_argument("--out", default=str(pathlib.Path(__file__).with_name("results.json")))
     for hidden in ("step", "store", "data"):
         parser.add_argument(f"--{hidden}", help=argparse.SUPPRESS)
@@ -168,7 +169,7 @@ def main() -> None:
 
 
 def _table(stores: dict[str, dict[str, Any]]) -> str:
-    """The figures as a Markdown table; of what was tried, the last: the least effort with enough recall."""
+    """The figures as a Markdown table, with the last effort: the lowest one with enough recall."""
     lines = [
         "| store | p50 / p95, texts (ms) | recall@10 | p50 / p95, clips (ms) | recall@10 | "
         "import, open and first query (s) | build (s) | disk (MB) | memory (MB) | add 1,000 / delete 100 (s) |",

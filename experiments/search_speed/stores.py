@@ -1,4 +1,4 @@
-"""The stores that are compared, behind one interface: written to a folder, and opened from it by another process."""
+"""The compared stores behind one interface: built in a folder, and opened from it by another process."""
 
 import datetime
 import os
@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-K = 10  # hits of a query
+K = 10  # hits for each query
 Search = Callable[[np.ndarray], np.ndarray]  # a vector [E] to the ids of its K best, best first
 
 
 class NumPy:
-    """All similarities by one product; the vectors are mapped, not read, when it is opened."""
+    """All similarities by one product; opening maps the vectors without reading them."""
 
     efforts = (0,)
 
@@ -77,7 +77,7 @@ class Faiss:
         import faiss
 
         index = self.open(folder)
-        index.remove_ids(ids)  # HNSW raises
+        index.remove_ids(ids)  # HNSW raises an error
         _replace(folder / "index", lambda path: faiss.write_index(index, str(path)))
 
 
@@ -137,12 +137,12 @@ class LanceDB:
 
     def search(self, opened: Any, effort: int) -> Search:
         def run(query: np.ndarray) -> np.ndarray:
-            asked = opened.search(query).distance_type("dot").limit(K).select(["id", "file", "start", "_distance"])
+            request = opened.search(query).distance_type("dot").limit(K).select(["id", "file", "start", "_distance"])
             if self.kind:
-                asked = asked.nprobes(effort)
+                request = request.nprobes(effort)
             if self.refine:
-                asked = asked.refine_factor(self.refine)
-            return asked.to_arrow()["id"].to_numpy()
+                request = request.refine_factor(self.refine)
+            return request.to_arrow()["id"].to_numpy()
 
         return run
 
@@ -154,14 +154,14 @@ class LanceDB:
         self.open(folder).delete(f"id IN ({', '.join(map(str, ids))})")
 
     def tidy(self, folder: pathlib.Path) -> None:
-        """Joins small files and indexes what was added."""
+        """Joins small files and indexes added rows."""
         self.open(folder).optimize(cleanup_older_than=datetime.timedelta(hours=1))
 
 
 class Qdrant:
-    """Qdrant's client without a server: exact, in NumPy, with the points in SQLite.
+    """Qdrant's client without a server: exact search in NumPy, with the points in SQLite.
 
-    It warns of more than 20,000 points, and takes minutes to store them: so many are measured.
+    It warns above 20,000 points, and takes minutes to store more: therefore 20,000 are measured.
     """
 
     efforts = (0,)
@@ -230,7 +230,7 @@ def _rows(first: int, vectors: np.ndarray) -> Any:
 
 
 def _replace(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
-    """A file written anew in one move, as a store that is one file has to be."""
+    """Replaces a file in one step, as a store in a single file must do."""
     temporary = path.with_name(f"new-{path.name}")
     write(temporary)
     os.replace(temporary, path)

@@ -1,20 +1,20 @@
-"""All that is asked of one accelerator, in one command.
+"""All measurements on one accelerator, in one command.
 
     python -m experiments.speed.accelerator                            on an H200: L/14, bfloat16, eight minutes at most
-    python -m experiments.speed.accelerator --compiled=compiled.json   beside what `vlab_jax.compile --json` wrote there
+    python -m experiments.speed.accelerator --compiled=compiled.json   beside the output of `vlab_jax.compile --json`
     python -m experiments.speed.accelerator --size=tiny --adapt=4 --blend=4 --steps=3 --cases=4    a trial, anywhere
-    python -m experiments.speed.accelerator --data=folder:/a/directory/of/videos --pytorch        with all that is below
+    python -m experiments.speed.accelerator --data=folder:/a/directory/of/videos --pytorch        with all options
 
-Measured are 20 steps of `adapt` and of `blend` (`steps.py`: clips a second, MFU, memory), and attention is compared
-with NumPy's (`attention.py`). Each is a process of its own, so that its peak of memory is its own, and if it fails, the
-others do not; the record is written after each. Weights, frames and tokens are random arrays: beside jax, flax, optax
-and orbax-checkpoint it needs jaxtyping, ml_collections, absl-py and what they need (wadler-lindig, and PyYAML, which
-flax brings).
+Measures 20 steps of `adapt` and of `blend` (`steps.py`: clips a second, MFU, memory), and compares attention with
+NumPy's (`attention.py`). Each part is a process of its own, so that peak memory is measured for each, and a failure
+does not stop the others; the record is written after each part. Weights, frames and tokens are random arrays: beside
+jax, flax, optax and orbax-checkpoint this needs jaxtyping, ml_collections, absl-py and their requirements
+(wadler-lindig, and PyYAML, which flax brings).
 
-`--pytorch` adds a step of both stages beside the same model in PyTorch (`train_step.py` says what is compared; both are
-on the device at once), `--data` a run of `vlab_jax.main` on the `frames` variant of the data (docs/frames.md), which
-says itself how long it waits for clips. These two need all of requirements.txt, and have no limit of time. Where the
-peak of a device is not known, MFU is left out.
+`--pytorch` adds a comparison of one step of both stages with the same model in PyTorch (`train_step.py`; both are on
+the device at once). `--data` adds a run of `vlab_jax.main` on the `frames` variant of the data (docs/frames.md), which
+records how long it waits for clips. These two need all of requirements.txt, and have no time limit. If the peak of a
+device is not known, MFU is left out.
 """
 
 import argparse
@@ -37,14 +37,14 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 class Goal(NamedTuple):
-    """What a figure should be: at least `bound`, or with `below` less than it."""
+    """The goal of a figure: at least `bound`, or with `below` less than it."""
 
     figure: str
     bound: float
     below: bool = False
 
     def reached(self, figures: Mapping[str, float]) -> bool | None:
-        """None where the figure is not there."""
+        """Whether the goal is reached; None if the figure is missing."""
         if self.figure not in figures:
             return None
         return figures[self.figure] < self.bound if self.below else figures[self.figure] >= self.bound
@@ -59,9 +59,9 @@ GOALS = (
 
 
 def answers(given: argparse.Namespace, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """What each part found, or why it failed; `tell` gets what is there after each of them."""
+    """The result of each part, or the reason of its failure; `tell` is called with all results after each part."""
     deadline, found = time.monotonic() + 60 * given.minutes, {}
-    # The memory that is not preallocated serves nobody else here; a part has the device for itself.
+    # Each part has the device for itself, so it may preallocate nearly all memory.
     environment = {
         "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", ""),
         "XLA_PYTHON_CLIENT_PREALLOCATE": "true",
@@ -77,7 +77,7 @@ def answers(given: argparse.Namespace, tell: Callable[[dict[str, Any]], None]) -
         left = max(deadline - time.monotonic(), 1.0)
         print(f"{name}: {module} {' '.join(arguments)}, {left:.0f} s left", file=sys.stderr, flush=True)
         if module.endswith("attention"):
-            arguments = [*arguments, f"--seconds={max(left - 30, 1):.0f}"]  # one case may take some
+            arguments = [*arguments, f"--seconds={max(left - 30, 1):.0f}"]  # one case may take a while
         try:
             found[name] = children.answer(module, arguments, environment=environment, timeout=left)
         except RuntimeError as error:
@@ -88,8 +88,8 @@ def answers(given: argparse.Namespace, tell: Callable[[dict[str, Any]], None]) -
 
 
 def beside_pytorch(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """The records of both stages' steps beside PyTorch."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU's memory is for both
+    """The records of the comparison with PyTorch, for both stages."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # both libraries share the GPU's memory
     records = {}
     for stage, batch in (("blend", given.blend), ("adapt", given.adapt)):
         config = program.configured(given.size, stage, batch, dtype=given.dtype, remat="dots")
@@ -98,14 +98,14 @@ def beside_pytorch(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def run(given: argparse.Namespace, workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """What a run of the `blend` stage on stored frames records, without its first lines, which wait for the compiler.
+    """The metrics of a run of the `blend` stage on stored frames, without the first lines, which wait for the compiler.
 
     Raises:
-      RuntimeError: it failed; the last of what it said.
+      RuntimeError: the run failed, with the end of its output.
     """
-    from vlab_jax.runtime.metrics import METRICS_FILE, read_metrics  # here: it needs more than the rest does
+    from vlab_jax.runtime.metrics import METRICS_FILE, read_metrics  # here: it needs more packages
 
-    # Each line is a mean over ten steps; the first third is left out.
+    # Each line is a mean over ten steps; the first third of the lines is left out.
     fields = {
         "stages": "('blend',)",
         "stage.blend.batch_size": given.blend,
@@ -129,7 +129,7 @@ def figures(
     peers: Mapping[str, Mapping[str, Any]] | None = None,
     lines: list[dict[str, Any]] | None = None,
 ) -> dict[str, float]:
-    """The figures that goals are of, as far as they are there: of `answers`, `beside_pytorch` and `run`."""
+    """The figures with goals, as far as they exist, from `answers`, `beside_pytorch` and `run`."""
     made = {f"MFU, {name}": each["MFU"] for name, each in found.items() if "MFU" in each}
     for stage, record in (peers or {}).items():
         made[f"ours over PyTorch, {stage}"] = record["ours over PyTorch, throughput"]
@@ -165,13 +165,13 @@ def summary(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def table(found: Mapping[str, float]) -> str:
-    """A line for each goal: what is asked, what was measured, whether it is reached."""
-    said = {True: "reached", False: "missed", None: "not measured here"}
+    """A line for each goal: the bound, the measurement, and whether it is reached."""
+    verdicts = {True: "reached", False: "missed", None: "not measured here"}
     lines = ["| figure | goal | measured | |", "|---|---|---|---|"]
     for goal in GOALS:
         value = f"{found[goal.figure]:.3f}" if goal.figure in found else ""
         bound = f"{'<' if goal.below else '≥'} {goal.bound}"
-        lines.append(f"| {goal.figure} | {bound} | {value} | {said[goal.reached(found)]} |")
+        lines.append(f"| {goal.figure} | {bound} | {value} | {verdicts[goal.reached(found)]} |")
     return "\n".join(lines)
 
 
@@ -179,18 +179,18 @@ def main() -> None:
     """Measures, prints the tables and adds the record to a file; ends with status 1 if a part failed or attention is
     wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="l14", choices=sorted(program.SIZES), help="of configs/sizes.py")
-    parser.add_argument("--adapt", type=int, default=128, help="clips of a step of `adapt`, at most")
-    parser.add_argument("--blend", type=int, default=64, help="clips of a step of `blend`, at most")
+    parser.add_argument("--size", default="l14", choices=sorted(program.SIZES), help="a size in configs/sizes.py")
+    parser.add_argument("--adapt", type=int, default=128, help="maximum clips in a step of `adapt`")
+    parser.add_argument("--blend", type=int, default=64, help="maximum clips in a step of `blend`")
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
-    parser.add_argument("--steps", type=int, default=20, help="of each stage")
-    parser.add_argument("--cases", type=int, default=60, help="of attention, as far as there is time")
-    parser.add_argument("--minutes", type=float, default=8.0, help="after so many the parts are stopped")
-    parser.add_argument("--compiled", type=pathlib.Path, help="what vlab_jax.compile --json wrote, to stand beside")
+    parser.add_argument("--steps", type=int, default=20, help="steps of each stage")
+    parser.add_argument("--cases", type=int, default=60, help="maximum number of attention cases")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time limit of the parts")
+    parser.add_argument("--compiled", type=pathlib.Path, help="output of vlab_jax.compile --json, for comparison")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="the JSON file of records")
-    parser.add_argument("--pytorch", action="store_true", help="a step beside PyTorch, too")
-    parser.add_argument("--data", default="", help="a data set, as in config.data.train, for a run, too")
-    parser.add_argument("--directory", default="", help="where it is built; empty: built anew, and removed afterwards")
+    parser.add_argument("--pytorch", action="store_true", help="also compare a step with PyTorch")
+    parser.add_argument("--data", default="", help="also run on this data set (as in config.data.train)")
+    parser.add_argument("--directory", default="", help="where it is built; empty: a temporary folder")
     given = parser.parse_args()
     record: dict[str, Any] = {name: value for name, value in vars(given).items() if name not in ("compiled", "out")}
     if given.compiled:
@@ -198,13 +198,13 @@ def main() -> None:
 
     def tell(found: Mapping[str, Mapping[str, Any]]) -> None:
         devices = [each["device"] for each in found.values() if "device" in each]
-        if devices:  # a part that has failed does not know where
+        if devices:  # a failed part does not name its device
             add_record(given.out, f"{given.size}, {given.dtype}, {devices[0]}", {**record, **found})
 
     found, peers, lines = answers(given, tell), None, None
     if given.data:
         with tempfile.TemporaryDirectory() as folder:
-            lines = run(given, pathlib.Path(folder))  # before this process takes the device
+            lines = run(given, pathlib.Path(folder))  # before this process initialises the device
     if given.pytorch:
         peers = beside_pytorch(given)
         record["beside PyTorch"] = peers

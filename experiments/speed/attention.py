@@ -1,10 +1,10 @@
-"""Is attention on this device what softmax attention is? Many shapes, outputs and gradients, beside NumPy's.
+"""Is attention on this device correct? Outputs and gradients for many shapes, compared with NumPy's.
 
     python -m experiments.speed.attention --cases=60 --seconds=90
 
 First the attentions of L/14's training steps, then random ones: 1 to 300 tokens, heads of every published width, causal
-or not, rows of any length from 0. NumPy computes the same in float64, with a gradient that is written down. In float32
-what differs by 1e-5 is wrong, in bfloat16 what is off by more than its rounding (`allowed`).
+or not, rows of any length from 0. NumPy computes the same in float64, with explicit gradients. In float32 a difference
+of 1e-5 is an error, in bfloat16 a difference above the rounding of the type (`allowed`).
 """
 
 import argparse
@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments.speed import program
 from experiments.timing import made_with
-from vlab_jax.models.attention import attend
+from vlab_jax.models.attention import Kernels, attend
 from vlab_jax.runtime import sharding
 
 HEAD_WIDTHS = (24, 64, 72, 80, 88, 96, 104, 128)
@@ -29,7 +29,7 @@ NAMES = ("output", "gradient of the query", "gradient of the key", "gradient of 
 
 
 class Case(NamedTuple):
-    """An attention of `ROWS` rows: `queries` to `keys` tokens; `lengths` are the rows' keys, or None: all of them."""
+    """Attention of `queries` to `keys` tokens in `ROWS` rows; `lengths` are the keys of each row (None: all)."""
 
     queries: int
     keys: int
@@ -41,7 +41,7 @@ class Case(NamedTuple):
 
 
 def cases(seed: int) -> Iterator[Case]:
-    """First those of L/14 (8 frames, 4 of them in the image stream), then random ones, without end."""
+    """First the cases of L/14 (8 frames, 4 of them in the image stream), then random ones, without end."""
     for dtype in ("bfloat16", "float32"):
         yield Case(257, 257, 16, 64, False, None, dtype)
         yield Case(77, 77, 12, 64, True, None, dtype)
@@ -53,7 +53,7 @@ def cases(seed: int) -> Iterator[Case]:
         queries, keys = (int(length) for length in rng.integers(1, 301, 2))
         causal = bool(rng.integers(2))
         if causal:
-            keys = queries  # one sequence
+            keys = queries  # the same sequence
         lengths = None if rng.integers(2) else (0, *(int(length) for length in rng.integers(1, keys + 1, ROWS - 1)))
         width = int(rng.choice(HEAD_WIDTHS))
         yield Case(queries, keys, 2, width, causal, lengths, "float32" if rng.integers(4) == 0 else "bfloat16")
@@ -62,9 +62,9 @@ def cases(seed: int) -> Iterator[Case]:
 def on_this_device(
     query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bool, kv_lengths: jax.Array | None
 ) -> jax.Array:
-    """The project's attention, as this device computes it."""
+    """This package's attention, as this device computes it."""
     platform = sharding.platform_of(program.one_device())
-    return attend(query, key, value, causal=causal, kv_lengths=kv_lengths, platform=platform)
+    return attend(query, key, value, causal=causal, kv_lengths=kv_lengths, kernels=Kernels(platform))
 
 
 def by_numpy(
@@ -76,7 +76,7 @@ def by_numpy(
     scores = np.where(visible, scale * query @ key.swapaxes(2, 3), -np.inf)
     highest = np.where(visible.any(-1, keepdims=True), scores.max(-1, keepdims=True), 0)
     weights = np.exp(scores - highest)
-    weights /= np.maximum(weights.sum(-1, keepdims=True), np.finfo(np.float64).tiny)  # a row of no keys: zeros
+    weights /= np.maximum(weights.sum(-1, keepdims=True), np.finfo(np.float64).tiny)  # a row without keys: zeros
     to_weights = cotangent @ value.swapaxes(2, 3)
     to_scores = weights * (to_weights - (to_weights * weights).sum(-1, keepdims=True))
     gradients = scale * to_scores @ key, scale * to_scores.swapaxes(2, 3) @ query, weights.swapaxes(2, 3) @ cotangent
@@ -84,10 +84,10 @@ def by_numpy(
 
 
 def allowed(name: str, exact: dict[str, np.ndarray], dtype: str) -> float:
-    """How far an array may be off: in float32 the largest value, in half precision the root mean square.
+    """The allowed error of an array: of its largest value in float32, of its root mean square in half precision.
 
-    Two roundings of bfloat16, relative to the array's own; the gradients of queries and keys are differences in which
-    the output, rounded, is a part, so that one rounding of the output's is theirs, too (with one key they are zero).
+    Two roundings of bfloat16, relative to the array; the gradients of queries and keys are differences that contain the
+    rounded output, so that one rounding of the output is added (with one key they are zero).
     """
     if dtype == "float32":
         return 1e-5 * max(1.0, np.abs(exact[name]).max())
@@ -101,7 +101,7 @@ def rms(x: np.ndarray) -> float:
 
 
 def off(case: Case, attention: Callable[..., jax.Array] = on_this_device) -> dict[str, float]:
-    """How far output and gradients are off, in units of what is allowed: above 1 is wrong."""
+    """The errors of output and gradients, in units of the allowed error: above 1 is wrong."""
     rng = np.random.default_rng(case.queries + 1000 * case.keys)
     shapes = [(ROWS, length, case.heads, case.head_width) for length in (case.queries, *[case.keys] * 2, case.queries)]
     *given, cotangent = (jnp.asarray(rng.standard_normal(shape), case.dtype) for shape in shapes)
@@ -112,7 +112,7 @@ def off(case: Case, attention: Callable[..., jax.Array] = on_this_device) -> dic
         output, pull = jax.vjp(function, *given)
         return output, *pull(cotangent)
 
-    with jax.default_matmul_precision("highest"):  # else an accelerator's float32 is not one
+    with jax.default_matmul_precision("highest"):  # otherwise accelerators round float32 products
         found = jax.jit(with_gradients)(given, cotangent, lengths)
     visible = np.arange(case.keys) < np.asarray(case.lengths or [case.keys] * ROWS)[:, None, None]
     visible = np.broadcast_to(visible, (ROWS, case.queries, case.keys))
@@ -129,14 +129,14 @@ def off(case: Case, attention: Callable[..., jax.Array] = on_this_device) -> dic
 
 
 def checked(count: int, seconds: float, seed: int = 0) -> dict[str, Any]:
-    """Looks at so many cases, at fewer if the time is over before; what is off, and the worst of what is not."""
+    """Checks `count` cases, or fewer if the time is over; returns the wrong ones, and the worst of the others."""
     began, done, wrong, worst = time.monotonic(), 0, [], {"bfloat16": 0.0, "float32": 0.0}
     for case in cases(seed):
         if done == count or time.monotonic() - began > seconds:
             break
         try:
             shares = off(case)
-        except Exception as error:  # what a kernel refuses is a finding, and raises what it likes
+        except Exception as error:  # a kernel's refusal is a result, whatever exception it raises
             wrong.append(f"{case}: {str(error).strip().splitlines()[0]}")
         else:
             wrong += [f"{case}: {name} is off {share:.1f} times" for name, share in shares.items() if not share <= 1]
@@ -146,10 +146,10 @@ def checked(count: int, seconds: float, seed: int = 0) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Prints what was found, as JSON."""
+    """Prints the results as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=60)
-    parser.add_argument("--seconds", type=float, default=90.0, help="after so many no further case begins")
+    parser.add_argument("--seconds", type=float, default=90.0, help="start no further case after this time")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     print(json.dumps(checked(given.cases, given.seconds, given.seed)))

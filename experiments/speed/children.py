@@ -1,4 +1,4 @@
-"""Measurements in processes of their own: with another number of devices, or with nothing compiled yet."""
+"""Measurements in separate processes: with another number of devices, or without compiled programs."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Machine code that is never run need not be fast: a third of the time. What is counted is settled before.
+# Machine code that never runs need not be fast: a third of the time. The counted program is fixed before this step.
 QUICK = "--xla_backend_optimization_level=0"
 
 
@@ -19,11 +19,12 @@ def answer(
     environment: Mapping[str, str] | None = None,
     timeout: float | None = None,
 ) -> Any:
-    """The JSON that a module of `experiments` prints as its last line, run with these flags of XLA; on the CPU, unless
-    the `environment` names other `JAX_PLATFORMS`.
+    """Runs a module of `experiments` with these XLA flags, and returns the JSON in the last line that it prints.
+
+    It runs on the CPU, unless the `environment` names other `JAX_PLATFORMS`.
 
     Raises:
-      RuntimeError: it failed, with the last of what it said, or was not done after `timeout` seconds.
+      RuntimeError: it failed, with the end of its output, or did not end within `timeout` seconds.
     """
     given = {**os.environ, "JAX_PLATFORMS": "cpu", **(environment or {})}
     given["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()

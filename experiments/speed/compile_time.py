@@ -1,10 +1,10 @@
-"""How long a step takes to be lowered and compiled, and how long where the compilation cache has it.
+"""The time to lower and compile a step, without and with the compilation cache.
 
     python -m experiments.speed.compile_time --size=l14
     python -m experiments.speed.compile_time --size=l14 --unroll=24       without a loop over blocks
 
-Two processes, one after the other, with a cache directory that is new: the first compiles, the second finds it. Each
-measures seconds of the wall and of its processors from the start of lowering to the compiled step.
+Two processes run one after the other, with a new cache directory: the first compiles the step, the second finds it in
+the cache. Each measures wall and processor seconds from the start of lowering to the compiled step.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def timed(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def cold_and_warm(given: argparse.Namespace) -> dict[str, Any]:
-    """`timed` in a process that has to compile, and in one that finds what the first has compiled."""
+    """`timed` in a process that compiles, and in one that finds the compiled step in the cache."""
     names = ("size", "stage", "batch", "frames", "dtype", "remat", "unroll")
     arguments = [f"--{name}={getattr(given, name)}" for name in names] + ["--here"]
     with tempfile.TemporaryDirectory() as folder:
@@ -49,7 +49,7 @@ def main() -> None:
     """Measures one size and adds it to `compile_time.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     program.add_arguments(parser, size="l14", remat="dots")
-    parser.add_argument("--here", action="store_true", help="print what this process needs, and end")
+    parser.add_argument("--here", action="store_true", help="print the time in this process, and end")
     given = parser.parse_args()
     if given.here:
         print(json.dumps(timed(given)))

@@ -1,16 +1,16 @@
-"""How fast frames of videos are read, beside torchcodec and OpenCV, and whether all read the same ones.
+"""The speed of reading video frames, compared with torchcodec and OpenCV, and whether all read the same frames.
 
     python -m experiments.speed.decode --videos=/a/folder/of/videos
     python -m experiments.speed.decode --videos=/a/folder/of/videos --most=2 --repeats=1 --batches=2        a trial
 
-Each subfolder is a group. Of every clip, 8 frames at the centres of equal segments are asked for, by their numbers, and
-all are resized to 224 x 224 by the same code. *Decoding* is timed in this process, in seconds of its processors, in
-turns; each library reads in the way that suits the group best (`readers.py` has the ways), and only clips that all of
-them read are timed. *Pipeline* is clips a second through worker processes: ours (Grain over a built data set), and
-PyTorch's `DataLoader` with each of the others, random frames of equal segments.
+Each subfolder is a group. From every clip, the 8 frames at the centres of equal segments are read by their numbers and
+resized to 224 x 224 by the same code. *Decoding* is timed in this process, in processor seconds, with alternating runs;
+each library uses its fastest way for the group (`readers.py` defines the ways), and only clips that all of them can
+read are timed. *Pipeline* is clips a second through worker processes, with random frames of equal segments: ours (Grain
+over a built data set), and PyTorch's `DataLoader` with each of the other libraries.
 
-Who cannot read a clip, or reads other frames than ours, is listed by name: frames differ where the mean of the absolute
-difference is above `--close` of 256 levels.
+Libraries that cannot read a clip, or read other frames than ours, are listed by name: two frames differ if their mean
+absolute difference is above `--close` of 256 levels.
 """
 
 import argparse
@@ -37,11 +37,11 @@ from vlab_jax.datasets.records import BuildOptions
 
 RESULTS = pathlib.Path(__file__).with_name("decode.json")
 FRAMES, SIZE = 8, 224
-MOST_DRAWN = 20  # times that a reader may fail before the measurement does
+MOST_DRAWN = 20  # failures of a reader before the measurement fails
 
 
 class Clip(NamedTuple):
-    """A file, its bytes, how many frames it has, and the numbers of those asked for."""
+    """A file, its bytes, its number of frames, and the numbers of the frames to read."""
 
     path: pathlib.Path
     media: bytes
@@ -50,7 +50,7 @@ class Clip(NamedTuple):
 
 
 def clips(folder: pathlib.Path, most: int) -> dict[str, list[Clip]]:
-    """The clips of each subfolder that we can read; of more than `most`, evenly spread ones."""
+    """The readable clips of each subfolder; if there are more than `most`, evenly spread ones."""
     paths = collections.defaultdict(list)
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".json"):
         paths[path.relative_to(folder).parts[0]].append(path)
@@ -59,14 +59,14 @@ def clips(folder: pathlib.Path, most: int) -> dict[str, list[Clip]]:
         for path in there[:: -(-len(there) // most)]:
             media = path.read_bytes()
             try:
-                groups[name].append(Clip(path, media, *asked(media)))
+                groups[name].append(Clip(path, media, *sampled_frames(media)))
             except video.DecodeError as error:
                 print(f"{path.name}: {error}", file=sys.stderr)
     return groups
 
 
-def asked(media: bytes) -> tuple[int, tuple[int, ...]]:
-    """How many frames there are, and the numbers of those at the centres of equal segments."""
+def sampled_frames(media: bytes) -> tuple[int, tuple[int, ...]]:
+    """The number of frames, and the numbers of the frames at the centres of equal segments."""
     count, numbers = 0, ()
 
     def choose(times: np.ndarray, stop: float) -> np.ndarray:
@@ -80,13 +80,13 @@ def asked(media: bytes) -> tuple[int, tuple[int, ...]]:
 
 
 def read(reader: str, clip: Clip) -> np.ndarray:
-    """The frames asked for, of 224 x 224 pixels."""
+    """The clip's chosen frames, with 224 x 224 pixels."""
     found = READERS[reader](clip.media, clip.path, clip.numbers)
     return np.stack([video.resize_and_crop(np.asarray(frame), SIZE) for frame in found])
 
 
 def disagreements(clip: Clip, close: float) -> dict[str, str]:
-    """The readers that cannot read a clip, or read other frames of it than ours, and what is wrong."""
+    """The readers that cannot read a clip, or read other frames than ours, each with its error."""
     expected, found = read("ours", clip).astype(np.float32), {}
     for reader in READERS:
         try:
@@ -102,7 +102,7 @@ def disagreements(clip: Clip, close: float) -> dict[str, str]:
 
 
 def decoding(group: Sequence[Clip], repeats: int) -> dict[str, Any]:
-    """Clips a second of each reader, and of each library in its best way, over clips that all of them read."""
+    """Clips a second of each reader, and of each library's fastest way, over clips that all of them can read."""
     runs = {name: functools.partial(lambda name: [read(name, clip) for clip in group], name) for name in READERS}
     seconds = medians(runs, repeats, time.process_time)
     rates = {name: len(group) / each for name, each in seconds.items()}
@@ -118,9 +118,9 @@ def decoding(group: Sequence[Clip], repeats: int) -> dict[str, Any]:
 
 
 class Random:
-    """A PyTorch data set: a clip's random frames of equal segments, by a reader; endless, in random order.
+    """A PyTorch data set of random frames in equal segments of clips, by a reader; endless, in random order.
 
-    Where the reader fails at the frames that are drawn, as at the last ones of some files, others are drawn.
+    If the reader fails at some frames, as at the last ones of some files, other frames are drawn.
     """
 
     def __init__(self, group: Sequence[Clip], reader: str, length: int) -> None:
@@ -140,7 +140,7 @@ class Random:
 
 
 def our_batches(group: Sequence[Clip], folder: pathlib.Path, batch: int, workers: int) -> pipeline.Batches:
-    """Training batches of the clips, built as a data set."""
+    """Training batches of the clips, from a data set that is built of them."""
     source, lines = folder / "clips", []
     source.mkdir()
     for number, clip in enumerate(group):
@@ -155,7 +155,7 @@ def our_batches(group: Sequence[Clip], folder: pathlib.Path, batch: int, workers
 
 
 def clips_a_second(batches: Iterator[Any], batch: int, count: int) -> float:
-    """After the first batches, which wait for the workers to start."""
+    """Clips a second after the first batches, which wait for the workers to start."""
     for _ in range(2):
         next(batches)
     started = time.perf_counter()
@@ -165,7 +165,7 @@ def clips_a_second(batches: Iterator[Any], batch: int, count: int) -> float:
 
 
 def through_workers(group: Sequence[Clip], best: dict[str, str], given: argparse.Namespace) -> dict[str, Any]:
-    """Clips a second of the wall with so many worker processes."""
+    """Clips per wall second with the given number of worker processes."""
     from torch.utils.data import DataLoader
 
     rates = {}
@@ -186,12 +186,12 @@ def main() -> None:
     """Measures the videos of a folder, and adds each group to `decode.json` as it is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=pathlib.Path, required=True, help="a folder of folders of videos")
-    parser.add_argument("--repeats", type=int, default=5, help="runs that are counted")
-    parser.add_argument("--most", type=int, default=20, help="clips of a group")
-    parser.add_argument("--close", type=float, default=4.0, help="levels of 256 by which the same frame may differ")
+    parser.add_argument("--repeats", type=int, default=5, help="counted runs")
+    parser.add_argument("--most", type=int, default=20, help="maximum number of clips in a group")
+    parser.add_argument("--close", type=float, default=4.0, help="maximum difference of equal frames, in levels of 256")
     parser.add_argument("--workers", type=int, default=1, help="worker processes of the pipelines")
-    parser.add_argument("--batch", type=int, default=8, help="clips of a batch of the pipelines")
-    parser.add_argument("--batches", type=int, default=20, help="batches that are timed")
+    parser.add_argument("--batch", type=int, default=8, help="clips in a batch of the pipelines")
+    parser.add_argument("--batches", type=int, default=20, help="timed batches")
     given = parser.parse_args()
     settings = {name: value for name, value in vars(given).items() if name != "videos"}
     for name, group in clips(given.videos.resolve(), given.most).items():
@@ -199,7 +199,7 @@ def main() -> None:
 
 
 def compared(group: Sequence[Clip], given: argparse.Namespace) -> dict[str, Any]:
-    """All that is asked of a group of clips."""
+    """All measurements of a group of clips."""
     differing = {}
     for clip in group:
         found = disagreements(clip, given.close)
@@ -218,7 +218,7 @@ def _fails(found: dict[str, str]) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries."""
+    """The versions of the libraries."""
     import av
     import cv2
     import torchcodec

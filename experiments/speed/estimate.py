@@ -1,14 +1,14 @@
-"""An estimate, not a measurement: how long a step would take on many chips, from FLOPs, bytes and data sheets.
+"""An estimate, not a measurement: the time of a step on many chips, from FLOPs, bytes and data sheets.
 
     python -m experiments.speed.estimate --size=l14 --chips=256 --batch=4096 --mfu=0.5
 
 Computation: the step's model FLOPs (`models/flops.py`), shared by all chips, at `--mfu` of their peak. Communication:
-of P float32 parameters, 4P bytes of gradient are reduced, and with `fsdp` 4P bytes of parameters are gathered, in the
-forward and in the backward pass; a ring over n devices sends (n-1)/n of an array for each gathering or scattering. That
-these are the volumes is what `scaling.py` finds in compiled programs. GPUs: `fsdp` over the 8 of a machine by NVLink,
-`data` over machines by InfiniBand, where each GPU reduces its eighth of the gradient. TPUs: `fsdp` over all chips of
-the torus. Left out: input, latency, stragglers, the contrastive loss's embeddings (some megabytes), what the compiler
-does badly. The step lies between the longer of the two (all is sent while something is computed) and their sum.
+for P float32 parameters, 4P bytes of gradient are reduced, and with `fsdp` 4P bytes of parameters are gathered, in the
+forward and in the backward pass; a ring over n devices sends (n-1)/n of an array for each gathering or scattering.
+`scaling.py` finds these volumes in compiled programs. GPUs: `fsdp` over the 8 GPUs of a machine by NVLink, `data` over
+machines by InfiniBand, where each GPU reduces its eighth of the gradient. TPUs: `fsdp` over all chips of the torus.
+Left out: input, latency, stragglers, the contrastive loss's embeddings (some megabytes), inefficiencies of the
+compiler. The step takes between the longer of the two times (perfect overlap) and their sum.
 """
 
 import argparse
@@ -20,12 +20,14 @@ from configs.sizes import SIZES
 from experiments.speed import program
 from vlab_jax.runtime.profiling import PEAK_FLOPS
 
-MACHINE = 8  # GPUs that NVLink joins
+MACHINE = 8  # GPUs joined by NVLink
 
 
 class Chip(NamedTuple):
-    """Bytes a second that a chip sends: `near` to the others of its machine or torus, `far` to other machines (0: there
-    are none). Half of what data sheets say, which count both directions."""
+    """Bytes a second that a chip sends: `near` within its machine or torus, `far` to other machines (0: none).
+
+    Data sheets give twice as much, since they count both directions.
+    """
 
     near: float
     far: float
@@ -37,24 +39,24 @@ CHIPS = {"H100": Chip(450e9, 50e9), "H200": Chip(450e9, 50e9), "TPU v5": Chip(30
 
 
 class Cost(NamedTuple):
-    """Of a step, whatever computes it."""
+    """The FLOPs and parameters of a step."""
 
     flops: float
     parameters: int
 
 
 def cost(size: str, batch: int, frames: int) -> Cost:
-    """Of the `blend` step of a size; nothing is computed."""
+    """The cost of the `blend` step of a size; nothing is computed."""
     made = program.prepared(program.configured(size, "blend", batch, frames=frames), "blend", program.one_device())
     return Cost(made.stage.cost.flops, sum(leaf.size for leaf in jax.tree.leaves(made.stage.shapes.parameters)))
 
 
 def seconds(step: Cost, kind: str, chips: int, mfu: float) -> tuple[float, float]:
-    """Of computation, and of communication."""
+    """Seconds of computation, and of communication."""
     chip, peak = CHIPS[kind], dict(PEAK_FLOPS)[kind]
     near = min(chips, MACHINE) if chip.far else chips
     bytes_once = 4.0 * step.parameters
-    sent = 3 * bytes_once * (near - 1) / near / chip.near  # two gatherings, one reduction and scattering
+    sent = 3 * bytes_once * (near - 1) / near / chip.near  # two gathers and one reduce-scatter
     machines = chips // near
     if machines > 1:
         sent += 2 * (bytes_once / near) * (machines - 1) / machines / chip.far
@@ -64,11 +66,11 @@ def seconds(step: Cost, kind: str, chips: int, mfu: float) -> tuple[float, float
 def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="l14", choices=sorted(SIZES), help="of configs/sizes.py")
+    parser.add_argument("--size", default="l14", choices=sorted(SIZES), help="a size in configs/sizes.py")
     parser.add_argument("--chips", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=4096, help="clips of all chips")
-    parser.add_argument("--frames", type=int, default=8, help="of a clip; the image stream takes half")
-    parser.add_argument("--mfu", type=float, default=0.5, help="share of the peak that computation alone reaches")
+    parser.add_argument("--batch", type=int, default=4096, help="clips on all chips together")
+    parser.add_argument("--frames", type=int, default=8, help="frames of a clip; the image stream takes half of them")
+    parser.add_argument("--mfu", type=float, default=0.5, help="utilisation of the peak by computation alone")
     given = parser.parse_args()
     step = cost(given.size, given.batch, given.frames)
     print(f"{step.parameters / 1e6:.0f} M parameters, {step.flops / given.batch / 1e12:.2f} TFLOP a clip\n")

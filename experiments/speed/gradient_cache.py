@@ -1,9 +1,9 @@
-"""What gradient caching costs and saves: a batch of the tiny model at once, and in parts.
+"""The cost and the saving of gradient caching: a batch of the tiny model at once, and in parts.
 
     python -m experiments.speed.gradient_cache --batch=4096 --parts=32
 
-Compares the gradients of the contrastive loss, the memory that the compiled programs ask for, and their times. Clips
-are noise of `--frames` frames.
+Compares the gradients of the contrastive loss, the memory of the compiled programs, and their times. Clips are noise
+with `--frames` frames.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from vlab_jax.config import model_fields, plain
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.runtime.disk import write_json
 from vlab_jax.training.objectives import Objective
-from vlab_jax.training.step import gradient_in_parts
+from vlab_jax.training.step import micro_batched_gradient
 
 
 def program(model: VLAB, objective: Objective, parts: int) -> Any:
@@ -34,13 +34,13 @@ def program(model: VLAB, objective: Objective, parts: int) -> Any:
         return jax.grad(lambda each: objective(model, each, batch, rng), has_aux=True)(parameters)
 
     def in_parts(parameters, batch):
-        return gradient_in_parts(objective, model, lambda each: each, parameters, batch, rng, parts)
+        return micro_batched_gradient(objective, model, lambda each: each, parameters, batch, rng, parts)
 
     return jax.jit(in_parts if parts > 1 else whole)
 
 
 def largest_difference(one: Any, other: Any) -> float:
-    """Relative to the largest entry of the first."""
+    """The largest difference, relative to the largest entry of the first argument."""
     pairs = list(zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
     scale = max(float(jnp.abs(leaf).max()) for leaf, _ in pairs)
     return max(float(jnp.abs(leaf - another).max()) for leaf, another in pairs) / scale
@@ -49,10 +49,10 @@ def largest_difference(one: Any, other: Any) -> float:
 def main() -> None:
     """Measures and writes `gradient_cache.json` beside this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=4096, help="clips at once")
+    parser.add_argument("--batch", type=int, default=4096, help="clips in the batch")
     parser.add_argument("--parts", type=int, default=32, help="parts of the batch")
-    parser.add_argument("--frames", type=int, default=2, help="of a clip")
-    parser.add_argument("--repeats", type=int, default=1, help="runs that are counted")
+    parser.add_argument("--frames", type=int, default=2, help="frames of a clip")
+    parser.add_argument("--repeats", type=int, default=1, help="counted runs")
     given = parser.parse_args()
     config = plain(get_config("tiny").to_dict())
     model = VLAB.from_fields({**model_fields(config), "frames": given.frames})
@@ -77,7 +77,7 @@ def main() -> None:
         found[name] = jax.block_until_ready(compiled[name](parameters, batch))
 
     runs = {name: functools.partial(run, name) for name in compiled}
-    seconds = medians(runs, given.repeats, told=functools.partial(print, file=sys.stderr, flush=True))
+    seconds = medians(runs, given.repeats, log=functools.partial(print, file=sys.stderr, flush=True))
     recorded = {
         **vars(given),
         "largest relative difference of gradients": largest_difference(found["at once"][0], found["in parts"][0]),

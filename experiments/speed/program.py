@@ -1,4 +1,4 @@
-"""The training step that the measurements of this folder are of: a stage of `configs/pretrain.py` at a given size.
+"""The training step that this folder measures: a stage of `configs/pretrain.py` at a given size.
 
 It can be lowered and compiled from shapes alone, for any mesh, without computing anything.
 """
@@ -15,11 +15,11 @@ from ml_collections import ConfigDict
 
 from configs.pretrain import get_config
 from configs.sizes import SIZES
-from vlab_jax.config import model_fields, plain
-from vlab_jax.models.attention_check import with_sound_kernels
+from vlab_jax.models.attention_check import with_checked_kernels
 from vlab_jax.models.vlab import VLAB
 from vlab_jax.runtime import sharding
 from vlab_jax.training import stage as stages
+from vlab_jax.training.setup import make_model, read_stage
 
 STAGES = ("blend", "adapt")
 OBJECTIVES = {"contrastive": 1.0, "captioning": 1.0, "masked_lm": 1.0, "question_answering": 0.0}
@@ -27,7 +27,7 @@ OBJECTIVES = {"contrastive": 1.0, "captioning": 1.0, "masked_lm": 1.0, "question
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A stage of a model on a mesh; `batch` are the shapes of its batches."""
+    """A stage of a model on a mesh; `batch` has the shapes of its batches."""
 
     config: ConfigDict
     model: VLAB
@@ -40,21 +40,23 @@ class Program:
         return self.stage.step.lower(self.stage.shapes, self.batch)
 
     def run_shapes(self) -> dict[str, int]:
-        """Sizes that say what was measured."""
+        """The sizes of the measured step."""
         video = self.batch["video"].shape
         return {"clips": video[0], "frames": video[1], "image frames": self.config.image_frames, "side": video[2]}
 
 
 def add_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> None:
-    """The arguments that say which step is meant."""
+    """Adds the arguments that choose the step."""
     given = {"size": "b16", "stage": "blend", "batch": 8, "frames": 8, "dtype": "float32", "remat": "none"} | defaults
-    parser.add_argument("--size", default=given["size"], choices=sorted(SIZES), help="of configs/sizes.py")
-    parser.add_argument("--stage", default=given["stage"], choices=STAGES, help="of configs/pretrain.py")
-    parser.add_argument("--batch", type=int, default=given["batch"], help="clips of a step")
-    parser.add_argument("--frames", type=int, default=given["frames"], help="of a clip; the image stream takes half")
+    parser.add_argument("--size", default=given["size"], choices=sorted(SIZES), help="a size in configs/sizes.py")
+    parser.add_argument("--stage", default=given["stage"], choices=STAGES, help="a stage of configs/pretrain.py")
+    parser.add_argument("--batch", type=int, default=given["batch"], help="clips in a step")
+    parser.add_argument(
+        "--frames", type=int, default=given["frames"], help="frames of a clip, half for the image stream"
+    )
     parser.add_argument("--dtype", default=given["dtype"], choices=("float32", "bfloat16"))
     parser.add_argument("--remat", default=given["remat"], choices=("none", "dots", "full"))
-    parser.add_argument("--unroll", type=int, default=1, help="blocks of one iteration of the loop over blocks")
+    parser.add_argument("--unroll", type=int, default=1, help="blocks in one iteration of the loop over blocks")
 
 
 def configured(
@@ -69,7 +71,7 @@ def configured(
     mesh: Mapping[str, int] | None = None,
 ) -> ConfigDict:
     """The config of a size with contrastive learning, captioning and masked language modelling, concat blending and an
-    image encoder of its own, as `configs/pretrain.py` has it for accelerators."""
+    separate image encoder, as in `configs/pretrain.py` for accelerators."""
     config = get_config(size)
     config.frames, config.image_frames = frames, max(frames // 2, 1)
     config.dtype = dtype
@@ -82,18 +84,16 @@ def configured(
 
 
 def prepared(config: ConfigDict, stage: str, mesh: Mesh | None = None) -> Program:
-    """The step of a stage of a config, on all devices by the config's mesh, or on another mesh."""
+    """Prepares the step of a stage of a config, on the config's mesh over all devices, or on another mesh."""
     mesh = sharding.make_mesh(**config.mesh) if mesh is None else mesh
-    model = VLAB.from_fields(model_fields(plain(config.to_dict()), sharding.platform_of(mesh)))
-    alone = config.copy_and_resolve_references()
-    alone.stages = (stage,)
-    model = with_sound_kernels(model, stages.attention_shapes_of(model, alone))
-    made = stages.prepare(model, config.stage[stage], config, mesh)
-    return Program(config, model, made, mesh, stages.batch_shapes(model, config.stage[stage], config))
+    model, settings = make_model(config, mesh), read_stage(config, stage)
+    model = with_checked_kernels(model, stages.stage_attention_shapes(model, [settings]))
+    made = stages.prepare(model, settings, mesh)
+    return Program(config, model, made, mesh, stages.batch_shapes(model, settings))
 
 
 def from_arguments(given: argparse.Namespace, mesh: Mesh | None = None) -> Program:
-    """What the arguments of `add_arguments` say."""
+    """Prepares the step that the arguments of `add_arguments` choose."""
     options = {name: getattr(given, name) for name in ("frames", "dtype", "remat", "unroll")}
     return prepared(configured(given.size, given.stage, given.batch, **options), given.stage, mesh)
 
@@ -105,7 +105,7 @@ def one_device() -> Mesh:
 
 
 def random_batch(program: Program, seed: int = 0) -> dict[str, np.ndarray]:
-    """Noise for clips, random tokens, texts of different lengths, each clip by itself."""
+    """A batch of noise clips that are all different, with random tokens in texts of different lengths."""
     rng = np.random.default_rng(seed)
     clips, length = program.batch["tokens"].shape
     vocabulary = program.config.model.text.vocab_size
@@ -118,7 +118,7 @@ def random_batch(program: Program, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def random_parameters(program: Program, seed: int = 0) -> Any:
-    """Normal random parameters on the host, small enough for a deep model; norms' scales near 1."""
+    """Normal random parameters on the host, small enough for a deep model; scales of norms are near 1."""
     rng = np.random.default_rng(seed)
 
     def draw(path: Any, leaf: Any) -> np.ndarray:

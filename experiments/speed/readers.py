@@ -1,7 +1,7 @@
-"""How each library reads chosen frames of a video: ours, torchcodec, OpenCV. One thread each.
+"""The ways in which each library reads chosen frames of a video: ours, torchcodec, OpenCV. One thread each.
 
-A reader is a function (the file's bytes, its path, numbers of frames in the order of display, increasing) → the frames,
-RGB, upright, of full size. Bytes or path: what the library takes best.
+A reader is a function (the file's bytes, its path, increasing numbers of frames in display order) → the frames, RGB,
+upright, in full size. It uses the bytes or the path, whichever suits the library best.
 """
 
 import pathlib
@@ -16,16 +16,16 @@ Reader = Callable[[bytes, pathlib.Path, Sequence[int]], list[np.ndarray]]
 
 
 class NotRead(Exception):
-    """The library gives no frame, or none at a place where there is one."""
+    """The library returns no frame, or lacks one that exists."""
 
 
 def ours(media: bytes, _path: pathlib.Path, numbers: Sequence[int]) -> list[np.ndarray]:
-    """Time stamps of all packets, then a seek to the key frame before each run of frames."""
+    """Reads the time stamps of all packets, then seeks to the key frame before each run of frames."""
     return video.read_frames(media, 0.0, float("inf"), lambda *_: np.array(numbers), lambda frame, _aspect: frame)
 
 
 def torchcodec(mode: str) -> Reader:
-    """`exact` looks through the file for its frames first, `approximate` believes its header."""
+    """`exact` first scans the file for its frames, `approximate` trusts its header."""
 
     def read(media: bytes, _path: pathlib.Path, numbers: Sequence[int]) -> list[np.ndarray]:
         from torchcodec.decoders import VideoDecoder
@@ -37,12 +37,12 @@ def torchcodec(mode: str) -> Reader:
 
 
 def opencv(seeks: bool) -> Reader:
-    """Each frame by a seek to its number, or all frames up to the last one, of which the chosen are converted."""
+    """Seeks to each frame by its number, or decodes all frames up to the last one and converts the chosen ones."""
 
     def read(_media: bytes, path: pathlib.Path, numbers: Sequence[int]) -> list[np.ndarray]:
         import cv2
 
-        # One thread, as the others: a pipeline's worker processes are the parallelism.
+        # One thread, like the others: in a pipeline, worker processes provide the parallelism.
         capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
         try:
             found = _by_seeks(cv2, capture, numbers) if seeks else _in_a_row(capture, numbers)

@@ -1,9 +1,9 @@
-"""What recomputation saves and costs: memory and FLOPs of a step with `model.remat` none, dots and full.
+"""The saving and the cost of recomputation: memory and FLOPs of a step with `model.remat` none, dots and full.
 
     python -m experiments.speed.remat --size=b16 --batch=8
 
-The step is compiled for one device and not run. Memory is XLA's account of the compiled program, beside parameters,
-optimiser state and batch; FLOPs are read from it (`hlo.py`).
+The step is compiled for one device and not run. Memory is XLA's count for the compiled program, without parameters,
+optimiser state and batch; FLOPs are read from the program (`vlab_jax/compiling/hlo.py`).
 """
 
 import argparse
@@ -21,12 +21,12 @@ POLICIES = ("none", "dots", "full")
 
 
 def cost(given: argparse.Namespace, policy: str) -> dict[str, float]:
-    """Of a step with a policy."""
+    """The memory and the FLOPs of a step with a policy."""
     step = program.from_arguments(argparse.Namespace(**{**vars(given), "remat": policy}), program.one_device())
     compiled = step.lower().compile()
     found = {
         "MiB of temporary memory": compiled.memory_analysis().temp_size_in_bytes / 2**20,
-        "GFLOP": hlo.work(compiled.as_text()).flops / 1e9,
+        "GFLOP": hlo.count_program(compiled.as_text()).flops / 1e9,
         "GFLOP, without what is computed twice": step.stage.cost.flops / 1e9,
     }
     print(policy, json.dumps(found), file=sys.stderr, flush=True)
@@ -34,7 +34,7 @@ def cost(given: argparse.Namespace, policy: str) -> dict[str, float]:
 
 
 def compared(given: argparse.Namespace) -> dict[str, Any]:
-    """The costs of all policies, and their ratios to the first's."""
+    """The costs of all policies, and their ratios to the first one."""
     found = {policy: cost(given, policy) for policy in POLICIES}
     for policy in found.values():
         for figure in ("MiB of temporary memory", "GFLOP"):

@@ -1,14 +1,14 @@
-"""What a step costs each of 1, 2, 4 and 8 devices: FLOPs, memory, and what they send each other.
+"""The cost of a step on each of 1, 2, 4 and 8 devices: FLOPs, memory, and communication.
 
     python -m experiments.speed.scaling --size=b16
     python -m experiments.speed.scaling --size=tiny --devices 1 2 --meshes fsdp       a trial
 
-The step is compiled for so many devices of a host and nothing is run, so that any machine can measure it; how long it
-takes is not asked. *Weak*: each device has `--batch` clips. *Strong*: all devices together have them. Each mesh of
-`--meshes` gives all devices to one axis of `config.mesh`. FLOPs and collectives are read from the compiled program
-(`hlo.py`), memory is XLA's own account of it. The compiler for CPUs splits a program as the others do; it leaves
-all-reduces whole that others turn into reduce-scatters, and computes bfloat16 products in float32, so float32 is what
-is compiled here.
+The step is compiled for the given number of host devices and not run, so that any machine can measure it; its time is
+not measured. *Weak*: each device has `--batch` clips. *Strong*: all devices together have them. Each mesh of `--meshes`
+gives all devices to one axis of `config.mesh`. FLOPs and collectives are read from the compiled program
+(`vlab_jax/compiling/hlo.py`), memory is XLA's own count. The compiler for CPUs partitions a program like the others do,
+but keeps all-reduces that others turn into reduce-scatters, and computes bfloat16 products in float32; so the program
+is compiled in float32 here.
 """
 
 import argparse
@@ -27,12 +27,12 @@ MESHES = ("data", "fsdp", "tensor")
 
 
 def cost(given: argparse.Namespace) -> dict[str, Any]:
-    """Of one device, on a mesh over all devices that this process has."""
+    """The cost on one device, for a mesh over all devices of this process."""
     axes = {"data": 1, "fsdp": 1, "tensor": 1, given.meshes[0]: jax.device_count()}
     config = program.configured(given.size, given.stage, given.batch, frames=given.frames, remat=given.remat, mesh=axes)
     step = program.prepared(config, given.stage)
     compiled = step.lower().compile()
-    found, memory = hlo.work(compiled.as_text()), compiled.memory_analysis()
+    found, memory = hlo.count_program(compiled.as_text()), compiled.memory_analysis()
     return {
         "clips of all devices": given.batch,
         "GFLOP": found.flops / 1e9,
@@ -46,7 +46,7 @@ def cost(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def measured(given: argparse.Namespace, mesh: str, devices: int, batch: int) -> dict[str, Any]:
-    """`cost`, in a process that has so many devices."""
+    """`cost`, in a process with the given number of devices."""
     names = ("size", "stage", "frames", "remat")
     arguments = [f"--{name}={getattr(given, name)}" for name in names]
     arguments += [f"--batch={batch}", f"--meshes={mesh}", "--here"]
@@ -59,7 +59,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     program.add_arguments(parser, batch=16)
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--meshes", nargs="+", default=list(MESHES), choices=MESHES, help="axes that get all devices")
+    parser.add_argument(
+        "--meshes", nargs="+", default=list(MESHES), choices=MESHES, help="axes that get all devices, in turn"
+    )
     parser.add_argument("--here", action="store_true", help="print the cost on the devices of this process, and end")
     given = parser.parse_args()
     if given.here:
@@ -69,7 +71,7 @@ def main() -> None:
     for mesh in given.meshes:
         for devices in given.devices:
             for kind, batch in (("weak", given.batch * devices), ("strong", given.batch)):
-                # One device is the same on every mesh; where the batch is not split, weak would be another model.
+                # One device is the same on every mesh; if the batch is not split, weak scaling is not defined.
                 if (devices == 1 and alone) or (mesh == "tensor" and devices > 1 and kind == "weak"):
                     continue
                 alone = alone or devices == 1

@@ -3,9 +3,9 @@
     python -m experiments.speed.steps --size=l14 --stage=blend --batch=64
     python -m experiments.speed.steps --size=tiny --stage=adapt --batch=4 --steps=3       a trial, on any machine
 
-The model is the one of `configs/pretrain.py:<size>`, with random weights. So `python -m vlab_jax.compile` speaks of the
-same step, if it is given the same batch (`--config.stage.blend.batch_size=64`) and `--config.dtype`. Where the batch
-does not fit the device, half of it is tried, and so on; the record has what was asked and what was taken.
+The model is that of `configs/pretrain.py:<size>`, with random weights. `python -m vlab_jax.compile` compiles the same
+step if it gets the same batch (`--config.stage.blend.batch_size=64`) and `--config.dtype`. If the batch does not fit
+the device, half of it is tried, and so on; the record has the requested and the used batch.
 """
 
 import argparse
@@ -24,16 +24,16 @@ from experiments.speed import program
 from experiments.timing import made_with
 from vlab_jax.runtime import sharding
 
-WARM_UP = 3  # steps at the start that are not counted; of fewer steps the last one is
-SHOWN = ("argument", "output", "alias", "temp", "generated_code")  # of the compiler's account of memory
+WARM_UP = 3  # uncounted steps at the start; with fewer steps, only the last one counts
+SHOWN = ("argument", "output", "alias", "temp", "generated_code")  # in the compiler's count of memory
 
 
 class TooLarge(Exception):
-    """The device has no room for a batch."""
+    """A batch does not fit the device."""
 
 
 def configured(size: str, stage: str, batch: int, dtype: str) -> ConfigDict:
-    """`configs/pretrain.py` at a size, with a batch and a type, and without questions, for which it has no texts."""
+    """`configs/pretrain.py` at a size, with a batch and a type; without questions, since the random batch has none."""
     config = get_config(size)
     config.dtype = dtype
     config.stage[stage].batch_size = batch
@@ -42,18 +42,18 @@ def configured(size: str, stage: str, batch: int, dtype: str) -> ConfigDict:
 
 
 def account(compiled: Any) -> dict[str, int]:
-    """The compiler's account of a program's memory on the device, in bytes; empty where it gives none."""
+    """The compiler's count of a program's memory on the device, in bytes; empty if it gives none."""
     found = compiled.memory_analysis()
     return {} if found is None else {name: getattr(found, f"{name}_size_in_bytes") for name in SHOWN}
 
 
 def needed(bytes_of: dict[str, int]) -> int:
-    """Bytes that a program needs at once; its output lies where the arguments were that it uses up."""
+    """Bytes that a program needs at once; its output reuses the memory of donated arguments."""
     return sum(bytes_of.values()) - 2 * bytes_of.get("alias", 0)
 
 
 def measured(config: ConfigDict, stage: str, steps: int) -> dict[str, Any]:
-    """Takes the steps.
+    """Runs the steps, and returns their record.
 
     Raises:
       TooLarge: the batch does not fit.
@@ -72,7 +72,7 @@ def measured(config: ConfigDict, stage: str, steps: int) -> dict[str, Any]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise TooLarge(str(error).splitlines()[0]) from error
-    stats = device.memory_stats() or {}  # a CPU has none
+    stats = device.memory_stats() or {}  # a CPU has no such statistics
     median = statistics.median(seconds[min(WARM_UP, len(seconds) - 1) :])
     cost = made.stage.cost
     record = {
@@ -93,7 +93,7 @@ def measured(config: ConfigDict, stage: str, steps: int) -> dict[str, Any]:
 
 
 def timed(step: Any, made: program.Program, count: int) -> tuple[list[float], list[dict[str, float]]]:
-    """Seconds of each step and its metrics, from random weights, over two batches in turns that are on the device."""
+    """Seconds and metrics of each step, from random weights, with two alternating batches on the device."""
     batches = [sharding.to_global(program.random_batch(made, seed), made.mesh) for seed in range(2)]
     state = made.stage.initial(jax.device_put(program.random_parameters(made), made.stage.shardings.parameters))
     jax.block_until_ready((state, batches))
@@ -109,16 +109,16 @@ def timed(step: Any, made: program.Program, count: int) -> tuple[list[float], li
 
 
 def fitting(size: str, stage: str, batch: int, dtype: str, steps: int) -> dict[str, Any]:
-    """`measured` with the batch, or the first half, quarter and so on of it that fits.
+    """`measured` with the batch, or the first of its half, quarter and so on that fits.
 
     Raises:
-      TooLarge: not even one clip does.
+      TooLarge: not even one clip fits.
     """
     clips, refused = batch, {}
     while True:
         try:
             record = measured(configured(size, stage, clips, dtype), stage, steps)
-            return {"size": size, "stage": stage, "clips asked": batch, "refused": refused, **record, **made_with()}
+            return {"size": size, "stage": stage, "clips requested": batch, "refused": refused, **record, **made_with()}
         except TooLarge as error:
             if clips == 1:
                 raise
@@ -130,9 +130,9 @@ def fitting(size: str, stage: str, batch: int, dtype: str, steps: int) -> dict[s
 def main() -> None:
     """Prints the record, as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="l14", choices=sorted(SIZES), help="of configs/sizes.py")
-    parser.add_argument("--stage", default="blend", choices=program.STAGES, help="of configs/pretrain.py")
-    parser.add_argument("--batch", type=int, default=64, help="clips of a step, at most")
+    parser.add_argument("--size", default="l14", choices=sorted(SIZES), help="a size in configs/sizes.py")
+    parser.add_argument("--stage", default="blend", choices=program.STAGES, help="a stage of configs/pretrain.py")
+    parser.add_argument("--batch", type=int, default=64, help="maximum clips in a step")
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
     parser.add_argument("--steps", type=int, default=20)
     given = parser.parse_args()

@@ -1,7 +1,7 @@
 """The same model in PyTorch, written for the comparison of `train_step.py`: towers, conv adapters, decoder, losses.
 
-It takes our parameters (`load`), so that both compute the same loss. Attention is PyTorch's fused one (SDPA), each
-block's query, key and value are one product, and a pre-norm CLIP with concat blending is what it knows; `VlabLoss`
+It takes our parameters (`load`), so that both compute the same loss. It uses PyTorch's fused attention (SDPA) and one
+product for query, key and value of each block. It supports only a pre-norm CLIP with concat blending; `VlabLoss`
 refuses anything else. Names and shapes are as in `vlab_jax.models`.
 """
 
@@ -20,7 +20,7 @@ GELUS = {"quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "gelu": F.gelu}
 
 
 class Attention(nn.Module):
-    """Self-attention, or of text queries to `seen`."""
+    """Self-attention, or attention of text queries to `visual`."""
 
     def __init__(self, width: int, heads: int, crossed: bool = False) -> None:
         super().__init__()
@@ -29,11 +29,11 @@ class Attention(nn.Module):
         self.key_value = nn.Linear(width, 2 * width) if crossed else None
         self.output = nn.Linear(width, width)
 
-    def forward(self, x: torch.Tensor, seen: torch.Tensor | None = None, mask: Any = None, causal: bool = False):
-        """`mask` is true where a query may look."""
+    def forward(self, x: torch.Tensor, visual: torch.Tensor | None = None, mask: Any = None, causal: bool = False):
+        """`mask` is true where a query may attend."""
         parts = [self.query(x)] if self.crossed else self.query(x).chunk(3, -1)
         if self.crossed:
-            parts += self.key_value(seen).chunk(2, -1)
+            parts += self.key_value(visual).chunk(2, -1)
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
         return self.output(y.transpose(1, 2).flatten(2))
@@ -51,14 +51,14 @@ class Block(nn.Module):
         self.gelu = GELUS[fields["activation"]]
 
     def forward(self, x: torch.Tensor, mask: Any = None, causal: bool = False, before_mlp: Any = None):
-        """The block, with a cross-attention (`before_mlp`) where one is given."""
+        """Applies the block, with a cross-attention (`before_mlp`) if one is given."""
         x = x + self.attention(self.ln_1(x), mask=mask, causal=causal)
         x = x if before_mlp is None else before_mlp(x)
         return x + self.output(self.gelu(self.input(self.ln_2(x))))
 
 
 class Adapter(nn.Module):
-    """Down, depthwise convolution over the frames of a patch, activation, up; the class token passes by."""
+    """Down, depthwise convolution over the frames of a patch, activation, up; the class token is not changed."""
 
     def __init__(self, outer: int, fields: Mapping[str, Any]) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Adapter(nn.Module):
         self.gelu = GELUS[fields["activation"]]
 
     def forward(self, x: torch.Tensor, frames: int) -> torch.Tensor:
-        """Of `[B·T, M, D]`."""
+        """Maps `[B·T, M, D]` to the same shape."""
         side = math.isqrt(x.shape[1] - 1)
         y = self.down(x[:, 1:]).unflatten(0, (-1, frames)).unflatten(2, (side, side))  # [B, T, h, w, A]
         y = self.conv(y.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
@@ -77,7 +77,7 @@ class Adapter(nn.Module):
 
 
 class Vision(nn.Module):
-    """CLIP's vision tower, with adapters where they are given."""
+    """CLIP's vision tower, with the given adapters."""
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Vision(nn.Module):
             self.register_buffer(name, torch.tensor(values), persistent=False)
 
     def forward(self, video: torch.Tensor, adapters: Mapping[str, Adapter] | None = None):
-        """Tokens `[B, T·M, D]` before `ln_post`, and embeddings `[B, T, E]`, of uint8 `[B, T, S, S, 3]`."""
+        """From uint8 `[B, T, S, S, 3]`: tokens `[B, T·M, D]` before `ln_post`, and embeddings `[B, T, E]`."""
         clips, frames = video.shape[:2]
         images = (video.flatten(0, 1).float() / 255 - self.mean) / self.deviation
         grid = images.unflatten(2, (-1, self.patch)).unflatten(1, (-1, self.patch))  # [F, h, P, w, P, 3]
@@ -108,7 +108,7 @@ class Vision(nn.Module):
 
 
 class Text(nn.Module):
-    """CLIP's text tower, or (`crossed`) the decoder shaped like it."""
+    """CLIP's text tower, or (`crossed`) the decoder with the same architecture."""
 
     def __init__(self, fields: Mapping[str, Any], vision_width: int = 0, frames: int = 0) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class Text(nn.Module):
         return self.projection(self.ln_final(x)[torch.arange(len(x), device=x.device), lengths - 1])
 
     def look(self, streams: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """What the cross-attentions see: both streams' tokens, the image stream's first."""
+        """The input of the cross-attentions: both streams' tokens, the image stream's first."""
         parts = []
         for stream in ("image", "video"):
             if stream not in streams:
@@ -151,7 +151,7 @@ class Text(nn.Module):
 
     def decode(self, tokens: torch.Tensor, streams: Any, causal: bool, lengths: Any = None, masked: Any = None):
         """Logits over the vocabulary."""
-        seen = self.look(streams)
+        visual = self.look(streams)
         x = self.token_embedding(tokens)
         if masked is not None:
             x = torch.where(masked[..., None], self.mask_embedding.to(x.dtype), x)
@@ -160,7 +160,7 @@ class Text(nn.Module):
         if lengths is not None:
             mask = (torch.arange(tokens.shape[1], device=x.device) < lengths[:, None])[:, None, None]
         for block, norm, crossing in zip(self.blocks, self.crossing_norms, self.crossings, strict=True):
-            x = block(x, mask, causal, lambda x, norm=norm, crossing=crossing: x + crossing(norm(x), seen))
+            x = block(x, mask, causal, lambda x, norm=norm, crossing=crossing: x + crossing(norm(x), visual))
         return F.linear(self.ln_final(x), self.token_embedding.weight)
 
 
@@ -168,11 +168,11 @@ class VlabLoss(nn.Module):
     """The loss of a batch: contrastive learning, captioning and masked language modelling.
 
     Args:
-      fields: of `vlab_jax.models.vlab.VLAB`, as a dictionary.
-      streams: of the stage; image_frames: the frames that the image stream takes.
+      fields: those of `vlab_jax.models.vlab.VLAB`, as a dictionary.
+      streams: those of the stage; image_frames: the frames of the image stream.
 
     Raises:
-      ValueError: the model is of another kind than this one knows.
+      ValueError: this implementation does not support the model.
     """
 
     def __init__(
@@ -196,31 +196,31 @@ class VlabLoss(nn.Module):
         self.logit_scale = nn.Parameter(torch.zeros(()))
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """`batch`: as our training step's, and `masked`."""
+        """The loss of a batch: that of our training step, with `masked`."""
         tokens, lengths, masked = batch["tokens"], batch["lengths"], batch["masked"]
-        seen, mean = self.see(batch["video"])
+        visual, mean = self.see(batch["video"])
         clips, texts = (F.normalize(each.float(), dim=-1) for each in (mean, self.text.embed(tokens, lengths)))
         logits = self.logit_scale.clamp(max=math.log(100)).exp() * clips @ texts.T
         own = torch.arange(len(logits), device=logits.device)
         loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
         present = torch.arange(1, tokens.shape[1], device=tokens.device) < lengths[:, None]
-        words = self.decoder.decode(tokens, seen, causal=True)[:, :-1]
+        words = self.decoder.decode(tokens, visual, causal=True)[:, :-1]
         loss = loss + _cross_entropy(words, tokens[:, 1:], present, self.smoothing)
-        words = self.decoder.decode(tokens, seen, causal=False, lengths=lengths, masked=masked)
+        words = self.decoder.decode(tokens, visual, causal=False, lengths=lengths, masked=masked)
         return loss + _cross_entropy(words, tokens, masked, 0.0)
 
     def see(self, video: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Each stream's tokens, and the clips' embeddings before normalising."""
-        seen, means = {}, {}
+        """Each stream's tokens, and the clips' embeddings before normalisation."""
+        visual, means = {}, {}
         if "video" in self.streams:
-            seen["video"], embeddings = self.vision(video, self.video_adapter)
+            visual["video"], embeddings = self.vision(video, self.video_adapter)
             means["video"] = embeddings.mean(1)
         if "image" in self.streams:
-            seen["image"], embeddings = self.image_encoder(video[:, self.image_frames])
+            visual["image"], embeddings = self.image_encoder(video[:, self.image_frames])
             means["image"] = embeddings.mean(1)
         if len(means) == 1:
-            return seen, next(iter(means.values()))
-        return seen, self.blend * means["image"] + (1 - self.blend) * means["video"]
+            return visual, next(iter(means.values()))
+        return visual, self.blend * means["image"] + (1 - self.blend) * means["video"]
 
 
 def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor, present: torch.Tensor, smoothing: float):
@@ -229,10 +229,10 @@ def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor, present: torch.T
 
 
 def load(model: VlabLoss, parameters: Mapping[str, Any]) -> dict[str, list[nn.Parameter]]:
-    """Copies our parameters into the model; all of its own by the path of ours, to group them as ours are grouped.
+    """Copies our parameters into the model; returns its parameters by our paths, for the same parameter groups.
 
     Raises:
-      ValueError: one of the two has parameters that the other has not.
+      ValueError: one of the two has parameters that the other lacks.
     """
     paths: dict[str, list[nn.Parameter]] = {}
     ours = dict(_flat(parameters))
@@ -263,7 +263,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = ""):
 
 
 def _places(model: VlabLoss, path: str, values: np.ndarray) -> list[tuple[nn.Parameter, np.ndarray]]:
-    """The parameters that one of ours is copied to, one for each block where it is stacked over blocks."""
+    """The parameters into which one of ours is copied: one for each block if ours is stacked over blocks."""
     head, _, rest = path.partition("/")
     owner = getattr(model, head)
     if head == "logit_scale":

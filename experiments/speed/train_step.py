@@ -1,14 +1,14 @@
-"""How fast a training step runs, beside the same model in PyTorch on the same machine.
+"""The speed of a training step, compared with the same model in PyTorch on the same machine.
 
     python -m experiments.speed.train_step --size=b32 --batch=2 --frames=2
     python -m experiments.speed.train_step --size=l14 --dtype=bfloat16 --batch=64 --remat=dots      on a GPU
     python -m experiments.speed.train_step --size=tiny --stage=adapt --batch=2 --repeats=1          a trial
 
 A step is the loss (contrastive learning, captioning, masked language modelling), its gradient, clipping and AdamW, with
-float32 parameters; `blend` learns everything on both streams, `adapt` adapters and decoder on the video stream. PyTorch
-gets the model of `torch_vlab.py` with our parameters and batch, SDPA, fused AdamW, and on a GPU `torch.compile` and
-autocast to `--dtype`. First both must come to the same loss and gradient norm; then their times are taken in turns, and
-what counts is the ratio of medians.
+float32 parameters; `blend` trains everything on both streams, `adapt` trains adapters and decoder on the video stream.
+PyTorch gets the model of `torch_vlab.py` with our parameters and batch, SDPA, fused AdamW, and on a GPU `torch.compile`
+and autocast to `--dtype`. First both must reach the same loss and gradient norm; then their runs alternate, and the
+ratio of medians counts.
 """
 
 import argparse
@@ -29,14 +29,14 @@ from experiments.timing import add_record, made_with, medians
 from vlab_jax.runtime import sharding
 from vlab_jax.runtime.profiling import peak_flops
 from vlab_jax.training import objectives, optim
-from vlab_jax.training.stage import objective_of
+from vlab_jax.training.setup import read_stage
 
 RESULTS = pathlib.Path(__file__).with_name("train_step.json")
 CLOSE = {"float32": 1e-4, "bfloat16": 3e-2}
 
 
 def ours(step: program.Program, parameters: Any, batch: Mapping[str, np.ndarray]) -> Callable[[], dict[str, float]]:
-    """One step of training, each time that it is called; its loss and gradient norm."""
+    """A function that takes one training step, and returns its loss and gradient norm."""
     state = step.stage.initial(jax.device_put(parameters, step.stage.shardings.parameters))
     placed = sharding.to_global(batch, step.mesh)
 
@@ -50,24 +50,21 @@ def ours(step: program.Program, parameters: Any, batch: Mapping[str, np.ndarray]
 
 
 def theirs(step: program.Program, stage: str, parameters: Any, batch: Mapping[str, np.ndarray]) -> "Theirs":
-    """The same in PyTorch."""
+    """The same function in PyTorch."""
     sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tests"))
-    from pytorch import pytorch  # as the parity tests have it
+    from pytorch import pytorch  # the version of the parity tests
 
     return Theirs(pytorch(), step, stage, parameters, batch)
 
 
 class Theirs:
-    """The PyTorch model, its optimiser and its batch; calling it takes a step."""
+    """The PyTorch model, its optimiser and its batch; a call takes a step."""
 
     def __init__(self, torch: Any, step: program.Program, stage: str, parameters: Any, batch: Mapping[str, np.ndarray]):
         from experiments.speed.torch_vlab import VlabLoss, load
 
-        self.torch, fields, objective = (
-            torch,
-            step.config.stage[stage],
-            objective_of(step.config.stage[stage], step.config),
-        )
+        self.torch, fields = torch, step.config.stage[stage]
+        objective = read_stage(step.config, stage).objective
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.half = None if step.config.dtype == "float32" else getattr(torch, step.config.dtype)
         description = {name: getattr(step.model, name) for name in step.model.__dataclass_fields__ if name != "parent"}
@@ -76,9 +73,9 @@ class Theirs:
         self.model = model.to(self.device)
         self.optimizer = self._optimizer(paths, step.stage.groups, fields)
         self.clip_norm = fields.clip_norm or float("inf")
-        key = jax.random.fold_in(jax.random.key(step.config.seed), 0)  # the draw of our first step
+        key = jax.random.fold_in(jax.random.key(step.config.seed), 0)  # the random choice of our first step
         texts = (jnp.asarray(batch[name]) for name in ("tokens", "lengths"))
-        masked = objectives.choose_masked(key, *texts, objective.masked_share)
+        masked = objectives.draw_masked_tokens(key, *texts, objective.masked_share)
         given = {**batch, "masked": np.asarray(masked)}
         self.batch = {name: torch.from_numpy(value.copy()).to(self.device) for name, value in given.items()}
         for name in ("tokens", "lengths"):
@@ -86,7 +83,7 @@ class Theirs:
         self.loss = torch.compile(self.model) if self.device == "cuda" else self.model
 
     def _optimizer(self, paths: Mapping[str, Any], groups: Any, fields: Any) -> Any:
-        """AdamW with our groups: learning rates at their peak, and what decays; what is frozen needs no gradient."""
+        """AdamW with our groups: peak learning rates and weight decay; frozen parameters need no gradient."""
         chosen = []
         for path, parameters in paths.items():
             rate = next(group.learning_rate for group in groups if re.search(group.pattern, path))
@@ -106,14 +103,14 @@ class Theirs:
         learned = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(learned, self.clip_norm)
         self.optimizer.step()
-        return {"loss": loss.item(), "gradient_norm": norm.item()}  # which waits for the device
+        return {"loss": loss.item(), "gradient_norm": norm.item()}  # reading the loss waits for the device
 
     def parameters(self) -> int:
-        """How many there are."""
+        """The number of parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def flops(self) -> float:
-        """Of a forward and a backward pass, by PyTorch's own count; attention is computed plainly for it."""
+        """FLOPs of a forward and a backward pass, by PyTorch's own count, with plain attention."""
         from torch.nn.attention import SDPBackend, sdpa_kernel
         from torch.utils.flop_counter import FlopCounterMode
 
@@ -124,7 +121,7 @@ class Theirs:
 
 
 def compared(given: argparse.Namespace) -> dict[str, Any]:
-    """Both models' steps: that they compute the same, and their times."""
+    """Checks that both models' steps compute the same, and times them."""
     step = program.from_arguments(given, program.one_device())
     return measured(step, given.stage, given.repeats, given.alone)
 
@@ -133,7 +130,7 @@ def measured(step: program.Program, stage: str, repeats: int, alone: bool = Fals
     """See `compared`; `alone` leaves PyTorch out.
 
     Raises:
-      ValueError: the two do not compute the same loss and gradient norm, or have not as many parameters.
+      ValueError: the two differ in loss, gradient norm or number of parameters.
     """
     parameters, batch = program.random_parameters(step), program.random_batch(step)
     runs: dict[str, Callable[[], dict[str, float]]] = {"ours": ours(step, parameters, batch)}
@@ -145,10 +142,10 @@ def measured(step: program.Program, stage: str, repeats: int, alone: bool = Fals
             raise ValueError(f"{recorded['parameters']} parameters here, {other.parameters()} in PyTorch")
         recorded["PyTorch's FLOPs over ours"] = other.flops() / step.stage.cost.flops
         runs["PyTorch"] = other
-    firsts = {name: run() for name, run in runs.items()}  # compiles, and is not counted
+    firsts = {name: run() for name, run in runs.items()}  # compiles; not counted
     if not alone:
         recorded["differences"] = same(firsts, CLOSE[step.config.dtype])
-    seconds = medians(runs, repeats, told=functools.partial(print, file=sys.stderr, flush=True))
+    seconds = medians(runs, repeats, log=functools.partial(print, file=sys.stderr, flush=True))
     recorded |= {"first step": firsts, "seconds": seconds, "model FLOPs": step.stage.cost.flops}
     if not alone:
         recorded["ours over PyTorch, throughput"] = seconds["PyTorch"] / seconds["ours"]
@@ -164,7 +161,7 @@ def same(firsts: Mapping[str, Mapping[str, float]], close: float) -> dict[str, f
     """The relative differences of loss and gradient norm.
 
     Raises:
-      ValueError: one is larger than `close`.
+      ValueError: one of them is larger than `close`.
     """
     one, other = firsts["ours"], firsts["PyTorch"]
     found = {name: abs(one[name] - other[name]) / abs(other[name]) for name in one}
@@ -175,10 +172,10 @@ def same(firsts: Mapping[str, Mapping[str, float]], close: float) -> dict[str, f
 
 def main() -> None:
     """Measures one size and adds it to `train_step.json`."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU's memory is for both
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # both libraries share the GPU's memory
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     program.add_arguments(parser, size="b32", batch=2, frames=2)
-    parser.add_argument("--repeats", type=int, default=5, help="steps that are counted")
+    parser.add_argument("--repeats", type=int, default=5, help="counted steps")
     parser.add_argument("--alone", action="store_true", help="without PyTorch")
     given = parser.parse_args()
     record = {**vars(given), **compared(given), "cpus": len(os.sched_getaffinity(0)), **made_with()}

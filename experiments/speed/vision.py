@@ -1,10 +1,10 @@
-"""How fast CLIP's vision tower runs, beside `transformers` in PyTorch on the same machine.
+"""The speed of CLIP's vision tower, compared with `transformers` in PyTorch on the same machine.
 
     python -m experiments.speed.vision --size=b16
     python -m experiments.speed.vision --size=l14 --dtype=bfloat16 --batch=256       on a GPU
 
 Both get the same images, parameters of the same shapes and the same number of threads; PyTorch uses its fused attention
-(SDPA) and, on a GPU, `torch.compile`. Times are taken in turns; what counts is the ratio of their medians.
+(SDPA) and, on a GPU, `torch.compile`. Runs alternate; the ratio of their medians counts.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import numpy as np
 
 from configs.sizes import SIZES
 from experiments.timing import add_record, made_with, medians
-from vlab_jax.models.flops import Work, forward_flops
+from vlab_jax.models.flops import Workload, forward_flops
 from vlab_jax.models.towers import VisionTower
 from vlab_jax.models.vlab import VLAB
 
@@ -42,7 +42,7 @@ def ours(fields: dict[str, Any], images: np.ndarray, dtype: str) -> Callable[[],
 def theirs(fields: dict[str, Any], images: np.ndarray, dtype: str) -> Callable[[], Any]:
     """A forward pass of `transformers`' CLIP tower of the same size."""
     sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tests"))
-    from pytorch import pytorch  # as the parity tests have it
+    from pytorch import pytorch  # the version of the parity tests
 
     torch = pytorch()
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -76,19 +76,19 @@ def theirs(fields: dict[str, Any], images: np.ndarray, dtype: str) -> Callable[[
 def main() -> None:
     """Measures one size and adds it to `vision.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="b16", choices=sorted(SIZES), help="of configs/sizes.py")
-    parser.add_argument("--batch", type=int, default=8, help="images at once")
+    parser.add_argument("--size", default="b16", choices=sorted(SIZES), help="a size in configs/sizes.py")
+    parser.add_argument("--batch", type=int, default=8, help="images in a batch")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--repeats", type=int, default=9, help="runs that are counted")
+    parser.add_argument("--repeats", type=int, default=9, help="counted runs")
     given = parser.parse_args()
     fields = SIZES[given.size]["vision"]
     side = fields["image_size"]
     images = np.random.default_rng(0).normal(0, 1, (given.batch, 3, side, side)).astype(np.float32)
     runs = {"ours": ours(fields, images, given.dtype), "transformers": theirs(fields, images, given.dtype)}
     for run in runs.values():
-        run()  # compiles, and is not counted
-    seconds = medians(runs, given.repeats, told=functools.partial(print, file=sys.stderr, flush=True))
-    one = Work(given.batch, 1, 1, ("video",), contrasted=0, read=0)
+        run()  # compiles; not counted
+    seconds = medians(runs, given.repeats, log=functools.partial(print, file=sys.stderr, flush=True))
+    one = Workload(given.batch, 1, 1, ("video",), embedded_texts=0, decoded_texts=0)
     model = VLAB(vision=fields, text={}, decoder={}, adapter={"blocks": (), "before_mlp": False})
     recorded = {
         "seconds": seconds,

@@ -1,4 +1,4 @@
-"""What is read from compiled programs, against programs whose work is known."""
+"""Counts of compiled programs whose work is known."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ PRODUCT = 2.0 * ROWS * WIDTH * WIDTH
 
 def work_of(function, *shapes: tuple[int, ...], **options) -> hlo.ProgramCounts:
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    return hlo.work(jax.jit(function, **options).lower(*arguments).compile().as_text())
+    return hlo.count_program(jax.jit(function, **options).lower(*arguments).compile().as_text())
 
 
 def test_a_product_counts_a_multiply_add_as_two():
@@ -28,7 +28,7 @@ def test_the_body_of_a_loop_counts_as_often_as_it_runs():
     assert work_of(layers, (ROWS, WIDTH), (DEPTH, WIDTH, WIDTH)).flops == DEPTH * PRODUCT
 
 
-def test_of_a_condition_the_dearer_branch_counts():
+def test_of_a_conditional_the_most_expensive_branch_counts():
     def either(choice, x, kernel):
         return jax.lax.cond(choice[0] > 0, lambda: x @ kernel, lambda: x)
 
@@ -40,6 +40,7 @@ def mesh():
     return jax.make_mesh((2, 4), ("one", "four"), axis_types=(AxisType.Auto,) * 2)
 
 
+@pytest.mark.eight_devices
 def test_a_product_over_a_split_side_is_reduced_by_the_devices_that_share_it(mesh):
     places = [NamedSharding(mesh, PartitionSpec(None, "four")), NamedSharding(mesh, PartitionSpec("four", None))]
     whole = NamedSharding(mesh, PartitionSpec())
@@ -50,8 +51,9 @@ def test_a_product_over_a_split_side_is_reduced_by_the_devices_that_share_it(mes
     assert work.sent["all-reduce"] == work.total_sent == 2 * 3 / 4 * 4 * ROWS * WIDTH
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize(("axes", "devices"), [("four", 4), ("one", 2), (("one", "four"), 8)])
-def test_gathering_sends_all_parts_but_ones_own(mesh, axes, devices):
+def test_gathering_sends_all_parts_but_the_devices_own(mesh, axes, devices):
     split, whole = NamedSharding(mesh, PartitionSpec(axes)), NamedSharding(mesh, PartitionSpec())
     work = work_of(lambda x: x * 2, (ROWS, WIDTH), in_shardings=split, out_shardings=whole)
     assert work.payload["all-gather"] == 4 * ROWS * WIDTH
@@ -71,9 +73,9 @@ def test_gathering_sends_all_parts_but_ones_own(mesh, axes, devices):
 def test_every_spelling_of_groups_is_read(groups, devices):
     line = f"  %x = f32[8]{{0}} all-gather(%p), channel_id=1, {groups}"
     text = f"ENTRY %main (p: f32[2]) -> f32[8] {{\n  %p = f32[2]{{0}} parameter(0)\n{line}\n}}\n"
-    assert hlo.work(text).sent["all-gather"] == pytest.approx(32 * (devices - 1) / devices)
+    assert hlo.count_program(text).sent["all-gather"] == pytest.approx(32 * (devices - 1) / devices)
 
 
-def test_what_is_no_program_is_refused():
+def test_a_text_that_is_not_a_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
-        hlo.work("nothing")
+        hlo.count_program("nothing")

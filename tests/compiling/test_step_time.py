@@ -1,9 +1,9 @@
-"""The time of a compiled program, from small programs as a TPU's compiler writes them."""
+"""The time of a compiled program, from small programs in the format of a TPU's compiler."""
 
 import pytest
 
 from vlab_jax.compiling import hlo, step_time
-from vlab_jax.compiling.step_time import KERNEL, ModelPlace, Rates
+from vlab_jax.compiling.step_time import KERNEL_FACTOR, ModelPlace, Rates
 
 RATES = Rates(clock=1e9, peak=1e12, memory=1e9, ring=1e6)
 TWICE = "jit(on_mesh)/transpose(jvp(VLAB.decode))/decoder/transformer/while/body/blocks/mlp/input/dot_general"
@@ -59,25 +59,25 @@ def loop(times: str, known: str = "") -> tuple[str, str]:
     return f"%w = (s32[]{{:T(128)}}, f32[1000]{{0}}) while(%p), condition=%condition, body=%body{known}", others
 
 
-def test_a_fusions_cycles_count_once_and_not_again_those_within_it():
-    time = step_time.estimate(program(fusion(2000), others=FUSED), RATES)
+def test_a_fusions_cycles_count_once_without_those_of_its_parts():
+    time = step_time.estimate_time(program(fusion(2000), others=FUSED), RATES)
     assert time.seconds == pytest.approx(2e-6)
     assert time.sources["compiler"] == time.seconds
 
 
 def test_a_loop_counts_as_often_as_the_constant_of_its_condition_says():
     line, others = loop("5")
-    time = step_time.estimate(program(line, others=others), RATES)
+    time = step_time.estimate_time(program(line, others=others), RATES)
     assert time.sources["compiler"] == pytest.approx(5 * 1e-6)
     assert time.sources["collectives"] == pytest.approx(5 * 4000 / 1e6)  # half of it, twice, in a ring of two
-    work = hlo.work(program(line, others=others))
+    work = hlo.count_program(program(line, others=others))
     assert work.count["all-reduce"] == 5
     assert work.sent["all-reduce"] == 5 * 4000
 
 
-def test_how_often_a_loop_runs_is_as_xla_says_where_it_does():
+def test_xlas_own_trip_count_of_a_loop_has_priority():
     line, others = loop("5", known=', backend_config={"known_trip_count":{"n":"3"}}')
-    assert step_time.estimate(program(line, others=others), RATES).sources["compiler"] == pytest.approx(3e-6)
+    assert step_time.estimate_time(program(line, others=others), RATES).sources["compiler"] == pytest.approx(3e-6)
 
 
 def test_of_a_condition_the_longer_branch_counts():
@@ -87,7 +87,7 @@ def test_of_a_condition_the_longer_branch_counts():
     )
     for order in ("branch_computations={%long, %short}", "true_computation=%short, false_computation=%long"):
         line = f"%c = f32[1000]{{0}} conditional(%p, %p), {order}"
-        assert step_time.estimate(program(line, others=branches), RATES).seconds == pytest.approx(4e-6)
+        assert step_time.estimate_time(program(line, others=branches), RATES).seconds == pytest.approx(4e-6)
 
 
 def kernel(cost: str) -> str:
@@ -97,30 +97,30 @@ def kernel(cost: str) -> str:
     )
 
 
-def test_a_kernel_by_hand_is_charged_by_its_flops():
+def test_a_kernel_written_by_hand_is_charged_by_its_flops():
     cost = ',"cost_estimate":{"flops":"50000000","transcendentals":"0","bytes_accessed":"8000"}'
-    time = step_time.estimate(program(kernel(cost)), RATES)
-    assert time.sources["kernels"] == pytest.approx(KERNEL * 50e6 / 1e12)
-    assert time.unsaid == 0
+    time = step_time.estimate_time(program(kernel(cost)), RATES)
+    assert time.sources["kernels"] == pytest.approx(KERNEL_FACTOR * 50e6 / 1e12)
+    assert time.kernels_without_cost == 0
 
 
-def test_a_kernel_that_says_nothing_is_charged_its_bytes_and_noted():
-    time = step_time.estimate(program(kernel("")), RATES)
+def test_a_kernel_without_cost_is_charged_its_bytes_and_reported():
+    time = step_time.estimate_time(program(kernel("")), RATES)
     assert time.sources["kernels"] == pytest.approx(2 * 4000 / 1e9)
-    assert time.unsaid == 1
+    assert time.kernels_without_cost == 1
 
 
-def test_what_has_no_estimate_is_charged_its_bytes_and_what_runs_beside_nothing():
+def test_other_instructions_are_charged_their_bytes_and_asynchronous_ones_nothing():
     sort = "%s = f32[1000]{0} sort(%p), dimensions={0}, to_apply=%lt"
-    assert step_time.estimate(program(sort), RATES).sources["bytes"] == pytest.approx(2 * 4000 / 1e9)
-    beside = [
+    assert step_time.estimate_time(program(sort), RATES).sources["bytes"] == pytest.approx(2 * 4000 / 1e9)
+    asynchronous = [
         "%a = (f32[1000]{0:S(1)}, f32[1000]{0}, u32[]{:S(2)}) copy-start(%p)",
         "%d = f32[1000]{0:S(1)} copy-done(%a)",
         "%g = (f32[1000]{0}, f32[2000]{0}) all-gather-start(%p), replica_groups={{0,1}}, dimensions={0}",
         '%b = f32[1000]{0} custom-call(), custom_call_target="AllocateBuffer"',
     ]
-    assert step_time.estimate(program(*beside), RATES).seconds == 0
-    work = hlo.work(program(*beside))
+    assert step_time.estimate_time(program(*asynchronous), RATES).seconds == 0
+    work = hlo.count_program(program(*asynchronous))
     assert work.payload["all-gather"] == 8000
     assert work.sent["all-gather"] == 4000
 
@@ -130,7 +130,7 @@ def test_what_has_no_estimate_is_charged_its_bytes_and_what_runs_beside_nothing(
     [
         (TWICE, ModelPlace("decoder", "MLP", "backward")),
         (
-            "jit(on_mesh)/transpose(jvp(VLAB.encode_visual))/VLAB._video_stream/VLAB._end/vision.end/transformer/while/"
+            "jit(on_mesh)/transpose(jvp(VLAB.encode_visual))/VLAB._video_stream/VLAB._run_from/vision.run_from/transformer/while/"
             "body/closed_call/checkpoint/rematted_computation/blocks/attention/bhlk,bhkd->bhld/dot_general",
             ModelPlace("video stream", "attention", "recomputed"),
         ),
@@ -139,7 +139,7 @@ def test_what_has_no_estimate_is_charged_its_bytes_and_what_runs_beside_nothing(
             ModelPlace("decoder", "cross-attention", "forward"),
         ),
         (
-            "jit(on_mesh)/jvp(VLAB.encode_visual)/VLAB._image_stream/VLAB._end/image_encoder.end/ln_post/norm/div",
+            "jit(on_mesh)/jvp(VLAB.encode_visual)/VLAB._image_stream/VLAB._run_from/image_encoder.run_from/ln_post/norm/div",
             ModelPlace("image stream", "rest", "forward"),
         ),
         (
@@ -151,10 +151,10 @@ def test_what_has_no_estimate_is_charged_its_bytes_and_what_runs_beside_nothing(
         ("broadcast.7", ModelPlace("copies", "", "")),
     ],
 )
-def test_time_is_put_where_the_model_spends_it(name, place):
-    assert list(step_time.estimate(program(fusion(10, name), others=FUSED), RATES).places) == [place]
+def test_time_is_assigned_to_the_place_in_the_model(name, place):
+    assert list(step_time.estimate_time(program(fusion(10, name), others=FUSED), RATES).places) == [place]
 
 
-def test_what_is_no_program_is_refused():
+def test_a_text_that_is_not_a_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
-        step_time.estimate("nothing", RATES)
+        step_time.estimate_time("nothing", RATES)

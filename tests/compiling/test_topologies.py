@@ -1,4 +1,4 @@
-"""Machines that are not here: their names, and what is said where they cannot be compiled for."""
+"""Names of machines that are not here, and the errors where the machine cannot be compiled for."""
 
 import importlib.util
 
@@ -28,9 +28,9 @@ def test_a_topology_counts_chips(name, platform, count):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
-        ("v9:2x2", "there is no 'v9'; known are v5e"),
+        ("v9:2x2", "there is no 'v9'; known chips are v5e"),
         ("v5e", "a number of chips along each side, as in v5e:2x2"),
         ("v5e:", "as in v5e:2x2"),
         ("v5e:2x0", "as in v5e:2x2"),
@@ -40,10 +40,10 @@ def test_a_topology_counts_chips(name, platform, count):
         ("h100:1x2x8", "h100:2x8 (hosts x GPUs)"),
     ],
 )
-def test_what_is_no_topology_is_said_in_one_line(name, said):
+def test_a_wrong_topology_is_an_error_of_one_line(name, message):
     with pytest.raises(InputError) as raised:
         topologies.parse(name)
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
@@ -58,7 +58,7 @@ def test_without_the_compiler_one_line_says_how_to_get_it(name, extra, monkeypat
 def test_libtpu_is_found_where_the_environment_says(tmp_path, monkeypatch):
     library = tmp_path / "libtpu.so"
     monkeypatch.setenv("TPU_LIBRARY_PATH", str(library))
-    with pytest.raises(InputError, match="is no file"):
+    with pytest.raises(InputError, match="is not a file"):
         topologies.environment(topologies.parse("v5e:2x4"))
     library.touch()
     variables = topologies.environment(topologies.parse("v5e:2x4"))
@@ -66,7 +66,7 @@ def test_libtpu_is_found_where_the_environment_says(tmp_path, monkeypatch):
     assert variables["JAX_PLATFORMS"] == "cpu"
 
 
-def test_flags_of_ones_own_stay_beside_what_a_gpus_compiler_needs(monkeypatch):
+def test_the_users_xla_flags_are_kept(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_one=1")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     flags = topologies.environment(topologies.parse("h200"))["XLA_FLAGS"].split()
@@ -80,12 +80,12 @@ def test_a_gpus_memory_is_the_share_that_jax_takes(monkeypatch):
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", ".92")
     assert topologies.parse("h200").memory == pytest.approx(0.92 * whole)
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "most")
-    with pytest.raises(InputError, match="is no number"):
+    with pytest.raises(InputError, match="is not a number"):
         _ = topologies.parse("h200").memory
 
 
-def test_a_gpus_compiler_is_told_what_the_device_has():
-    text = topologies.target_config(topologies.parse("a100:8"))
+def test_a_gpus_compiler_gets_the_properties_of_the_device():
+    text = topologies.parse("a100:8").chip.target
     assert "cuda_compute_capability { major: 8 }" in text
     assert "core_count: 108" in text
     assert 'device_description_str: "NVIDIA A100-SXM4-80GB"' in text
@@ -95,5 +95,5 @@ def test_a_gpus_compiler_is_told_what_the_device_has():
 def test_the_peak_of_every_gpu_is_known():
     for chip in topologies.CHIPS.values():
         if not chip.sides:
-            named = type("Device", (), {"device_kind": chip.target["name"]})
+            named = type("Device", (), {"device_kind": chip.name})
             assert peak_flops([named]) in dict(PEAK_FLOPS).values()

@@ -6,7 +6,6 @@ import io
 import os
 import time
 import zlib
-from fractions import Fraction
 
 import av
 import numpy as np
@@ -14,10 +13,9 @@ import pytest
 from numbered_video import SIDE, encode, encode_image, numbered_video, read_numbers
 
 from vlab_jax import config
-from vlab_jax.data import frames, pipeline, video
 from vlab_jax.data import media as limits
-from vlab_jax.data.media import DecodeError, MediaLimits
-from vlab_jax.data.packets import HeldPackets
+from vlab_jax.data import packets, pipeline, video
+from vlab_jax.data.media import DecodeError, MediaLimits, MediaReader
 from vlab_jax.data.tokenizer import train_bpe
 from vlab_jax.datasets.records import read_file
 from vlab_jax.errors import InputError
@@ -40,7 +38,7 @@ def test_frames_with_more_pixels_than_allowed_are_refused_and_as_many_as_allowed
         f"a picture of {SIDE} x {SIDE} pixels, and data.limits.max_pixels allows 4,095"
     )
     with pytest.raises(DecodeError, match=r"max_pixels allows 4,095"):
-        video.probe(media, MediaLimits(max_pixels=SIDE**2 - 1))
+        video.measure_duration(media, MediaLimits(max_pixels=SIDE**2 - 1))
     assert read_numbers(video.decode_clip(media, num_frames=2, size=SIDE, limits=MediaLimits(max_pixels=SIDE**2)))
 
 
@@ -79,13 +77,8 @@ def test_media_of_which_every_frame_is_larger_than_its_header_says_name_the_limi
     small, large = (encode([each] * 3, "matroska", "mjpeg", "yuvj420p") for each in (GREY, LARGE))
     with av.open(io.BytesIO(large)) as container:
         frame = bytes(next(container.demux(video=0)))
-    with av.open(io.BytesIO(small)) as container:
-        stream = container.streams.video[0]
-        watch = limits.Watch(MediaLimits(max_pixels=SIDE**2))
-        stream.codec_context.options = {"max_pixels": str(SIDE**2)}
-        from vlab_jax.data import packets
-
-        lying = packets.Interval(stream, HeldPackets([av.Packet(frame)]), watch, Fraction(0), np.zeros(0), 1.0)
+    with packets.open_interval(MediaReader(small, MediaLimits(max_pixels=SIDE**2)), 0.0, 1.0) as lying:
+        lying.packets._held[:] = [av.Packet(frame)]
         with pytest.raises(DecodeError, match=r"max_pixels(=4,096| allows 4,096)"):
             packets.with_decoded_times(lying)
 
@@ -113,11 +106,11 @@ def test_a_time_stamp_ages_away_does_not_make_stored_frames_without_end():
     media = encode([GREY] * 4, "matroska", "mjpeg", "yuvj420p", rate=100, stamps=stamps)
     form = {"start": 0.0, "end": float("inf"), "frame_rate": 4.0, "short_side": 32, "quality": 90}
     with pytest.raises(DecodeError, match=r"max_bytes allows 1,000,000"):
-        frames.store(media, **form, limits=MediaLimits(max_bytes=1_000_000))
+        video.store_frames(media, **form, limits=MediaLimits(max_bytes=1_000_000))
     with pytest.raises(DecodeError, match=r"max_frames allows 1,000"):
-        frames.store(media, **form, limits=MediaLimits(max_frames=1000))
+        video.store_frames(media, **form, limits=MediaLimits(max_frames=1000))
     with pytest.raises(DecodeError, match=r"max_seconds allows 1,000"):
-        frames.store(media, **form, limits=MediaLimits(max_seconds=1000))
+        video.store_frames(media, **form, limits=MediaLimits(max_seconds=1000))
 
 
 def test_a_clip_that_takes_too_long_is_refused_between_frames(monkeypatch):
@@ -139,13 +132,13 @@ def test_a_file_that_is_larger_than_allowed_is_not_read(tmp_path):
 
 def test_limits_are_fields_of_the_config_and_flags_of_the_commands():
     given = config.training_config().data.limits
-    assert MediaLimits.from_fields(given) == MediaLimits()
+    assert MediaLimits(**given) == MediaLimits()
     assert {field.name for field in dataclasses.fields(MediaLimits)} == set(given)
     assert MediaLimits().max_pixels >= 7680 * 4320 * 1.1
     parser = argparse.ArgumentParser()
-    limits.add_flags(parser)
+    limits.add_limit_flags(parser)
     told = vars(parser.parse_args(["--limits.max_pixels=100", "--limits.max_seconds=1.5"]))
-    assert MediaLimits.from_fields(limits.given_limits(told)) == MediaLimits(max_pixels=100, max_seconds=1.5)
+    assert MediaLimits(**limits.limit_fields(told)) == MediaLimits(max_pixels=100, max_seconds=1.5)
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(MediaLimits)])

@@ -7,7 +7,7 @@ import threading
 import av
 import numpy as np
 import pytest
-from numbered_video import SIDE, encode, encode_image, numbered, numbered_video, read_numbers
+from numbered_video import SIDE, encode, encode_image, media_info, numbered, numbered_video, read_numbers
 
 from vlab_jax.data import video
 from vlab_jax.datasets.check import probe_file
@@ -45,7 +45,7 @@ def decoded(media: bytes, frames: int = 4, size: int = SIDE) -> np.ndarray:
 def test_every_sampling_of_colours_and_every_depth_shows_the_same_grey(pix_fmt, codec, height, width):
     media = encode([grey(height, width)] * 3, "matroska", codec, pix_fmt, QUIET if codec == "libx265" else None)
     assert np.abs(decoded(media, 3, 32).astype(int) - 130).max() <= 2
-    info = video.probe(media)
+    info = media_info(media)
     assert (info.width, info.height, info.num_frames) == (width, height, 3)
 
 
@@ -61,7 +61,7 @@ def test_one_frame_is_a_video_that_shows_it_as_often_as_asked():
     for container, codec in (("mp4", "libx264"), ("matroska", "libx264"), ("avi", "mpeg4"), ("gif", "gif")):
         media = encode([numbered(85)], container, codec, "rgb8" if codec == "gif" else "yuv420p")
         assert read_numbers(decoded(media, 3)) == [85] * 3
-        assert video.probe(media).num_frames == 1
+        assert media_info(media).num_frames == 1
 
 
 def test_pixels_of_two_by_two_are_a_picture():
@@ -123,7 +123,7 @@ def test_time_stamps_that_are_missing_or_all_the_same_lose_no_frame(stamps, deco
     except av.error.ArgumentError:
         assert decoding and stamps[0] == 0  # no muxer writes a frame that is shown before it is stored
         return
-    assert video.probe(media).num_frames == 10
+    assert media_info(media).num_frames == 10
     assert read_numbers(decoded(media, 10)) == [*range(10)]
 
 
@@ -131,7 +131,7 @@ def test_hours_at_a_low_rate_are_read_as_fast_as_a_few_frames():
     media = encode(
         [numbered(i) for i in range(60)], "matroska", "mjpeg", "yuvj420p", rate=1, stamps=range(0, 14400, 240)
     )
-    assert video.probe(media).duration == pytest.approx(14_400, abs=250)
+    assert video.measure_duration(media) == pytest.approx(14_400, abs=250)
     assert read_numbers(decoded(media, 4)) == [7, 22, 37, 52]
     assert read_numbers(video.decode_clip(media, num_frames=1, size=SIDE, start=7200, end=7201)) == [30]
 
@@ -139,7 +139,7 @@ def test_hours_at_a_low_rate_are_read_as_fast_as_a_few_frames():
 def test_media_that_begin_before_or_long_after_zero_are_shown_from_their_beginning():
     late = encode([numbered(i) for i in range(20)], "matroska", stamps=range(300, 320))
     assert read_numbers(decoded(late, 20)) == [*range(20)]
-    assert video.probe(late).duration == pytest.approx(20 / 30, abs=0.01)
+    assert video.measure_duration(late) == pytest.approx(20 / 30, abs=0.01)
     early = encode([numbered(i) for i in range(40)], "mpegts", options={"bf": "0"}, shift=10)
     assert read_numbers(decoded(early, 40)) == [*range(40)]
 
@@ -162,7 +162,7 @@ def test_what_follows_a_file_is_not_shown(name):
 @pytest.mark.parametrize(("kind", "behind"), [("JPEG", numbered_video("mp4")), ("PNG", b"garbage" * 20)])
 def test_what_follows_a_photograph_is_no_second_frame(kind, behind):
     media = encode_image(numbered(9), kind) + behind
-    assert read_numbers(decoded(media, 2)) == [9, 9] and video.probe(media).num_frames == 1
+    assert read_numbers(decoded(media, 2)) == [9, 9] and media_info(media).num_frames == 1
 
 
 def test_what_comes_before_a_file_is_skipped_or_refused_in_one_line():
@@ -250,7 +250,7 @@ def test_a_file_that_names_others_is_refused_and_nothing_else_is_opened(kind, tm
     file = str(tmp_path / "beside.ts")
     for target in (file, f"file:{file}", f"concat:{file}", f"subfile,,start,0,end,0,,:{file}", f"http://{host}/a.ts"):
         media = PLAYLISTS[kind].format(target).encode()
-        for attempt in (decoded, video.probe):
+        for attempt in (decoded, video.measure_duration):
             with pytest.raises(video.DecodeError, match=r"not read here|cannot be decoded"):
                 attempt(media)
     assert not calls

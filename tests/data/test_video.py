@@ -10,6 +10,7 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 from numbered_video import (
     DELAYED,
@@ -17,6 +18,7 @@ from numbered_video import (
     SIDE,
     encode,
     encode_image,
+    media_info,
     numbered,
     numbered_video,
     read_numbers,
@@ -63,11 +65,10 @@ def test_frames_equal_those_of_a_plain_sequential_decode(name):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_probe_counts_frames_and_measures_time(name):
-    info = video.probe(numbered_video(name))
-    assert (info.width, info.height, info.num_frames, info.rotation) == (SIDE, SIDE, 100, 0)
-    assert info.duration == pytest.approx(4.0, abs=0.02)
-    assert info.frame_rate == pytest.approx(25.0, abs=0.1)
+def test_every_format_has_its_size_its_frames_and_its_duration(name):
+    info = media_info(numbered_video(name))
+    assert info[:3] == (SIDE, SIDE, 100) and info.duration == pytest.approx(4.0, abs=0.02)
+    assert video.measure_duration(numbered_video(name)) == info.duration
 
 
 @pytest.mark.parametrize("container", ["mp4", "matroska", "avi"])
@@ -96,12 +97,12 @@ def test_image_is_a_video_of_one_frame(kind):
     media = encode_image(numbered(0b10110), kind)
     clip = video.decode_clip(media, num_frames=3, size=SIDE)
     assert read_numbers(clip) == [0b10110] * 3
-    assert video.probe(media).num_frames == 1
+    assert media_info(media).num_frames == 1
 
 
 def test_frames_before_an_edit_list_are_not_shown():
     media = encode([numbered(i) for i in range(60)], options={"bf": "3"}, shift=20)
-    assert video.probe(media).num_frames == 40
+    assert media_info(media).num_frames == 40
     assert read_numbers(video.decode_clip(media, num_frames=40, size=SIDE)) == list(range(20, 60))
 
 
@@ -124,7 +125,7 @@ def test_held_last_frame_of_a_gif_counts_by_time():
     buffer = io.BytesIO()
     images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=[100, 100, 800])
     media = buffer.getvalue()
-    assert video.probe(media).duration == pytest.approx(1.0)
+    assert video.measure_duration(media) == pytest.approx(1.0)
     assert read_numbers(video.decode_clip(media, num_frames=5, size=SIDE)) == [0, 2, 2, 2, 2]
 
 
@@ -186,29 +187,16 @@ def test_rotated_video_stands_upright(rotation, corners):
     media = encode([quadrants(96, 64)] * 4, rotation=rotation)
     clip = video.decode_clip(media, num_frames=2, size=32)
     assert read_corners(clip[0]) == read_corners(clip[1]) == corners
-    info = video.probe(media)
+    info = media_info(media)
     assert (info.width, info.height) == ((64, 96) if rotation in (0, 180) else (96, 64))
-    assert abs(info.rotation) == abs(rotation)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_photo_stands_upright_in_each_exif_orientation(orientation):
-    turns = {2: 0, 3: 1, 4: 2, 5: 3, 6: 4, 7: 5, 8: 6}
-    methods = [
-        PIL.Image.Transpose.FLIP_LEFT_RIGHT,
-        PIL.Image.Transpose.ROTATE_180,
-        PIL.Image.Transpose.FLIP_TOP_BOTTOM,
-        PIL.Image.Transpose.TRANSPOSE,
-        PIL.Image.Transpose.ROTATE_270,
-        PIL.Image.Transpose.TRANSVERSE,
-        PIL.Image.Transpose.ROTATE_90,
-    ]
-    pixels = quadrants(64, 64)
-    upright = (
-        np.asarray(PIL.Image.fromarray(pixels).transpose(methods[turns[orientation]])) if orientation > 1 else pixels
-    )
-    clip = video.decode_clip(encode_image(pixels, "JPEG", orientation), num_frames=1, size=64)
-    assert read_corners(clip[0]) == read_corners(upright)
+    media = encode_image(quadrants(64, 64), "JPEG", orientation)
+    upright = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(media)))
+    clip = video.decode_clip(media, num_frames=1, size=64)
+    assert read_corners(clip[0]) == read_corners(np.asarray(upright))
 
 
 def test_pixel_aspect_ratio_stretches_the_picture():
@@ -216,11 +204,11 @@ def test_pixel_aspect_ratio_stretches_the_picture():
     pixels = np.full((64, 96, 3), 20, np.uint8)
     pixels[:, 32:64] = 230
     media = encode([pixels] * 3, aspect=Fraction(2, 1))
-    info = video.probe(media)
+    info = media_info(media)
     assert (info.width, info.height) == (192, 64)
     assert video.decode_clip(media, num_frames=1, size=64)[0, :, 4:-4].min() > 190
     turned = encode([pixels] * 3, aspect=Fraction(2, 1), rotation=90)
-    assert (video.probe(turned).width, video.probe(turned).height) == (64, 192)
+    assert media_info(turned)[:2] == (64, 192)
     assert video.decode_clip(turned, num_frames=1, size=64)[0, 4:-4].min() > 190
 
 
@@ -326,7 +314,7 @@ def test_real_interval_equals_the_same_time_of_the_whole(assets):
         "misc/v_GGSY1Qvo990.mp4",
     ):
         media = (assets / "videos" / name).read_bytes()
-        info = video.probe(media)
+        info = media_info(media)
         whole = video.decode_clip(media, num_frames=9, size=32, end=info.duration)
         third = info.duration / 3
         part = video.decode_clip(media, num_frames=3, size=32, start=2 * third, end=3 * third)
@@ -335,6 +323,6 @@ def test_real_interval_equals_the_same_time_of_the_whole(assets):
 
 def test_real_phone_video_decodes_as_its_matrix_says(assets):
     """This portrait-named phone clip carries no rotation: its stored landscape picture is upright."""
-    info = video.probe((assets / "videos/misc/VID_20191220_170832.mp4").read_bytes())
-    assert (info.width, info.height, info.rotation, info.num_frames) == (1920, 1080, 0, 41)
+    info = media_info((assets / "videos/misc/VID_20191220_170832.mp4").read_bytes())
+    assert info[:3] == (1920, 1080, 41)
     assert info.duration == pytest.approx(136570 / 90000)

@@ -5,15 +5,16 @@ import json
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from vlab_jax.datasets.annotations import AnnotationEntry, AnnotationFolder
-from vlab_jax.datasets.motion.builder import Motion, video_clips
-from vlab_jax.datasets.registry import BUILDERS, find
+from vlab_jax.datasets.annotations import AnnotationEntry, AnnotationSource
+from vlab_jax.datasets.motion.dataset import CONFIGS, video_clips
+from vlab_jax.datasets.official import OfficialDataset
+from vlab_jax.datasets.registry import find, known_specs
 
 
 @functools.cache
 def small_video(number: int = 0) -> bytes:
     """A video of two seconds; each number has its own."""
-    clips = video_clips(Motion.builder_configs["tiny"], "train")
+    clips = video_clips(CONFIGS["tiny"], "train")
     return next(clip.media for place, clip in enumerate(clips) if place == number)
 
 
@@ -39,13 +40,17 @@ def write_json(folder: pathlib.Path, name: str, value: object) -> None:
     (folder / name).write_text(json.dumps(value), encoding="utf-8")
 
 
+def source_of(spec: str, manual_dir: pathlib.Path) -> AnnotationSource:
+    """The annotations in a directory, which may lack files."""
+    dataset, config = find(spec)
+    return AnnotationSource(spec, dataset.protocol(config), dataset.find_folders(str(manual_dir)))
+
+
 def entries(spec: str, manual_dir: pathlib.Path, split: str) -> Iterator[AnnotationEntry]:
     """The entries of a split, as its reader gives them; counts are not compared."""
-    builder_class, configuration = find(spec)
-    folder = AnnotationFolder(builder_class.folders_of(str(manual_dir)))
-    return builder_class.protocol_of(configuration).read(folder, split)
+    return source_of(spec, manual_dir).read(split)
 
 
 def official() -> list[str]:
-    """All official data sets, each with each configuration."""
-    return [f"{name}/{each.name}" for name, builder in BUILDERS.items() for each in getattr(builder, "PROTOCOLS", ())]
+    """The specs of all official data sets with all configurations."""
+    return [spec for spec in known_specs() if isinstance(find(spec)[0], OfficialDataset)]

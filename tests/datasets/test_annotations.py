@@ -1,5 +1,6 @@
 """The readers of official annotation files, on small ones in the authors' formats, plain and zipped."""
 
+import collections
 import itertools
 import json
 import math
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from official_folders import entries, official, write_json, write_webvid
 
-from vlab_jax.datasets.annotations import AnnotationEntry, AnnotationFolder, Counts, Protocol, held_out
+from vlab_jax.datasets.annotations import AnnotationEntry, AnnotationSource, Protocol, find_files, in_split
 from vlab_jax.datasets.didemo import agreed_interval
 from vlab_jax.datasets.registry import find
 from vlab_jax.datasets.text_files import TextFile
@@ -27,54 +28,46 @@ def zip_to(path: pathlib.Path, members: dict[str, str]) -> None:
 
 
 def test_files_are_found_plain_a_folder_deeper_and_in_archives(tmp_path):
-    folder = AnnotationFolder([tmp_path])
-    assert folder.find(("a.json",)) is None
-    with pytest.raises(InputError, match=r"^a\.json or b\.json is missing in .*; put it there, zipped or not$"):
-        folder.need(("a.json", "b.json"))
+    assert find_files([tmp_path], "a.json") == []
     zip_to(tmp_path / "all.zip", {"__MACOSX/in/a.json": "?", "in/a.json": "zipped", "c.txt": ""})
-    assert AnnotationFolder([tmp_path]).need(("a.json",)) == TextFile(tmp_path / "all.zip", "in/a.json")
+    assert find_files([tmp_path], "a.json") == [TextFile(tmp_path / "all.zip", "in/a.json")]
     write_json(tmp_path / "annotations", "a.json", 1)
-    assert AnnotationFolder([tmp_path]).need(("a.json",)).path == tmp_path / "annotations" / "a.json"
+    assert find_files([tmp_path], "a.json") == [TextFile(tmp_path / "annotations" / "a.json")]
     write_json(tmp_path, "a.json", 1)
-    assert AnnotationFolder([tmp_path]).need(("z.json", "a.json")).path == tmp_path / "a.json"
+    assert find_files([tmp_path / "none", tmp_path], "z.json|a.json") == [TextFile(tmp_path / "a.json")]
     (tmp_path / "broken.zip").write_bytes(b"PK not")
     with pytest.raises(
         InputError, match=r"broken\.zip is no archive that can be read .*; get it anew, or move it away$"
     ):
-        AnnotationFolder([tmp_path]).find(("other.json",))
+        find_files([tmp_path], "other.json")
 
 
 def test_a_split_whose_files_are_not_all_there_is_left_out(tmp_path):
-    files = {"train": (("a.json",), ("b.txt", "c.txt")), "test": (("a.json",),)}
-    protocol = Protocol("p", "", files, lambda folder, split: iter(()))
+    protocol = Protocol("p", "", {"train": "a.json b.txt|c.txt", "test": "a.json"}, lambda split, *files: iter(files))
     write_json(tmp_path, "a.json", 1)
-    folder = AnnotationFolder([tmp_path])
-    assert protocol.splits(folder) == ["test"]
-    assert protocol.missing(folder, "train") == ["b.txt or c.txt"]
+    source = AnnotationSource("p", protocol, [tmp_path])
+    assert source.splits == ["test"] and source.left_out == {"train": ["b.txt or c.txt"]}
+    assert source.paths == [tmp_path / "a.json"]
 
 
-def test_counts_that_differ_are_told_by_name_and_joined_splits_are_added(tmp_path):
-    def tally(split: str, *some: AnnotationEntry):
-        made = protocol.tally(split)
-        for entry in some:
-            made.add(entry)
-        return made
-
-    expected = {"train+validation": Counts(clips=3, captions=3), "test": Counts(videos=1, rows=5)}
-    files = {split: ((f"{split}.json",),) for split in ("train", "validation", "test")}
-    protocol = Protocol("p", "", files, lambda folder, split: iter(()), expected)
+def test_counts_that_differ_are_reported_by_name_and_joined_splits_are_added(tmp_path):
     one, two = AnnotationEntry("1", "a", "train", ("x",)), AnnotationEntry("2", "a", "train", ("x", "y"))
-    tallies = {"train": tally("train", one, two), "validation": tally("validation", one)}
-    write_json(tmp_path, "train.json", 1)
-    (problem,) = protocol.problems(tallies, AnnotationFolder([tmp_path]))
-    assert problem == (
+    entries_of = {"train": [one, two], "validation": [one], "test": [one, two, AnnotationEntry("3", "b", "", rows=3)]}
+    expected = {"train+validation": {"clips": 3, "captions": 3}, "test": {"videos": 1, "rows": 5}}
+    files = {split: f"{split}.json" for split in entries_of}
+    for split in entries_of:
+        write_json(tmp_path, f"{split}.json", 1)
+    source = AnnotationSource("p", Protocol("p", "", files, lambda split, _: entries_of[split], expected), [tmp_path])
+    counts = {split: collections.Counter() for split in entries_of}
+    for split in entries_of:
+        assert list(source.read(split, counts[split])) == entries_of[split]
+    assert list(source.count_problems(counts)) == [
         "train+validation has 4 captions, and the official files have 3; get anew, as the authors ship it: "
-        f"{tmp_path}/train.json"
-    )
+        f"{tmp_path}/train.json, {tmp_path}/validation.json",
+        f"test has 2 videos, and the official files have 1; get anew, as the authors ship it: {tmp_path}/test.json",
+    ]
     # Videos are counted where they are expected; a split that was not read is not compared.
-    tallies = {"train": tally("train", one), "test": tally("test", one, two, AnnotationEntry("3", "b", "test", rows=3))}
-    found = list(protocol.problems(tallies, AnnotationFolder([tmp_path])))
-    assert [problem.split(",")[0] for problem in found] == ["test has 2 videos"]
+    assert "videos" not in counts["train"] and list(source.count_problems({"train": counts["train"]})) == []
 
 
 def test_msvd_is_read_as_its_authors_ship_it_by_the_mapping(tmp_path):
@@ -82,7 +75,12 @@ def test_msvd_is_read_as_its_authors_ship_it_by_the_mapping(tmp_path):
     mapping = "\n".join(f"{name} vid{number}" for number, name in names.items())
     texts = [f"{name} text {number} of {name}" for number in (1, 2) for name in names.values()]
     zip_to(tmp_path / "msvd.zip", {"AllVideoDescriptions.txt": "# comment\n\n" + "\n".join(texts)})
-    assert find("msvd")[0].protocol_of("").splits(AnnotationFolder([tmp_path])) == []
+    with pytest.raises(InputError, match="no annotation files in"):
+        find("msvd")[0].annotation_source("", str(tmp_path))
+    for line in ("a_1_2", "a_1_2 clip1", "a_1_2 vid\u00b2", "a_1_2 vid" + "1" * 5000):
+        (tmp_path / "youtube_mapping.txt").write_text(f"{mapping}\n{line}", encoding="utf-8")
+        with pytest.raises(InputError, match=r"mapping\.txt: the line 'a_1_2.* is not a clip's name and its number"):
+            next(entries("msvd", tmp_path, "train"))
     (tmp_path / "youtube_mapping.txt").write_text(mapping)
     for split, numbers in {"train": (1, 1200), "validation": (1201, 1300), "test": (1301, 1970)}.items():
         expected = [(names[number], (f"text 1 of {names[number]}", f"text 2 of {names[number]}")) for number in numbers]
@@ -96,7 +94,7 @@ def test_msvds_captions_joined_into_one_text_are_refused(tmp_path):
         list(entries("msvd", tmp_path, "test"))
 
 
-def test_msvd_qa_tells_names_by_the_mapping_or_by_the_lists_of_captions_and_numbers_always(tmp_path):
+def test_msvd_qa_names_clips_by_the_mapping_or_by_the_lists_of_captions_and_always_by_number(tmp_path):
     asked = [{"video_id": number, "question": "who runs?", "answer": "man"} for number in (1201, 1450, 1202, 1201)]
     write_json(tmp_path / "msvd_qa", "val_qa.json", asked)
     (entry, *_) = entries("msvd_qa", tmp_path, "validation")
@@ -120,6 +118,10 @@ def test_tgif_groups_the_captions_of_a_gif_in_the_order_of_its_split(tmp_path):
     (tmp_path / "data" / "splits" / "test.txt").write_text(f"{urls[1]}\n{urls[0]}\n")
     found = [(entry.video, entry.captions) for entry in entries("tgif", tmp_path, "test")]
     assert found == [("tumblr_n1_500", ("a cat",)), ("tumblr_n0_500", ('a man says "hi".', "a man waves"))]
+    for line in (f"{urls[0]} a man", f"{urls[0]}\t ", f"{urls[0]}\ta\rb\tc"):
+        (tmp_path / "tgif-v1.0.tsv").write_text(f"{rows[0]}\n{line}\n", newline="")
+        with pytest.raises(InputError, match=r"tgif-v1\.0\.tsv line 2: is not an address, a tab and a caption"):
+            list(entries("tgif", tmp_path, "test"))
 
 
 def test_what_is_held_out_of_training_is_validation_and_nothing_else_is(tmp_path):
@@ -134,7 +136,7 @@ def test_what_is_held_out_of_training_is_validation_and_nothing_else_is(tmp_path
         assert 300 * share / 2 < len(names[1]) < 300 * share * 2
     whole = [entry.video for entry in entries("activitynet/paragraphs_all", tmp_path, "train")]
     assert whole == [f"v_{i}" for i in range(300)]
-    assert sum(held_out(f"v_{i}", 0.05) for i in range(20_000)) == pytest.approx(1000, abs=100)
+    assert sum(in_split(f"v_{i}", "validation", 0.05) for i in range(20_000)) == pytest.approx(1000, abs=100)
 
 
 INTERVALS = st.lists(st.lists(st.integers(0, 5), min_size=2, max_size=2).map(lambda t: tuple(sorted(t))), min_size=1)
@@ -214,7 +216,7 @@ def test_webvid_is_read_line_by_line(tmp_path):
         list(entries("webvid", tmp_path, "train"))
 
 
-def test_images_are_named_from_where_their_list_lies(tmp_path):
+def test_images_are_named_from_the_folder_of_their_list(tmp_path):
     (tmp_path / "train").mkdir()
     for number in range(2):
         keys = [f"{number:05d}{place:04d}" for place in range(3)]
@@ -237,11 +239,11 @@ def test_images_are_named_from_where_their_list_lies(tmp_path):
 
 
 @pytest.mark.parametrize("spec", official())
-def test_every_protocol_says_where_its_files_come_from_and_test_is_never_validation(spec):
-    builder_class, configuration = find(spec)
-    protocol = builder_class.protocol_of(configuration)
-    assert protocol.description and builder_class.LICENSE and builder_class.FOLDERS[0] == builder_class.name
-    assert len(builder_class.__doc__) > 300
+def test_every_protocol_has_a_description_and_test_is_never_validation(spec):
+    dataset, config = find(spec)
+    protocol = dataset.protocol(config)
+    assert protocol.description and dataset.license
+    assert len(dataset.description) > 300
     counted = {split for joined in protocol.expected for split in joined.split("+")}
     assert counted <= set(protocol.files) <= {"train", "validation", "test"}
     for split in protocol.expected:

@@ -13,8 +13,8 @@ from numbered_video import SIDE, encode, numbered, read_numbers
 from vlab_jax.data import pipeline, video
 from vlab_jax.data.schema import ClipRecord, Question, from_example
 from vlab_jax.data.tokenizer import train_bpe
-from vlab_jax.datasets import build, clip_builder, distributed, records, registry
-from vlab_jax.datasets.distributed import BeamOptions
+from vlab_jax.datasets import beam_build, build, records, registry
+from vlab_jax.datasets.beam_build import BeamOptions
 from vlab_jax.datasets.records import BuildOptions
 from vlab_jax.errors import InputError
 
@@ -64,7 +64,7 @@ def options(tmp_path_factory) -> BuildOptions:
     return BuildOptions(str(tmp_path_factory.mktemp("prepared")), variant="frames", frame_rate=5.0, workers=1)
 
 
-def test_both_variants_hold_the_same_clips_and_lie_apart(some, options, numbers):
+def test_both_variants_hold_the_same_clips_in_separate_directories(some, options, numbers):
     (stored,), (files,) = (clips_of(some, each).values() for each in (options, BuildOptions(options.directory)))
     for one, other in zip(stored, files, strict=True):
         same = (one.id, one.captions, one.questions, one.start, one.end)
@@ -77,7 +77,7 @@ def test_both_variants_hold_the_same_clips_and_lie_apart(some, options, numbers)
     assert [len(clip.media) for clip in stored if clip.id == "other"] == [8]
 
 
-def test_what_cannot_be_decoded_is_listed_and_counted_where_it_is_read(some, options):
+def test_clips_that_cannot_be_decoded_are_listed_and_counted_when_they_are_read(some, options):
     builder = registry.prepare(some, options)
     lines = pathlib.Path(builder.data_dir, records.FAILURES).read_text().splitlines()
     listed = {tuple(line.split("\t")[:2]): line.split("\t")[2] for line in lines}
@@ -101,7 +101,7 @@ def test_a_data_set_of_which_nothing_can_be_decoded_is_refused(tmp_path, monkeyp
     made = BuildOptions(str(tmp_path / "made"), variant="frames", workers=0)
     with pytest.raises(InputError, match=r"^none of 8 clips has media that can be decoded; the last, .*: [^\n]*$"):
         registry.prepare(spec, made)
-    monkeypatch.setattr(records, "_HOPELESS", 3)
+    monkeypatch.setattr(records, "_ENOUGH_TO_JUDGE", 3)
     with pytest.raises(InputError, match="none of 3 clips"):  # without going through all
         registry.prepare(spec, made)
     assert not list(pathlib.Path(made.directory).rglob("*record*"))
@@ -115,7 +115,7 @@ def test_a_large_split_is_written_shard_by_shard(some, tmp_path, monkeypatch):
 
 
 def test_two_clips_of_one_id_are_refused(tmp_path):
-    stored = [records.Stored("a", b"1"), records.Stored("b", b"2"), records.Stored("a", b"3")]
+    stored = [records.EncodedClip("a", b"1"), records.EncodedClip("b", b"2"), records.EncodedClip("a", b"3")]
     with pytest.raises(InputError, match=r"^data set sets: two clips of split test have the id 'a'"):
         records.write_split(stored, tmp_path, "sets", "test")
 
@@ -123,14 +123,14 @@ def test_two_clips_of_one_id_are_refused(tmp_path):
 # in pieces
 
 
-def in_pieces(builder, files, options, most=99):
+def in_pieces(dataset, files, options, most=99):
     """What the pipeline does, without Beam; after so many pieces it is killed."""
-    pieces = clip_builder.plan(builder, files, 2, lambda path: path)
+    pieces = beam_build.plan_pieces(dataset, files, 2, lambda path: path)
     for piece in pieces["train"][:most]:
-        clip_builder.do(piece, options)
+        beam_build.do_piece(piece, options)
     if most < len(pieces["train"]):
         raise KeyboardInterrupt
-    clip_builder.finish(builder, files, options, pieces)
+    beam_build.join_pieces(dataset, files, options, pieces)
 
 
 def test_in_pieces_the_same_data_set_is_made(some, options, tmp_path):
@@ -145,7 +145,7 @@ def test_in_pieces_the_same_data_set_is_made(some, options, tmp_path):
     assert failed.read_text() == here.read_text()
 
 
-def test_a_build_in_pieces_goes_on_where_it_stopped(some, tmp_path):
+def test_a_build_in_pieces_continues_after_an_interruption(some, tmp_path):
     made = BuildOptions(str(tmp_path), variant="frames", frame_rate=5.0)
     with pytest.raises(KeyboardInterrupt):
         registry.prepare(some, made, functools.partial(in_pieces, most=2))
@@ -158,13 +158,13 @@ def test_a_build_in_pieces_goes_on_where_it_stopped(some, tmp_path):
     assert len(clips_of(some, made)["train"]) == 5
 
 
-def test_a_piece_is_done_again_where_its_list_or_form_has_changed(tmp_path):
+def test_a_piece_is_done_again_if_its_list_or_its_options_have_changed(tmp_path):
     clip = ClipRecord("a", encode([numbered(1)] * 2), ("one",))
 
     def do(clip: ClipRecord, side: int) -> int:
-        (tmp_path / "clips").write_text(clip_builder._line(clip, str))
-        piece = clip_builder.Piece(*(str(tmp_path / name) for name in ("clips", "shard", "done")))
-        clip_builder.do(piece, BuildOptions(variant="frames", short_side=side))
+        (tmp_path / "clips").write_text(beam_build._clip_to_line(clip, str))
+        piece = beam_build.Piece(*(str(tmp_path / name) for name in ("clips", "shard", "done")))
+        beam_build.do_piece(piece, BuildOptions(variant="frames", short_side=side))
         return (tmp_path / "shard").stat().st_mtime_ns
 
     times = [do(clip, 32), do(clip, 32), do(clip, 16), do(dataclasses.replace(clip, captions=("two",)), 16)]
@@ -179,14 +179,14 @@ questions = st.lists(st.builds(Question, texts, texts, texts, several), max_size
 @hypothesis.given(st.builds(ClipRecord, texts, st.binary() | texts, several, questions, st.floats(0, 9), st.floats(0)))
 @hypothesis.settings(max_examples=30)
 def test_a_clip_survives_its_line_in_a_list(clip):
-    line = clip_builder._line(clip, str)
-    assert "\n" not in line and clip_builder._clip(line.encode()) == clip
+    line = beam_build._clip_to_line(clip, str)
+    assert "\n" not in line and beam_build._clip_from_line(line.encode()) == clip
 
 
 def test_workers_may_see_files_by_other_paths():
-    seen = BeamOptions(paths="/mnt/bucket/=gs://bucket").seen
-    assert seen("/mnt/bucket/a/b.mp4") == "gs://bucket/a/b.mp4"
-    assert seen("/mnt/buckets/b.mp4") == "/mnt/buckets/b.mp4" and BeamOptions().seen("/a") == "/a"
+    worker_path = BeamOptions(paths="/mnt/bucket/=gs://bucket").worker_path
+    assert worker_path("/mnt/bucket/a/b.mp4") == "gs://bucket/a/b.mp4"
+    assert worker_path("/mnt/buckets/b.mp4") == "/mnt/buckets/b.mp4" and BeamOptions().worker_path("/a") == "/a"
     for wrong in ("/mnt", "mnt=gs://b", "/mnt="):
         with pytest.raises(InputError, match="must be here=there"):
             BeamOptions(paths=wrong)
@@ -199,7 +199,7 @@ def test_the_pipeline_makes_the_same_data_set(some, options, tmp_path):
     (tmp_path / "here").mkdir()
     made = dataclasses.replace(options, directory=str(tmp_path / "here"))
     beam = BeamOptions(clips_per_shard=2, paths=f"{tmp_path / 'here'}={seen}")
-    builder = registry.prepare(some, made, functools.partial(distributed.build, beam=beam))
+    builder = registry.prepare(some, made, functools.partial(beam_build.build, beam=beam))
     assert clips_of(some, made) == clips_of(some, options)
     assert builder.info.splits["train"].shard_lengths == [2, 2, 1]
 
@@ -230,10 +230,15 @@ def test_the_command_prepares_what_a_run_then_finds(some, options, tmp_path, cap
 )
 def test_a_wrong_command_is_answered_in_one_line(flags, words, tmp_path, capsys):
     assert build.main([*flags, f"--directory={tmp_path}"]) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and said.err.startswith("error: ") and words in said.err and said.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert (
+        printed.out == ""
+        and printed.err.startswith("error: ")
+        and words in printed.err
+        and printed.err.count("\n") == 1
+    )
 
 
-def test_flags_of_the_runner_are_told_apart():
+def test_flags_of_the_runner_are_split_at_the_commas_between_them():
     assert build._split_flags("--runner=X,--hosts=a,b,--n=1") == ("--runner=X", "--hosts=a,b", "--n=1")
     assert build._split_flags("") == ()

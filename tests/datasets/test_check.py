@@ -1,8 +1,9 @@
-"""The check of a data set before it is built: every kind of finding, the exit status, and going on after a kill."""
+"""The check of a data set before it is built: every kind of finding, the exit status, and what a later check opens."""
 
 import collections
 import csv
 import json
+import multiprocessing
 import os
 import pathlib
 import signal
@@ -13,8 +14,8 @@ import tracemalloc
 import pytest
 from official_folders import small_video, write_media, write_webvid
 
-from vlab_jax.datasets.check import Finding, check, main, status_of
-from vlab_jax.datasets.media_index import MediaIndex
+from vlab_jax.datasets.check import check, hash64, main, probe_file, probe_files
+from vlab_jax.datasets.findings import Finding, status_of
 from vlab_jax.errors import InputError
 
 
@@ -43,7 +44,7 @@ def text_of(findings: list[Finding], kind: str) -> str:
     return text
 
 
-def test_a_folder_in_order_has_no_finding_and_intervals_past_the_end_of_a_video_are_told(tmp_path, out, capsys):
+def test_a_good_folder_has_no_finding_and_intervals_past_the_end_of_a_video_are_reported(tmp_path, out, capsys):
     write_media(tmp_path / "in", "a.mp4", "b.mp4", "c.mp4")
     line = {"captions": ["a square"], "split": "train"}
 
@@ -71,7 +72,7 @@ def test_a_folder_in_order_has_no_finding_and_intervals_past_the_end_of_a_video_
     }
 
 
-def test_every_kind_of_finding_is_told_and_every_single_one_listed(tmp_path, out):
+def test_every_kind_of_finding_is_printed_and_each_single_one_listed(tmp_path, out):
     folder = tmp_path / "webvid"
     train = [(name, f"caption {name}") for name in ("11", "12", "13", "14", "15", "16", "16", "both", "../out")]
     write_webvid(folder, [*train, ("17", " ")], [("21", "Caption  11"), ("both", "x"), ("22", "y")])
@@ -81,16 +82,8 @@ def test_every_kind_of_finding_is_told_and_every_single_one_listed(tmp_path, out
     (folder / "22.mp4").write_bytes((folder / "11.mp4").read_bytes())
     findings = check("webvid", str(tmp_path), out, workers=1)
     assert severities(findings) == {
-        "missing": "error",
-        "empty": "error",
-        "name": "error",
-        "unreadable": "error",
-        "duplicate": "error",
-        "leak": "error",
-        "copy": "warning",
-        "no text": "warning",
-        "same caption": "note",
-        "unused": "note",
+        **dict.fromkeys(("missing", "empty", "name", "unreadable", "duplicate", "leak"), "error"),
+        **{"copy": "warning", "no text": "warning", "same caption": "note", "unused": "note"},
     }
     found = listed(out)
     decoding = found.pop("unreadable")
@@ -129,12 +122,12 @@ def test_media_that_may_be_missing_are_a_warning_unless_all_are(tmp_path, out, c
     assert main(arguments[:3] + arguments[4:]) == 2
     write_media(tmp_path / "webvid", "12.mp4")
     assert main(arguments) == 0
-    told = capsys.readouterr().out
-    assert "validation  left out: results_2M_val.csv is missing" in told
-    assert "it can be built, with these warnings" in told and "there are errors to mend" in told
+    printed = capsys.readouterr().out
+    assert "validation  left out: results_2M_val.csv is missing" in printed
+    assert "it can be built, with these warnings" in printed and "there are errors to mend" in printed
 
 
-def test_counts_are_compared_with_the_official_ones_and_a_file_that_cannot_be_read_is_told(tmp_path, out):
+def test_counts_are_compared_with_the_official_ones_and_unreadable_files_are_reported(tmp_path, out):
     folder = tmp_path / "tgif_qa"
     folder.mkdir()
     header = "gif_name\tquestion\tanswer\tvid_id\tkey"
@@ -147,54 +140,59 @@ def test_counts_are_compared_with_the_official_ones_and_a_file_that_cannot_be_re
     assert texts[2].startswith("test has 1 questions, and the official files have 3,554; get anew")
 
 
-def test_a_killed_check_goes_on_where_it_was(tmp_path, out, monkeypatch, capsys):
-    rows = [(str(number), f"caption {number}") for number in range(70)]
-    write_webvid(tmp_path / "webvid", rows)
-    write_media(tmp_path / "webvid", *(f"{number}.mp4" for number in range(0, 70, 10)))
+def test_shares_are_those_of_the_clips_that_were_read_before_an_error(tmp_path, out):
+    write_webvid(tmp_path / "webvid", [("11", "a"), ("12", "b")], [("21", "c")])
+    with open(tmp_path / "webvid" / "results_2M_train.csv", "a") as file:
+        file.write("13,short\n")
+    findings = check("webvid", str(tmp_path), out, probe=0.0)
+    assert severities(findings) == {"annotations": "error", "missing": "error"}
+    assert text_of(findings, "missing").startswith("3 of 3 clips (100.00%) have no media")
+    assert text_of(findings, "missing").endswith("train 2 of 2, validation 1 of 1")
+
+
+def test_a_killed_check_opens_only_the_media_that_it_has_not_opened(tmp_path, out, monkeypatch):
+    names = [str(number) for number in range(10, 16)]
+    write_webvid(tmp_path / "webvid", [(name, f"caption {name}") for name in names])
+    write_media(tmp_path / "webvid", *(f"{name}.mp4" for name in names))
     program = (
         "import os, pathlib, signal, sys\n"
-        "from vlab_jax.data import check, check_state\n"
-        "from vlab_jax.datasets.registry import webvid\n"
-        "check_state._AT_ONCE = 10\n"
-        "read = webvid.read_table\n"
-        "def dying(*arguments):\n"
-        "    for number, row in enumerate(read(*arguments)):\n"
-        "        if number == 45: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "        yield row\n"
-        "webvid.read_table = dying\n"
-        "check.check('webvid', sys.argv[1], pathlib.Path(sys.argv[2]), probe=0.0)\n"
+        "from vlab_jax.datasets import check\n"
+        "check._PROBES_PER_COMMIT = 2\n"
+        "def dying(paths, *arguments):\n"
+        "    for number, path in enumerate(paths):\n"
+        "        if number == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        yield check.probe_file(path)\n"
+        "check.probe_files = dying\n"
+        "check.check('webvid', sys.argv[1], pathlib.Path(sys.argv[2]))\n"
     )
     command = [sys.executable, "-c", program, str(tmp_path), str(out)]
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    looked_up = []
-    find = MediaIndex.find
-    monkeypatch.setattr(MediaIndex, "find", lambda self, *names: looked_up.append(names[0]) or find(self, *names))
-    findings = check("webvid", str(tmp_path), out, probe=0.0)
-    assert "going on" in capsys.readouterr().out
-    assert looked_up == [str(number) for number in range(40, 70)]
-    missing = [row[1] for row in listed(out)["missing"]]
-    assert missing == [str(number) for number in range(70) if number % 10] and severities(findings) == {
-        "missing": "error"
-    }
+    opened = open_in_process(monkeypatch)
+    assert severities(check("webvid", str(tmp_path), out)) == {}
+    assert len(opened) == 2 and set(opened) < {f"{name}.mp4" for name in names}
 
 
-def test_a_second_check_sees_what_has_changed_and_opens_only_that(tmp_path, out, monkeypatch):
-    write_webvid(tmp_path / "webvid", [("11", "a"), ("12", "b"), ("13", "c")])
-    write_media(tmp_path / "webvid", "11.mp4", "12.mp4")
+def open_in_process(monkeypatch) -> list[str]:
+    """Lets this process open the media; returns a list that gets their names."""
     opened = []
 
     def probe_files(paths, workers, timeout, limits):
-        from vlab_jax.datasets.check import probe_file
-
         for path in paths:
             opened.append(pathlib.Path(path).name)
             yield probe_file(path)
 
     monkeypatch.setattr("vlab_jax.datasets.check.probe_files", probe_files)
+    return opened
+
+
+def test_a_second_check_sees_what_has_changed_and_opens_only_that(tmp_path, out, monkeypatch):
+    write_webvid(tmp_path / "webvid", [("11", "a"), ("12", "b"), ("13", "c")])
+    write_media(tmp_path / "webvid", "11.mp4", "12.mp4")
+    opened = open_in_process(monkeypatch)
     findings = check("webvid", str(tmp_path), out)
-    assert opened == ["11.mp4", "12.mp4"] and severities(findings) == {"missing": "error"}
+    assert sorted(opened) == ["11.mp4", "12.mp4"] and severities(findings) == {"missing": "error"}
     write_media(tmp_path / "webvid", "a/b/c/13.mp4")
     (tmp_path / "webvid" / "12.mp4").write_bytes(b"now broken")
     findings = check("webvid", str(tmp_path), out)
@@ -214,8 +212,7 @@ def test_a_few_unreadable_files_are_a_warning_since_a_run_goes_on_without_them(t
     assert severities(check("webvid", str(tmp_path), out, workers=1)) == {"unreadable": "warning"}
 
 
-def test_memory_does_not_grow_with_the_rows(tmp_path, out, monkeypatch):
-    monkeypatch.setattr(check, "_AT_ONCE", 100)
+def test_memory_does_not_grow_with_the_rows(tmp_path, out):
     peaks = []
     for rows in (300, 3_000):
         write_webvid(tmp_path / "webvid", [(str(number), f"caption {number}") for number in range(rows)])
@@ -276,3 +273,36 @@ def test_real_clips_are_checked_with_all_others_reported_missing(assets, tmp_pat
     outside = listed(out)["outside"]
     assert f"{name}:{late[0]['annotation_id']}" in [row[1] for row in outside]
     assert all(row[3].startswith("from ") for row in outside)
+
+
+def test_a_probe_has_the_duration_and_a_hash_of_the_content_or_the_error(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(small_video())
+    (tmp_path / "b.mp4").write_bytes(b"no video")
+    good = probe_file(str(tmp_path / "a.mp4"))
+    assert good.duration == pytest.approx(2.0, abs=0.1) and good.error == ""
+    assert good.content == hash64(small_video()) != hash64(small_video(1))
+    assert probe_file(str(tmp_path / "b.mp4")).error.startswith("the media cannot be decoded")
+    assert "No such file" in probe_file(str(tmp_path / "c.mp4")).error
+
+
+def test_a_file_that_hangs_or_whose_worker_dies_does_not_end_the_rest(tmp_path):
+    names = [str(tmp_path / f"{number}.mp4") for number in range(4)]
+    for name in names:
+        pathlib.Path(name).write_bytes(small_video())
+    os.remove(names[1])
+    os.mkfifo(names[1])  # opening it waits for a writer, who does not come
+    results = probe_files(iter(names), workers=1, timeout=3.0)
+    probes = [next(results)]
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGKILL)  # whichever file it opens is opened once more
+    probes += results
+    assert [probe.error for probe in probes] == ["", "opening it crashed the decoder, or took more than 3 s", "", ""]
+    assert not multiprocessing.active_children()
+
+
+def test_workers_end_with_the_iteration(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(small_video())
+    results = probe_files(iter([str(tmp_path / "a.mp4")] * 10), workers=2, timeout=30.0)
+    assert next(results).error == "" and multiprocessing.active_children()
+    results.close()
+    assert not multiprocessing.active_children()

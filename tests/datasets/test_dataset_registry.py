@@ -1,4 +1,4 @@
-"""Data sets by name: preparing, opening, refusing, and doing so without TensorFlow and beside others."""
+"""Data sets by name: preparing, opening, refusing; without TensorFlow, and in two processes at once."""
 
 import collections
 import os
@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from vlab_jax.data.schema import from_example
+from vlab_jax.datasets import build, registry
 from vlab_jax.datasets.records import BuildOptions
 from vlab_jax.datasets.registry import open_split, prepare
 from vlab_jax.errors import InputError
@@ -62,7 +63,7 @@ def test_preparing_shows_one_bar_and_nothing_else(tmp_path, capfd):
     assert "80/80" in err and all("preparing motion/tiny_still" in line for line in err.splitlines() if line)
 
 
-def test_what_a_killed_build_left_is_cleared_away(tmp_path):
+def test_leftovers_of_a_killed_build_are_removed(tmp_path):
     left = tmp_path / "motion" / "tiny_still" / "incomplete.ABCDEF_2.1.0"
     left.mkdir(parents=True)
     (left / "half").write_bytes(b"0")
@@ -118,7 +119,19 @@ def test_a_name_that_is_not_known_is_refused_in_one_line(spec, words, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_split_that_is_not_there_is_refused_with_those_there_are(data_dir):
+def test_the_documentation_and_the_help_name_every_data_set():
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
+    for family in registry.DATASETS.values():
+        specs = [f"{family.name}/{config}" for config in family.configs]
+        documented = [spec for spec in specs if f"`{spec}`" in page]
+        # The default may be documented by the name alone; `motion` has more configurations, for tests.
+        assert documented or f"`{family.name}" in page
+        assert len(documented) >= len(specs) - 1 or family.name == "motion", specs
+    help_text = build.make_parser().format_help()
+    assert all(spec in help_text for spec in registry.known_specs())
+
+
+def test_an_unknown_split_is_refused_and_the_known_ones_are_named(data_dir):
     with pytest.raises(InputError, match=r"'motion/tiny' has no split 'dev'; it has: .*train.*"):
         open_split("motion/tiny", "dev", BuildOptions(data_dir))
 
@@ -143,8 +156,8 @@ def test_two_processes_prepare_the_same_data_at_once_and_import_no_tensorflow(tm
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    said = [process.communicate(timeout=120) for process in running]
-    assert [process.returncode for process in running] == [0, 0], said
-    assert said[0][0] == said[1][0] and int(said[0][0]) > 16 * 1000
+    printed = [process.communicate(timeout=120) for process in running]
+    assert [process.returncode for process in running] == [0, 0], printed
+    assert printed[0][0] == printed[1][0] and int(printed[0][0]) > 16 * 1000
     # One of them built, the other waited.
-    assert sum("preparing" in err for _, err in said) == 1
+    assert sum("preparing" in err for _, err in printed) == 1

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlab_jax.data.schema import ClipRecord, Question, from_example
-from vlab_jax.datasets.folder import ANNOTATIONS, Folder, Row, assign_splits, read_annotations
+from vlab_jax.datasets.annotations import AnnotationEntry
+from vlab_jax.datasets.folder import ANNOTATIONS, FOLDER, assign_splits, read_annotations
 from vlab_jax.datasets.records import BuildOptions
 from vlab_jax.datasets.registry import open_split, prepare
 from vlab_jax.errors import InputError
@@ -33,7 +34,7 @@ def clip(video: str = "a.mp4", **fields) -> dict:
 
 
 def problems_of(directory: pathlib.Path) -> list[str]:
-    """The lines of the report; a heading names the folder, or the one problem stands beside it."""
+    """The lines of the report after its heading, which names the folder; a single problem is on the same line."""
     with pytest.raises(InputError) as caught:
         read_annotations(directory)
     message = str(caught.value)
@@ -45,12 +46,7 @@ def problems_of(directory: pathlib.Path) -> list[str]:
 
 
 def test_a_clip_comes_back_as_the_line_says(tmp_path):
-    question = {
-        "question": "what is cut?",
-        "answer": "an onion",
-        "type": "object",
-        "options": ["an onion", "bread"],
-    }
+    question = {"question": "what is cut?", "answer": "an onion", "type": "object", "options": ["an onion", "bread"]}
     write(
         tmp_path,
         clip("in/a.mp4", start=1.5, end=4, id="mine", captions=["one", "zwei ü"], questions=[question]),
@@ -81,13 +77,7 @@ def test_a_clip_comes_back_as_the_line_says(tmp_path):
 
 def test_ids_are_by_default_the_video_with_its_interval(tmp_path):
     write(tmp_path, clip("./a.mp4"), clip(start=1, end=2), clip(start=2), clip(end=2.5), clip(id="x", end=2.5))
-    assert [row.id for row in read_annotations(tmp_path)] == [
-        "a.mp4",
-        "a.mp4:1-2",
-        "a.mp4:2-end",
-        "a.mp4:0-2.5",
-        "x",
-    ]
+    assert [row.id for row in read_annotations(tmp_path)] == ["a.mp4", "a.mp4:1-2", "a.mp4:2-end", "a.mp4:0-2.5", "x"]
 
 
 def test_byte_order_mark_carriage_returns_blank_lines_and_line_separators_are_accepted(tmp_path):
@@ -96,7 +86,7 @@ def test_byte_order_mark_carriage_returns_blank_lines_and_line_separators_are_ac
     text = "\ufeff" + json.dumps(clip()) + "\r\n\r\n   \r\n" + odd
     (tmp_path / ANNOTATIONS).write_bytes(text.encode())
     rows = read_annotations(tmp_path)
-    assert [(row.line, row.video) for row in rows] == [(1, "a.mp4"), (4, "b.mp4")]
+    assert [row.video for row in rows] == ["a.mp4", "b.mp4"]
     assert rows[1].captions == ("one\u2028line",)
 
 
@@ -128,16 +118,10 @@ BAD_LINES = [
     (clip(split="val"), ["'split' is \"val\" and must be one of train, validation, test", "'validation'?"]),
     (clip(questions={}), ["'questions' is {} and must be a list"]),
     (clip(questions=[3]), ["question 1: is 3 and must be an object"]),
-    (
-        clip(questions=[{"question": "q", "answer": "a"}, {"question": "q"}]),
-        ["question 2: 'answer' is missing"],
-    ),
+    (clip(questions=[{"question": "q", "answer": "a"}, {"question": "q"}]), ["question 2: 'answer' is missing"]),
     (clip(questions=[{"question": "q", "answer": 1}]), ["question 1: 'answer' is 1 and must be a text"]),
     (clip(questions=[{"question": "q", "answer": "a", "kind": "x"}]), ["unknown key 'kind'"]),
-    (
-        clip(questions=[{"question": "q", "answer": "a", "options": ["b"]}]),
-        ["'answer' is not among 'options'"],
-    ),
+    (clip(questions=[{"question": "q", "answer": "a", "options": ["b"]}]), ["'answer' is not among 'options'"]),
     (clip(questions=[{"question": "q", "answer": "a", "options": []}]), ["question 1: 'options' is empty"]),
 ]
 
@@ -182,13 +166,13 @@ def test_all_bad_lines_stand_in_one_report_and_nothing_is_built(tmp_path):
     assert not (tmp_path / "data").exists()
 
 
-def test_several_problems_of_one_line_are_all_told(tmp_path):
+def test_all_problems_of_one_line_are_reported(tmp_path):
     write(tmp_path, {"vidoe": "a.mp4", "start": -1, "captions": []})
     found = problems_of(tmp_path)
     assert len(found) == 4 and all(problem.startswith(f"{ANNOTATIONS} line 1: ") for problem in found)
 
 
-def test_bytes_that_are_not_utf8_are_told_with_their_line(tmp_path):
+def test_bytes_that_are_not_utf8_are_reported_with_their_line(tmp_path):
     write(tmp_path, clip())
     with open(tmp_path / ANNOTATIONS, "ab") as file:
         file.write(b'{"video": "\xff"}\n')
@@ -196,7 +180,7 @@ def test_bytes_that_are_not_utf8_are_told_with_their_line(tmp_path):
     assert problem.startswith(f"{ANNOTATIONS} line 2: is not UTF-8")
 
 
-def test_an_id_given_twice_names_both_lines(tmp_path):
+def test_a_repeated_id_names_both_lines(tmp_path):
     write(tmp_path, clip(), clip("b.mp4"), clip("b.mp4", id="a.mp4"), clip("./b.mp4"))
     same, default = problems_of(tmp_path)
     assert same == f"{ANNOTATIONS} line 3: id 'a.mp4' is already that of line 1"
@@ -234,10 +218,10 @@ def test_a_missing_directory_or_file_is_one_line_with_what_to_do(there, tmp_path
     assert ('{"video": ' in message) == there
 
 
-def rows_of(videos: list[str], splits: list[str | None] | None = None) -> list[Row]:
-    splits = splits or [None] * len(videos)
+def rows_of(videos: list[str], splits: list[str] | None = None) -> list[AnnotationEntry]:
+    splits = splits or [""] * len(videos)
     return [
-        Row(line=i, id=str(i), video=video, captions=("x",), split=split)
+        AnnotationEntry(id=str(i), video=video, captions=("x",), split=split)
         for i, (video, split) in enumerate(zip(videos, splits, strict=True))
     ]
 
@@ -247,7 +231,7 @@ def rows_of(videos: list[str], splits: list[str | None] | None = None) -> list[R
 def test_hashed_splits_keep_videos_whole_and_leave_none_out(videos):
     rows = rows_of(videos)
     splits = assign_splits(rows)
-    assert sorted(row.line for some in splits.values() for row in some) == list(range(len(rows)))
+    assert sorted(int(row.id) for some in splits.values() for row in some) == list(range(len(rows)))
     homes = {(row.video, split) for split, some in splits.items() for row in some}
     assert len(homes) == len(set(videos))
     assert set(splits) == ({"train", "validation", "test"} if len(set(videos)) >= 3 else {"train"})
@@ -260,12 +244,9 @@ def test_hashed_splits_are_about_80_10_10_and_hold_when_videos_are_added():
         assert {row.video for row in some} <= {row.video for row in many[split]}
 
 
-def test_lines_without_a_split_train_where_others_name_one():
-    splits = assign_splits(rows_of(["a", "b", "c", "d"], [None, "test", None, "train"]))
-    assert {split: [row.line for row in rows] for split, rows in splits.items()} == {
-        "train": [0, 2, 3],
-        "test": [1],
-    }
+def test_lines_without_a_split_go_to_train_if_others_name_one():
+    splits = assign_splits(rows_of(["a", "b", "c", "d"], ["", "test", "", "train"]))
+    assert {split: [int(row.id) for row in rows] for split, rows in splits.items()} == {"train": [0, 2, 3], "test": [1]}
 
 
 def test_a_split_that_no_clip_is_in_is_refused_by_name(tmp_path):
@@ -274,7 +255,7 @@ def test_a_split_that_no_clip_is_in_is_refused_by_name(tmp_path):
         open_split(f"folder:{tmp_path}", "test", BuildOptions(str(tmp_path / "data")))
 
 
-def test_changed_data_is_built_anew_and_unchanged_data_used_again(tmp_path):
+def test_changed_data_is_prepared_anew_and_unchanged_data_used_again(tmp_path):
     write(tmp_path / "clips", clip())
     spec, data = f"folder:{tmp_path / 'clips'}", str(tmp_path / "data")
     first = prepare(spec, BuildOptions(data)).data_path
@@ -292,7 +273,7 @@ def test_changed_data_is_built_anew_and_unchanged_data_used_again(tmp_path):
     assert from_example(example).captions == ("new words",)
     # What no clip uses may change.
     (tmp_path / "clips" / "b.mp4").write_bytes(b"unused")
-    assert Folder.config_of(str(tmp_path / "clips")).name in {path.parent.name for path in names}
+    assert FOLDER.dataset(str(tmp_path / "clips"), BuildOptions(data)).config in {path.parent.name for path in names}
 
 
 def test_real_files_are_stored_as_they_are(assets, tmp_path):

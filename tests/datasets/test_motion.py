@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import hashlib
 import io
 import itertools
 import re
@@ -13,13 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlab_jax.datasets.motion.builder import (
-    Motion,
+from vlab_jax.datasets.motion import dataset
+from vlab_jax.datasets.motion.dataset import (
+    CONFIGS,
     MotionConfig,
     held_out_scenes,
     is_held_out,
-    place,
-    relation,
     still_clips,
     video_clips,
 )
@@ -43,7 +43,7 @@ from vlab_jax.datasets.motion.scene import (
     Y,
     draw_scene,
 )
-from vlab_jax.datasets.motion.text import PHRASES, captions, questions, twin_questions
+from vlab_jax.datasets.motion.text import PHRASES, captions, place, questions, relation, twin_questions
 from vlab_jax.errors import InputError
 
 SMALL = MotionConfig(name="small", train=12, validation=8, test=8)
@@ -60,8 +60,8 @@ def scene_of(seed: int, events: int | None = None) -> Scene:
     return draw_scene(np.random.default_rng(seed), weights)
 
 
-def told(caption: str) -> list[tuple[Shape, str]]:
-    """The story that a caption tells, read by rules of its own: words, perfects, 'before', 'it'."""
+def story_of(caption: str) -> list[tuple[Shape, str]]:
+    """The story of a caption, parsed by rules of this test: words, perfects, 'before', 'it'."""
     spoken = []
     subject = None
     phrases = {form: (motion, i) for motion, rows in PHRASES.items() for row in rows for i, form in enumerate(row)}
@@ -111,7 +111,7 @@ def test_a_clip_is_24_independent_frames_at_12_a_second(pairs):
     assert np.abs(frames.astype(int) - render(scene)).mean() < 5
 
 
-@pytest.mark.parametrize("events", [1, 2, 3])
+@pytest.mark.parametrize("events", [1, 2])
 @settings(max_examples=30, deadline=None)
 @given(seed=seeds)
 def test_a_reversed_scene_renders_to_the_reversed_frames(events, seed):
@@ -123,7 +123,7 @@ def test_a_reversed_scene_renders_to_the_reversed_frames(events, seed):
     assert reversed_scene.reversed().story() == scene.story()
 
 
-@pytest.mark.parametrize("events", [1, 2, 3])
+@pytest.mark.parametrize("events", [1, 2])
 @settings(max_examples=50, deadline=None)
 @given(seed=seeds)
 def test_shapes_stay_inside_the_frame_apart_and_unlike(events, seed):
@@ -139,11 +139,10 @@ def test_shapes_stay_inside_the_frame_apart_and_unlike(events, seed):
         assert (gap > reach.sum(axis=0) - 0.02).all()
 
 
-@pytest.mark.parametrize("events", [2, 3])
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(seed=seeds)
-def test_no_shape_repeats_or_undoes_a_motion_and_none_acts_unseen(events, seed):
-    scene = scene_of(seed, events)
+def test_no_shape_repeats_or_undoes_a_motion_or_acts_while_invisible(seed):
+    scene = scene_of(seed, 2)
     for shape in set(scene.shapes):
         motions = [motion for actor, motion in scene.story() if actor == shape]
         assert len({FAMILY[motion] for motion in motions}) == len(motions)
@@ -192,7 +191,7 @@ def test_pixels_do_what_the_motion_says(motion, lone_bars):
     assert {"clockwise": turned > 60, "anticlockwise": turned < -60}.get(motion, abs(turned) < 10)
 
 
-def test_eight_frames_tell_the_direction_of_every_turn():
+def test_eight_frames_show_the_direction_of_every_turn():
     rng = np.random.default_rng(3)
     for scene in (draw_scene(rng, (0.0, 1.0)) for _ in range(300)):
         for event in scene.events:
@@ -204,15 +203,15 @@ def test_eight_frames_tell_the_direction_of_every_turn():
                 assert total > np.radians(100)
 
 
-@pytest.mark.parametrize("events", [1, 2, 3])
+@pytest.mark.parametrize("events", [1, 2])
 @settings(max_examples=60, deadline=None)
 @given(seed=seeds, wording=seeds)
-def test_every_caption_tells_the_whole_story_and_nothing_else(events, seed, wording):
+def test_every_caption_has_the_whole_story_and_nothing_else(events, seed, wording):
     scene = scene_of(seed, events)
     said = captions(scene, np.random.default_rng(wording))
     assert len(set(said)) == 4
     for caption in said:
-        assert told(caption) == list(scene.story()), caption
+        assert story_of(caption) == list(scene.story()), caption
         assert caption == caption.lower()
 
 
@@ -221,40 +220,37 @@ def test_every_caption_tells_the_whole_story_and_nothing_else(events, seed, word
 def test_twins_worded_alike_swap_each_motion_for_its_inverse_in_the_same_words(seed, wording):
     scene = scene_of(seed)
     both = [captions(one, np.random.default_rng(wording)) for one in (scene, scene.reversed())]
-    asked = [questions(one, np.random.default_rng(wording)) for one in (scene, scene.reversed())]
+    pairs = [questions(one, np.random.default_rng(wording)) for one in (scene, scene.reversed())]
     for own, twin in zip(*both, strict=True):
-        assert told(twin) == [(shape, INVERSE[motion]) for shape, motion in reversed(told(own))]
+        assert story_of(twin) == [(shape, INVERSE[motion]) for shape, motion in reversed(story_of(own))]
         assert len(own.split()) == len(twin.split())
-    assert [q.type for q in asked[0]] == [q.type for q in asked[1]]
-    for own, twin in zip(*asked, strict=True):
+    assert [q.type for q in pairs[0]] == [q.type for q in pairs[1]]
+    for own, twin in zip(*pairs, strict=True):
         assert own.type != "motion" or (own.question == twin.question and own.answer != twin.answer)
         assert own.type != "appearance" or own == twin
 
 
 def test_motion_questions_are_answered_truly(sample):
     seen = collections.Counter()
-    for scene, asked in sample:
-        for q in (q for q in asked if q.type == "motion"):
+    for scene, pairs in sample:
+        for q in (q for q in pairs if q.type == "motion"):
             shape = Shape(*re.search(r"the (\w+ \w+)", q.question)[1].split())
             motions = [motion for actor, motion in scene.story() if actor == shape]
-            assert q.answer in motions or [q.answer] == [PHRASES[m][0][0] for m in motions], (
-                q,
-                scene.story(),
-            )
+            assert q.answer in motions or [q.answer] == [PHRASES[m][0][0] for m in motions], (q, scene.story())
             seen[q.question.split()[0]] += 1
     assert min(seen[word] for word in ("what", "which", "does")) > 100
 
 
 def test_order_questions_are_answered_truly(sample):
     seen = collections.Counter()
-    for scene, asked in sample:
-        for q in (q for q in asked if q.type == "order"):
+    for scene, pairs in sample:
+        for q in (q for q in pairs if q.type == "order"):
             assert q.answer in q.question
             if q.question.startswith("which shape"):
                 assert q.answer == f"the {scene.story()[0][0].colour} {scene.story()[0][0].kind}"
             else:
-                assert told(q.answer) == [scene.story()[0]]
-                assert sorted(map(str, told(q.question))) == sorted(map(str, scene.story()))
+                assert story_of(q.answer) == [scene.story()[0]]
+                assert sorted(map(str, story_of(q.question))) == sorted(map(str, scene.story()))
             seen[q.question.split()[1]] += 1
     assert min(seen["happens"], seen["shape"]) > 100
 
@@ -275,8 +271,8 @@ def _answers_to(question: str) -> int:
 
 
 def test_motion_answers_are_at_chance_given_the_question(sample):
-    asked = [q for _, questions_ in sample for q in questions_ if q.type == "motion"]
-    known, new = asked[::2], asked[1::2]
+    pairs = [q for _, questions_ in sample for q in questions_ if q.type == "motion"]
+    known, new = pairs[::2], pairs[1::2]
     # The best guess from the same text, learnt on one half, is no better on the other.
     answers = collections.defaultdict(collections.Counter)
     for q in known:
@@ -287,7 +283,7 @@ def test_motion_answers_are_at_chance_given_the_question(sample):
         assert len(guessed) > 60 and _is_chance(hits, len(guessed), 1 / choices)
     # Neither does any answer prevail in a form of question, whatever the shape.
     forms = collections.defaultdict(collections.Counter)
-    for q in asked:
+    for q in pairs:
         form = re.sub(rf"({'|'.join(COLOURS)}) ({'|'.join(KINDS)})", "shape", q.question)
         forms[form, _answers_to(q.question)][q.answer] += 1
     assert len(forms) >= 8
@@ -297,14 +293,14 @@ def test_motion_answers_are_at_chance_given_the_question(sample):
 
 
 def test_order_answers_are_at_chance_given_the_question(sample):
-    asked = [q for _, questions_ in sample for q in questions_ if q.type == "order"]
+    pairs = [q for _, questions_ in sample for q in questions_ if q.type == "order"]
     for start in ("what", "which"):
-        some = [q for q in asked if q.question.startswith(start)]
+        some = [q for q in pairs if q.question.startswith(start)]
         named_first = sum(q.question.index(q.answer) < len(q.question) // 2 for q in some)
         assert len(some) > 200 and _is_chance(named_first, len(some), 0.5)
     # Nor does what is named tell: each motion and each shape is the answer in half of its questions.
     named, right = collections.Counter(), collections.Counter()
-    for q in asked:
+    for q in pairs:
         words = set(COLOURS + KINDS) | {row[0][0] for row in PHRASES.values()}
         both = {word for word in words if word in q.question and word not in q.answer}
         only = {word for word in words if word in q.answer and q.question.count(word) == 1}
@@ -325,10 +321,10 @@ def test_twin_questions_offer_both_captions_in_one_order(pairs):
     assert _is_chance(sum(own.options[0] == "a" for (own,), _ in both), len(both), 0.5)
 
 
-def test_captions_of_a_pair_tell_the_scene_and_its_reversal(pairs):
+def test_captions_of_a_pair_describe_the_scene_and_its_reversal(pairs):
     for clip, twin, scene in pairs:
-        assert [told(caption) for caption in clip.captions] == [list(scene.story())] * 4
-        assert [told(caption) for caption in twin.captions] == [list(scene.reversed().story())] * 4
+        assert [story_of(caption) for caption in clip.captions] == [list(scene.story())] * 4
+        assert [story_of(caption) for caption in twin.captions] == [list(scene.reversed().story())] * 4
 
 
 def test_scenes_are_as_likely_as_their_reversals(sample):
@@ -347,16 +343,16 @@ def test_scenes_are_as_likely_as_their_reversals(sample):
             assert abs(a.mean() - b.mean()) <= 4.5 * spread + 1e-9, (motion, i, count, column)
 
 
-def test_no_story_is_told_twice_in_what_is_held_out():
-    config = Motion.builder_configs["video"]
+def test_no_story_is_repeated_in_validation_and_test():
+    config = dataclasses.replace(CONFIGS["video"], validation=60, test=120)
     scenes = held_out_scenes(config)
-    assert (len(scenes["validation"]), len(scenes["test"])) == (80, 200)
+    assert (len(scenes["validation"]), len(scenes["test"])) == (30, 60)
     stories = [s.story() for both in scenes.values() for scene in both for s in (scene, scene.reversed())]
-    assert len(set(stories)) == len(stories) == 560
+    assert len(set(stories)) == len(stories) == 180
 
 
 @pytest.mark.parametrize("events", [1, 2])
-def test_a_quarter_of_the_stories_is_held_out_and_training_tells_the_others_alone(events):
+def test_a_quarter_of_the_stories_is_held_out_and_training_has_only_the_others(events):
     scenes = [scene_of(seed, events) for seed in range(1500)]
     assert all(is_held_out(scene, 0) == is_held_out(scene.reversed(), 0) for scene in scenes)
     # Single events have 104 stories, 52 with their reversals.
@@ -366,12 +362,13 @@ def test_a_quarter_of_the_stories_is_held_out_and_training_tells_the_others_alon
     weights = (1.0,) if events == 1 else (0.0, 1.0)
     config = MotionConfig(name="few", train=60, validation=8, test=8, event_weights=weights)
     held = {s.story() for both in held_out_scenes(config).values() for s in both}
-    train = {tuple(told(clip.captions[0])) for clip in video_clips(config, "train")}
+    train = {tuple(story_of(clip.captions[0])) for clip in video_clips(config, "train")}
     assert all(stories.get(story, True) for story in held)
     assert not any(stories.get(story, False) for story in train) and not held & train
 
 
-def test_more_held_out_stories_than_there_are_is_refused_instead_of_searched_for():
+def test_more_held_out_stories_than_there_are_is_refused_instead_of_searched_for(monkeypatch):
+    monkeypatch.setattr(dataset, "_MAX_DRAWS", 500)
     config = MotionConfig(name="few", train=25, validation=200, test=200, event_weights=(1.0,))
     with pytest.raises(InputError, match=r"^motion/few: .* ask for fewer validation and test clips"):
         held_out_scenes(config)
@@ -387,6 +384,26 @@ def test_the_seed_decides_every_byte():
         assert first(SMALL, split) == first(SMALL, split)
         assert first(SMALL, split) != first(other, split)
     assert first(SMALL, "train") == first(longer, "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "digest"),
+    [
+        ("video", "train", "87861bc7c652"),
+        pytest.param("large", "test", "d59fcff20515", marks=pytest.mark.long),
+        ("still", "train", "1f72e7379269"),
+        ("glyphs", "train", "454fe201b446"),
+        pytest.param("glyphs", "validation", "74c9d900d55b", marks=pytest.mark.long),
+        ("glyphs_still", "test", "edb8a8cdffc5"),
+    ],
+)
+def test_the_words_are_those_of_recorded_experiments(name, split, digest):
+    clips = (still_clips if CONFIGS[name].still else video_clips)(CONFIGS[name], split)
+    words = [
+        (clip.id, clip.captions, [dataclasses.astuple(q) for q in clip.questions])
+        for clip in itertools.islice(clips, 30)
+    ]
+    assert hashlib.sha256(repr(words).encode()).hexdigest()[:12] == digest
 
 
 def test_an_encoded_clip_does_not_depend_on_what_was_encoded_before():
@@ -445,7 +462,7 @@ def test_stills_show_their_shapes_and_speak_of_nothing_that_moves():
         ((0.3, 0.6), None),
     ],
 )
-def test_places_are_named_where_they_are_beyond_doubt(centre, words):
+def test_places_are_named_if_they_are_beyond_doubt(centre, words):
     assert place(np.array(centre)) == words
 
 
@@ -459,5 +476,5 @@ def test_places_are_named_where_they_are_beyond_doubt(centre, words):
         ((0.2, 0.2), (0.8, 0.8), None),
     ],
 )
-def test_relations_are_named_where_they_are_beyond_doubt(one, other, words):
+def test_relations_are_named_if_they_are_beyond_doubt(one, other, words):
     assert relation(np.array(one), np.array(other)) == words

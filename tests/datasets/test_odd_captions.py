@@ -90,18 +90,19 @@ class Tags(html.parser.HTMLParser):
 
 def test_a_report_shows_texts_as_texts(tmp_path):
     rows = {CAPTIONS["markup"]: {"text_to_video/R@1": 50.0}}
-    report.write_report(tmp_path, tmp_path / "none.jsonl", rows, title=CAPTIONS["markup"])
+    report.write_page(tmp_path, tmp_path / "none.jsonl", rows, title=CAPTIONS["markup"])
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "script" not in Tags(page).tags and "&lt;script&gt;" in page
 
 
-def test_sheets_are_drawn_whatever_is_written_on_them(tmp_path):
+def test_sheets_are_drawn_with_any_text_on_them(tmp_path):
     frames = np.full((4, 32, 32, 3), 90, np.uint8)
     samples = [
-        sheets.Sample(name, frames, (caption,), caption, ((caption, caption, caption, True),))
-        for name, caption in CAPTIONS.items()
+        sheets.Sample(caption, frames, [(caption, sheets.INK), (caption, sheets.GREEN)])
+        for caption in CAPTIONS.values()
     ]
-    assert sheets.sample_sheet(tmp_path / "samples.png", samples).stat().st_size > 1000
+    sheets.sample_sheet(tmp_path / "samples.png", samples)
+    assert (tmp_path / "samples.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(

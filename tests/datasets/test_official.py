@@ -1,4 +1,4 @@
-"""Official data sets from a user's folder: what is refused, what is left out, and when they are built anew."""
+"""Official data sets from a user's folder: what is refused, what is left out, and when they are prepared anew."""
 
 import json
 import pathlib
@@ -48,7 +48,7 @@ def test_missing_media_are_refused_with_counts_shares_names_and_the_way_out(data
     assert not list((data.parent / "out").rglob("*.array_record*"))
 
 
-def test_what_is_missing_is_left_out_if_that_is_allowed_and_named_in_the_log(data, caplog):
+def test_clips_without_media_are_left_out_if_that_is_allowed_and_counted_in_the_log(data, caplog):
     caplog.set_level("INFO")
     found = clips("webvid", "train", options(data, allow_missing=True))
     assert {name: (clip.media, clip.captions) for name, clip in found.items()} == {
@@ -77,6 +77,10 @@ def test_clips_without_a_text_are_left_out(data):
     write_media(data / "webvid", "13.mp4", "14.mp4", "21.webm")
     assert set(clips("webvid", "train", options(data))) == {"11", "12", "13"}
     assert set(clips("webvid", "validation", options(data))) == {"21"}
+    write_webvid(data / "webvid", [("11", "")], [("21", " ")])
+    assert re.fullmatch(
+        r"no clip of data set webvid/2m-\w+ has a caption or a question", refusal("webvid", options(data))
+    )
 
 
 def test_a_split_without_its_annotation_file_is_left_out_and_named_in_the_log(data, caplog):
@@ -92,7 +96,7 @@ def test_a_split_without_its_annotation_file_is_left_out_and_named_in_the_log(da
     )
 
 
-def test_changed_files_are_built_anew_and_unchanged_ones_used_again(data):
+def test_changed_files_are_prepared_anew_and_unchanged_ones_used_again(data):
     def built() -> str:
         return str(prepare("webvid", options(data, allow_missing=True)).data_path)
 
@@ -106,7 +110,7 @@ def test_changed_files_are_built_anew_and_unchanged_ones_used_again(data):
     assert set(clips("webvid", "train", options(data, allow_missing=True))) == {"11", "12"}
 
 
-def test_what_was_prepared_is_opened_without_its_sources_if_there_is_one_of_it(data):
+def test_the_only_prepared_version_is_opened_without_its_sources(data):
     given = options(data, allow_missing=True)
     known = clips("webvid", "train", given)
     without = BuildOptions(given.directory)
@@ -138,7 +142,7 @@ def test_counts_that_are_not_the_official_ones_are_refused_by_name_before_anythi
     )
 
 
-def test_files_lie_in_the_data_sets_folder_or_its_relatives_or_are_all_there_is(data, tmp_path):
+def test_files_are_in_the_folder_of_the_data_set_or_of_a_related_one_or_directly_in_manual_dir(data, tmp_path):
     assert set(clips("webvid", "train", options(data / "webvid", allow_missing=True))) == {"11", "12"}
     assert refusal("msvd", options(data)) == (
         f"msvd: {data} holds folders of other data sets (webvid) and none of this; put its files into {data}/msvd"
@@ -159,7 +163,7 @@ def test_two_clips_of_one_id_are_refused(data):
     assert "two clips of split train have the id '11'" in refusal("webvid", options(data, allow_missing=True))
 
 
-def test_one_changed_msrvtt_file_is_told_from_the_official_one(assets, tmp_path):
+def test_a_changed_msrvtt_file_is_refused(assets, tmp_path):
     """The authors' own file, less one sentence."""
     official = assets / "annotations" / "msrvtt" / "test_videodatainfo.json.zip"
     with zipfile.ZipFile(official) as archive:

@@ -1,6 +1,7 @@
 """Clips of a data set become files that are a data set again."""
 
 import json
+import pathlib
 
 import pytest
 from listed_source import ListedSource
@@ -29,22 +30,31 @@ def test_what_is_unpacked_is_the_same_data_set_again(data_dir, tmp_path, capsys)
 def test_names_cannot_lead_out_and_intervals_are_kept(tmp_path, monkeypatch):
     clip = schema.ClipRecord("../../a b", b"\x1aE\xdf\xa3", ("x",), (), 1.5, 3.0)
     monkeypatch.setattr(registry, "open_split", lambda *_: ListedSource([clip]))
-    assert unpack.unpack("any", "test", 0, tmp_path / "out") == 1
+    assert unpack.unpack("any", "test", 0, tmp_path / "out", BuildOptions()) == 1
     assert (tmp_path / "out" / "_a_b.mkv").is_file()
     row = json.loads((tmp_path / "out" / "annotations.jsonl").read_text())
     interval = {"start": 1.5, "end": 3.0}
     assert row == {"video": "_a_b.mkv", "id": "../../a b", **interval, "captions": ["x"], "split": "test"}
 
 
+def test_ids_that_become_the_same_name_get_files_of_their_own(tmp_path, monkeypatch):
+    clips = [schema.ClipRecord(name, b"GIF8" + name.encode(), ("x",)) for name in ("a.b", "a_b", "a b")]
+    monkeypatch.setattr(registry, "open_split", lambda *_: ListedSource(clips))
+    assert unpack.unpack("any", "train", 0, tmp_path / "out", BuildOptions()) == 3
+    source = registry.find(f"folder:{tmp_path / 'out'}")[0].dataset(str(tmp_path / "out"), BuildOptions())
+    media = {clip.id: pathlib.Path(clip.media).read_bytes() for clip in source.clips()["train"]}
+    assert media == {clip.id: clip.media for clip in clips}
+
+
 def test_frames_are_refused_and_nothing_is_left(tmp_path, monkeypatch):
     clip = schema.ClipRecord("a", (b"\xff\xd8\xff",), ("x",))
     monkeypatch.setattr(registry, "open_split", lambda *_: ListedSource([clip]))
     with pytest.raises(InputError, match="stored as frames"):
-        unpack.unpack("any", "test", 0, tmp_path / "out")
+        unpack.unpack("any", "test", 0, tmp_path / "out", BuildOptions())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_extension_is_told_by_the_beginning():
+def test_the_extension_follows_from_the_first_bytes():
     beginnings = {
         b"\x00\x00\x00\x20ftypisom": "mp4",
         b"RIFF1234AVI ": "avi",

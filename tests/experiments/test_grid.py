@@ -1,4 +1,4 @@
-"""The grid of runs: which are left to do, how they are told apart, and that an interrupted grid goes on."""
+"""The grid of runs: which remain, how they are distinguished, and that an interrupted grid goes on."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from experiments import grid
-from vlab_jax import config_check
+from vlab_jax import config_file
 from vlab_jax.errors import InputError
 
 
@@ -21,7 +21,7 @@ ARMS = [(name, arm) for name in EXPERIMENTS for arm in grid.arms_of(name)]
 
 @pytest.mark.parametrize(("experiment", "arm"), ARMS)
 def test_every_arm_is_a_config_that_the_package_takes(experiment, arm):
-    config_check.check(grid.config_of(experiment, arm, 3))
+    config_file.check(grid.config_of(experiment, arm, 3))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -125,6 +125,7 @@ def tiny(tmp_path, monkeypatch):
     sys.modules.pop("experiments.tiny", None)
 
 
+@pytest.mark.long
 def test_a_grid_runs_records_and_goes_on_where_it_stopped(tiny, tmp_path, monkeypatch, capsys):
     def call(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["grid", "tiny", f"--workdir={tmp_path / 'runs'}", *arguments])

@@ -7,6 +7,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+pytestmark = pytest.mark.long
+
 ROOT = pathlib.Path(__file__).parents[2]
 NOTEBOOK = ROOT / "experiments" / "vlab_colab.ipynb"
 
@@ -27,19 +29,19 @@ def executed(tmp_path_factory) -> nbformat.NotebookNode:
         return NotebookClient(book, timeout=280, resources={"metadata": {"path": str(ROOT)}}).execute()
 
 
-def said(book: nbformat.NotebookNode, words: str) -> str:
-    """What the one cell with these words in it printed."""
+def output_of(book: nbformat.NotebookNode, words: str) -> str:
+    """The output of the only cell that contains these words."""
     (cell,) = (cell for cell in book.cells if cell.cell_type == "code" and words in cell.source)
     return "".join(output.get("text", "") for output in cell.outputs if output.output_type == "stream")
 
 
 def test_the_notebook_trains_evaluates_and_looks_at_a_video(executed):
-    assert "no GPU or TPU in sight" in said(executed, "install.main")
-    assert "cpu" in said(executed, "jax.devices()")
-    assert "data" in said(executed, "make_mesh()")
-    assert "text to video" in said(executed, "scores = evaluate")
-    assert said(executed, "predictor.caption").startswith("caption:")
-    assert len(said(executed, "predictor.rank").splitlines()) == 3
+    assert "found no GPU or TPU" in output_of(executed, "install.main")
+    assert "cpu" in output_of(executed, "jax.devices()")
+    assert "data" in output_of(executed, "make_mesh()")
+    assert "text to video" in output_of(executed, "scores = evaluate")
+    assert output_of(executed, "predictor.caption").startswith("caption:")
+    assert len(output_of(executed, "predictor.rank").splitlines()) == 3
 
 
 def test_the_notebook_is_kept_without_outputs():

@@ -104,7 +104,8 @@ def small_adapt():
 
 def test_steps_on_random_arrays_say_speed_and_memory(small_adapt):
     memory = small_adapt["memory by the compiler"]
-    assert small_adapt["clips"] == small_adapt["clips asked"] == 2 and small_adapt["steps that were not finite"] == 0
+    assert small_adapt["clips"] == small_adapt["clips requested"] == 2
+    assert small_adapt["steps that were not finite"] == 0
     assert small_adapt["clips a second"] == pytest.approx(2 / small_adapt["seconds"])
     assert small_adapt["TFLOP/s"] == pytest.approx(small_adapt["model FLOPs"] / small_adapt["seconds"] / 1e12)
     assert memory["needed"] > memory["temp"] > 0 and "MFU" not in small_adapt
@@ -144,7 +145,7 @@ def test_all_that_is_asked_of_an_accelerator_is_recorded_beside_what_was_compile
     assert "| adapt | 2 |" in said and "attention: 1 cases, 0 findings" in said
 
 
-def test_a_part_that_fails_leaves_the_others_and_is_told(accelerated, capsys):
+def test_a_part_that_fails_leaves_the_others_and_is_reported(accelerated, capsys):
     def answer(module: str, arguments, **options):
         if "--stage=adapt" in arguments:
             raise RuntimeError("no kernel\nfor this device")
@@ -170,7 +171,7 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch):
 
     monkeypatch.setattr(steps, "measured", measured)
     found = steps.fitting("tiny", "blend", 9, "float32", 1)
-    assert found["clips"] == 2 and found["clips asked"] == 9
+    assert found["clips"] == 2 and found["clips requested"] == 9
     assert found["refused"] == {9: "9 are too many", 4: "4 are too many"}
     assert steps.needed({"argument": 10, "output": 9, "alias": 8, "temp": 5}) == 16
 
@@ -231,7 +232,7 @@ def numbered(count: int) -> bytes:
 def clip(tmp_path_factory):
     path = tmp_path_factory.mktemp("videos") / "numbered.mp4"
     path.write_bytes(numbered(24))
-    return decode.Clip(path, path.read_bytes(), *decode.asked(path.read_bytes()))
+    return decode.Clip(path, path.read_bytes(), *decode.sampled_frames(path.read_bytes()))
 
 
 def test_the_frames_asked_for_are_the_centres_of_equal_segments(clip):

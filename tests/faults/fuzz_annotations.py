@@ -1,16 +1,17 @@
-"""Damages annotation files in every way and reads them: each line is accepted, or named by its number in one report.
+"""Damages annotation files in many ways and reads them: a report must name each line that is not accepted.
 
     PYTHONPATH=. python tests/faults/fuzz_annotations.py --lines=10000 --files=2000 --seed=0
 
-Lines are of a `folder` data set's `annotations.jsonl`; files are of the official data sets, small, in their authors'
-form, and with VLAB_TEST_ASSETS the beginnings of the real ones. What is made follows from the seed. The exit status is
-0 if nothing was found: no exception but `InputError`, no line that is neither named nor can be read.
+The lines belong to the `annotations.jsonl` of a `folder` data set; the files are small ones in the formats of the
+official data sets, or, with VLAB_TEST_ASSETS, the beginnings of the real ones. All damage follows from the seed. The
+exit status is 0 if there is no finding: no exception but `InputError`, and no line that is neither accepted nor named.
 """
 
 import argparse
 import collections
 import copy
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -18,20 +19,19 @@ import re
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from vlab_jax.data import schema
-from vlab_jax.datasets import annotations
-from vlab_jax.datasets.annotations import AnnotationFolder
+from vlab_jax.datasets.annotations import AnnotationSource
 from vlab_jax.datasets.folder import ANNOTATIONS, read_annotations
 from vlab_jax.datasets.media_index import checked_name
 from vlab_jax.datasets.registry import find
 from vlab_jax.errors import InputError
 
-AT_ONCE = 40  # lines of a file: a report shows fifty problems at most, and a line may have more than one
+LINES_PER_FILE = 40  # a report shows fifty problems at most, and a line may have more than one
 TEXTS = (
     *(
         "",
@@ -53,7 +53,7 @@ TEXTS = (
 )
 NUMBERS = (0, -1, 1, 2**31, 2**63, 10**400, -(10**400), 1e308, -0.0, 0.1, float("nan"), float("inf"), -float("inf"))
 VALUES: tuple[Any, ...] = (None, True, False, [], {}, [[]], {"a": {}}, [None], *NUMBERS, *TEXTS)
-# As bytes, where a value is put into a line that has been spelled already.
+# Values as bytes, to be inserted into a line of JSON.
 SPELLED = (b"NaN", b"Infinity", b"-Infinity", b"1e999", b"0x10", b"01", b"1" * 5000, b"[" * 100_000, b'{"a":' * 5000)
 BYTES = (
     *(b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\x00", b"\xef\xbb\xbf", b"\r", b"\r\n", b"\x1a"),
@@ -61,12 +61,12 @@ BYTES = (
 )
 
 
-def picked(choices: Any, rng: np.random.Generator) -> Any:
+def choose(choices: Any, rng: np.random.Generator) -> Any:
     return choices[int(rng.integers(len(choices)))]
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Each container within a value, with each of its keys or places."""
+    """Each container within a value, with each of its keys or indices."""
     pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in list(pairs):
         yield value, key
@@ -74,32 +74,32 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def changed_value(value: Any, rng: np.random.Generator) -> Any:
-    """A copy in which something is another value, is gone, is given again, or has another name."""
+    """A copy in which something is changed, removed, repeated or renamed."""
     value = copy.deepcopy(value)
     for _ in range(int(rng.integers(1, 3))):
         places = list(_places(value))
         if not places:
-            return picked(VALUES, rng)
-        container, key = picked(places, rng)
+            return choose(VALUES, rng)
+        container, key = choose(places, rng)
         how = int(rng.integers(5))
         if how == 0:
             del container[key]
         elif how == 1 and isinstance(container, dict):
-            container[str(picked(TEXTS, rng))[:50]] = container.pop(key)
+            container[str(choose(TEXTS, rng))[:50]] = container.pop(key)
         elif how == 2 and isinstance(container, list):
             container.append(container[key])
         else:
-            container[key] = picked(VALUES, rng)
+            container[key] = choose(VALUES, rng)
     return value
 
 
 def changed_bytes(line: bytes, rng: np.random.Generator) -> bytes:
-    """The line with bytes put in, flipped, taken out or doubled, or cut off."""
+    """The line with bytes inserted, flipped, removed or doubled, or cut off."""
     for _ in range(int(rng.integers(1, 4))):
         place, other = sorted(int(each) for each in rng.integers(0, len(line) + 1, 2))
         how = int(rng.integers(6))
         if how == 0:
-            line = line[:place] + picked(BYTES, rng) + line[place:]
+            line = line[:place] + choose(BYTES, rng) + line[place:]
         elif how == 1 and line:
             line = line[: place - 1] + bytes([line[place - 1] ^ 1 << int(rng.integers(8))]) + line[place:]
         elif how == 2:
@@ -109,12 +109,12 @@ def changed_bytes(line: bytes, rng: np.random.Generator) -> bytes:
         elif how == 4:
             line = line[:place]
         else:
-            line = line[:place] + picked(SPELLED, rng) + line[place:]
+            line = line[:place] + choose(SPELLED, rng) + line[place:]
     return line
 
 
 def folder_line(rng: np.random.Generator) -> bytes:
-    """One line of `annotations.jsonl`, damaged most of the time."""
+    """A line of `annotations.jsonl`, mostly damaged."""
     clip = {"video": "a.mp4", "id": str(int(rng.integers(10**9))), "captions": ["a man slices bread", "bread"]}
     if rng.random() < 0.5:
         clip |= {"start": 1, "end": 2.5, "split": "train"}
@@ -130,9 +130,9 @@ def folder_line(rng: np.random.Generator) -> bytes:
 
 
 def check_folder_lines(lines: list[bytes], folder: pathlib.Path) -> tuple[int, int]:
-    """Reads a file of these lines; how many were accepted and how many named.
+    """Reads a file of these lines; returns how many were accepted and how many named.
 
-    Raises `AssertionError` where a line is neither, and whatever the reader raises that is no `InputError`.
+    Raises `AssertionError` if a line is neither, and any exception of the reader but `InputError`.
     """
     (folder / "a.mp4").write_bytes(b"bytes")
     first = rb'{"video": "a.mp4", "id": "first", "captions": ["x"], "split": "train"}'
@@ -164,51 +164,63 @@ def _question_texts(question: schema.Question) -> tuple[str, ...]:
     return (question.question, question.answer, question.type, *question.options)
 
 
+_DIDEMO = json.dumps(
+    [{"video": f"{i}.mov", "description": "a dog", "times": [[0, 1], [1, 1]], "annotation_id": i} for i in range(4)]
+)
+_MSRVTT = json.dumps(
+    {
+        "videos": [{"video_id": f"video{i}", "split": "test"} for i in range(3)],
+        "sentences": [{"video_id": f"video{i}", "caption": "a dog", "sen_id": i} for i in range(3)],
+    }
+)
+# A small file of each format, by spec, split and name; and files that must be beside one.
+SAMPLES = {
+    ("didemo/paragraphs", "validation", "val_data.json"): _DIDEMO,
+    ("didemo/moments", "validation", "val_data.json"): _DIDEMO,
+    ("activitynet", "test", "val_1.json"): (
+        '{"v_1": {"duration": 9.5, "timestamps": [[0, 4.5]], "sentences": ["A dog.", " A cat."]}}'
+    ),
+    ("msrvtt/captioning", "test", "test_videodatainfo.json"): _MSRVTT,
+    ("msrvtt/retrieval_9k", "test", "MSRVTT_JSFUSION_test.csv"): (
+        'key,vid_key,video_id,sentence\nret0,msr9770,video9770,a dog\nret1,msr9771,video9771,"a, b"\n'
+    ),
+    ("msvd", "train", "youtube_mapping.txt"): "a_1_2 vid1\nb_1_2 vid2\n",
+    ("msvd_qa", "validation", "val.csv"): "video,question,answer,type\n1201,what is it,dog,1\n1202,who runs,man,2\n",
+    ("msrvtt_qa", "validation", "val_qa.json"): (
+        '[{"answer": "dog", "category_id": 1, "id": 1, "question": "what is it?", "video_id": 6513}]'
+    ),
+    ("vatex", "validation", "val.json"): '[{"videoID": "a_000001_000011", "enCap": ["a", "b"]}]',
+    ("webvid", "validation", "results_2M_val.csv"): (
+        'videoid,contentUrl,duration,page_dir,name\n1,https://example.org/1.mp4,PT9S,0_5,"a dog, running"\n'
+    ),
+    ("image_text", "train", "train.tsv"): "filepath\ttitle\na/1.jpg\ta dog\nb/2.jpg\ta cat\n",
+    ("tgif", "test", "tgif-v1.0.tsv"): "https://example.org/a.gif\ta dog\nhttps://example.org/b.gif\ta cat\n",
+    ("tgif_qa/frameqa", "test", "Test_frameqa_question.csv"): (
+        "gif_name\tquestion\tanswer\ttype\tvid_id\tkey\na\twhat is it\tdog\t0\tFRAMEQA1\t1\n"
+    ),
+    ("tgif_qa/action", "test", "Test_action_question.csv"): (
+        "gif_name\tquestion\ta1\ta2\ta3\ta4\ta5\tanswer\tvid_id\tkey\na\twhat\tb\tc\td\te\tf\t2\tACTION1\t1\n"
+        "g\twhat does it\tb\tc\td\te\tf\t0\tACTION2\t2\n"
+    ),
+}
+BESIDE = {
+    "youtube_mapping.txt": ("AllVideoDescriptions.txt", "a_1_2 a dog\na_1_2 a cat\nb_1_2 a dog\n"),
+    "tgif-v1.0.tsv": ("test.txt", "https://example.org/a.gif\n"),
+}
+
+
 @functools.cache
-def samples(assets: str) -> dict[str, tuple[str, bytes, Callable[[pathlib.Path], Any]]]:
-    """Official files by a title: the name of the file, its content, and what reads it from a folder."""
-
-    def reader(spec: str, split: str) -> Callable[[pathlib.Path], Any]:
-        def read(folder: pathlib.Path) -> list:
-            builder_class, configuration = find(spec)
-            return list(builder_class.protocol_of(configuration).read(AnnotationFolder((folder,)), split))
-
-        return read
-
-    real = pathlib.Path(assets, "annotations") if assets else None
-    found = {}
-    for title, name, split, made, path in (
-        ("didemo/paragraphs", "val_data.json", "validation", _DIDEMO, "didemo/val_data.json"),
-        ("didemo/moments", "val_data.json", "validation", _DIDEMO, "didemo/val_data.json"),
-        ("activitynet/", "val_1.json", "test", _ACTIVITYNET, "activitynet/val_1.json"),
-        ("msrvtt/captioning", "test_videodatainfo.json", "test", _MSRVTT, "msrvtt/test_videodatainfo.json.zip"),
-        ("msrvtt/retrieval_9k", "MSRVTT_JSFUSION_test.csv", "test", _JSFUSION, "msrvtt/MSRVTT_JSFUSION_test.csv"),
-        ("msvd_qa/", "val.csv", "validation", _HQGA, "msvd_qa/val.csv"),
-        ("msrvtt_qa/", "val_qa.json", "validation", _QA, "msrvtt_qa/val_qa.json"),
-        ("webvid/", "results_2M_val.csv", "validation", _WEBVID, ""),
-        ("image_text/", "train.tsv", "train", _IMAGES, ""),
-    ):
-        content = _beginning(real / path) if real and path else made
-        found[title] = (name, content, reader(title.rstrip("/"), split))
-    for task, content in (("frameqa", _FRAMEQA), ("action", _ACTION)):
-        file = f"Test_{task}_question.csv"
-        content = _beginning(real / "tgif_qa" / file) if real else content
-        found[f"tgif_qa {task}"] = (file, content, _tgif_reader(file, task))
-    return found
-
-
-def _tgif_reader(file: str, task: str) -> Callable[[pathlib.Path], Any]:
-    return lambda folder: annotations.read_tgif_qa(folder / file, task)
-
-
-def _beginning(path: pathlib.Path) -> bytes:
-    """Twenty records of a real file."""
+def sample(spec: str, split: str, name: str, assets: str) -> bytes:
+    """The small file, or twenty records of the real one, if the assets have it."""
+    real = pathlib.Path(assets, "annotations", spec.partition("/")[0])
+    if not assets or not (path := next(real.glob(f"{name}*"), None)):
+        return SAMPLES[spec, split, name].encode()
     if path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
             content = archive.read(archive.namelist()[0])
     else:
         content = path.read_bytes()
-    if path.name.endswith((".csv", ".tsv")):
+    if not name.endswith(".json"):
         return b"\n".join(content.split(b"\n")[:21]) + b"\n"
     value = json.loads(content)
     if isinstance(value, dict) and "videos" in value:
@@ -220,30 +232,8 @@ def _beginning(path: pathlib.Path) -> bytes:
     return json.dumps(value).encode()
 
 
-_DIDEMO = json.dumps(
-    [{"video": f"{i}.mov", "description": "a dog", "times": [[0, 1], [1, 1]], "annotation_id": i} for i in range(4)]
-).encode()
-_ACTIVITYNET = b'{"v_1": {"duration": 9.5, "timestamps": [[0, 4.5]], "sentences": ["A dog.", " A cat."]}}'
-_MSRVTT = json.dumps(
-    {
-        "videos": [{"video_id": f"video{i}", "split": "test"} for i in range(3)],
-        "sentences": [{"video_id": f"video{i}", "caption": "a dog", "sen_id": i} for i in range(3)],
-    }
-).encode()
-_JSFUSION = b'key,vid_key,video_id,sentence\nret0,msr9770,video9770,a dog\nret1,msr9771,video9771,"a, b"\n'
-_HQGA = b"video,question,answer,type\n1201,what is it,dog,1\n1202,who runs,man,2\n"
-_QA = b'[{"answer": "dog", "category_id": 1, "id": 1, "question": "what is it?", "video_id": 6513}]'
-_WEBVID = b'videoid,contentUrl,duration,page_dir,name\n1,https://example.org/1.mp4,PT9S,0_5,"a dog, running"\n'
-_IMAGES = b"filepath\ttitle\na/1.jpg\ta dog\nb/2.jpg\ta cat\n"
-_FRAMEQA = b"gif_name\tquestion\tanswer\ttype\tvid_id\tkey\na\twhat is it\tdog\t0\tFRAMEQA1\t1\n"
-_ACTION = (
-    b"gif_name\tquestion\ta1\ta2\ta3\ta4\ta5\tanswer\tvid_id\tkey\na\twhat\tb\tc\td\te\tf\t2\tACTION1\t1\n"
-    b"g\twhat does it\tb\tc\td\te\tf\t0\tACTION2\t2\n"
-)
-
-
 def changed_file(content: bytes, is_json: bool, rng: np.random.Generator) -> bytes:
-    """An official file with something else in it."""
+    """An official file, damaged."""
     if is_json and rng.random() < 0.6:
         value = changed_value(json.loads(content), rng)
         return json.dumps(value, ensure_ascii=rng.random() < 0.5).encode("utf-8", "surrogatepass")
@@ -260,44 +250,45 @@ def changed_file(content: bytes, is_json: bool, rng: np.random.Generator) -> byt
     elif how == 2:
         lines.insert(place, lines[place])
     else:
-        fields[column] = str(picked([*TEXTS, *NUMBERS], rng)).encode("utf-8", "surrogatepass")
+        fields[column] = str(choose([*TEXTS, *NUMBERS], rng)).encode("utf-8", "surrogatepass")
     lines[place] = separator.join(fields)
     return (b"\r\n" if rng.random() < 0.2 else b"\n").join(lines)
 
 
-def check_file(title: str, content: bytes, folder: pathlib.Path, assets: str) -> bool:
-    """Whether the file was accepted. Raises what is a finding."""
-    name, _, read = samples(assets)[title]
-    folder = folder / re.sub(r"\W", "_", title)
+def check_file(spec: str, split: str, name: str, content: bytes, folder: pathlib.Path) -> bool:
+    """Whether the file was accepted. Any exception is a finding."""
+    folder = folder / re.sub(r"\W", "_", f"{spec} {name}")
     folder.mkdir(exist_ok=True)
     (folder / name).write_bytes(content)
+    if name in BESIDE:
+        other, text = BESIDE[name]
+        (folder / other).write_text(text)
+    dataset, config = find(spec)
     try:
-        entries = read(folder)
+        entries = list(AnnotationSource(spec, dataset.protocol(config), [folder]).read(split))
     except InputError as error:
         message = str(error)
         message.encode()
         assert name in message and len(message) < 2000, message[:2000]
         return False
     for entry in entries:
-        question = entry[1] if isinstance(entry, tuple) else None
-        texts = _question_texts(question) if question else (entry.id, *entry.captions)
-        for text in texts:
+        for text in (entry.id, *entry.captions, *(each for q in entry.questions for each in _question_texts(q))):
             text.encode()
         try:
-            assert ".." not in checked_name(entry[0] if question else entry.video).split("/")
-        except InputError as error:  # as it is when the media are looked up
+            assert ".." not in checked_name(entry.video).split("/")
+        except InputError as error:  # as when the media are looked up
             assert "\n" not in str(error)
     return True
 
 
 def run(lines: int, files: int, seed: int, assets: str) -> dict[str, Any]:
-    """Counts, and what was found."""
+    """Returns counts and findings."""
     counts, findings = collections.Counter(), []
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
-        for number in range(0, lines, AT_ONCE):
+        for number in range(0, lines, LINES_PER_FILE):
             rng = np.random.default_rng([seed, 0, number])
-            batch = [folder_line(rng) for _ in range(min(AT_ONCE, lines - number))]
+            batch = [folder_line(rng) for _ in range(min(LINES_PER_FILE, lines - number))]
             try:
                 accepted, named = check_folder_lines(batch, folder)
                 counts.update({"lines accepted": accepted, "lines named": named})
@@ -306,29 +297,26 @@ def run(lines: int, files: int, seed: int, assets: str) -> dict[str, Any]:
                 assert accepted + named + blank == len(batch), "a line is neither accepted nor named"
             except Exception as error:  # the finding
                 findings.append(f"lines from {number}: {type(error).__name__}: {error}"[:500])
-        titles = list(samples(assets))
-        for number in range(files):
+        for number, which in zip(range(files), itertools.cycle(SAMPLES), strict=False):
             rng = np.random.default_rng([seed, 1, number])
-            title = titles[number % len(titles)]
-            name, content, _ = samples(assets)[title]
             try:
-                accepted = check_file(title, changed_file(content, name.endswith("json"), rng), folder, assets)
-                counts["files accepted" if accepted else "files refused"] += 1
+                content = changed_file(sample(*which, assets), which[-1].endswith("json"), rng)
+                counts["files accepted" if check_file(*which, content, folder) else "files refused"] += 1
             except Exception as error:  # the finding
-                findings.append(f"file {number} ({title}): {type(error).__name__}: {error}"[:500])
+                findings.append(f"file {number} ({which}): {type(error).__name__}: {error}"[:500])
     return {"seed": seed, **counts, "findings": findings}
 
 
 def main() -> int:
-    """The command line; returns the exit status."""
+    """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lines", type=int, default=10_000)
     parser.add_argument("--files", type=int, default=2_000)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    told = run(given.lines, given.files, given.seed, os.environ.get("VLAB_TEST_ASSETS", ""))
-    print(json.dumps(told, indent=1))
-    return 1 if told["findings"] else 0
+    result = run(given.lines, given.files, given.seed, os.environ.get("VLAB_TEST_ASSETS", ""))
+    print(json.dumps(result, indent=1))
+    return 1 if result["findings"] else 0
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Damages media files in every way and decodes them in worker processes: each is decoded, or refused by a named reason.
+"""Damages media files in every way and decodes them in worker processes: each is decoded, or refused with a reason.
 
     PYTHONPATH=.:tests python tests/faults/fuzz_media.py --count=2000 --seed=0 --out=fuzz_media.json
 
-What is damaged are clips that are rendered here, in many containers and codecs, and with VLAB_TEST_ASSETS real ones. A
-file follows from (seed, number) alone: `--only=17` decodes that one, here in this process, and says what becomes of it.
-The exit status is 0 if every file was decoded or refused, 1 if one raised something else, ended its worker process, or
-did not come back in time.
+The originals are clips that are rendered here, in many containers and codecs, and, with VLAB_TEST_ASSETS, real ones.
+A file follows from (seed, number) alone: `--only=17` decodes that one in this process and prints the outcome. The exit
+status is 0 if every file was decoded or refused, 1 if one raised something else, crashed its worker process, or took
+too long.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from collections.abc import Iterator
 import numpy as np
 from numbered_video import FORMATS, encode, encode_image, numbered, numbered_video
 
-from vlab_jax.data import frames, video
+from vlab_jax.data import video
 from vlab_jax.data.crash_guard import map_in_order
 from vlab_jax.data.media import DecodeError, MediaLimits
 
@@ -44,7 +44,7 @@ EXTREMES = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What has become of a file: `decoded`, `refused`, `unnamed` (another exception) or `lost` (its process ended)."""
+    """The outcome of a file: `decoded`, `refused`, `unnamed` (another exception) or `lost` (its process ended)."""
 
     number: int
     source: str
@@ -71,18 +71,18 @@ def originals(assets: str) -> dict[str, bytes]:
 
 
 def damaged(seed: int, number: int, assets: str) -> tuple[str, str, bytes]:
-    """The name of the original, of what was done to it, and the bytes."""
+    """The name of the original, the kinds of damage, and the bytes."""
     rng = np.random.default_rng([seed, number])
     files = originals(assets)
     names = sorted(files)
     name = names[rng.integers(len(names))]
-    media, done = files[name], []
+    media, kinds = files[name], []
     for _ in range(rng.integers(1, 4)):
         how = list(DAMAGES)[rng.integers(len(DAMAGES))]
         other = files[names[rng.integers(len(names))]]
         media = DAMAGES[how](media, other, rng) or media[:1]
-        done.append(how)
-    return name, "+".join(done), media
+        kinds.append(how)
+    return name, "+".join(kinds), media
 
 
 def _somewhere(media: bytes, rng: np.random.Generator, count: int) -> np.ndarray:
@@ -162,14 +162,14 @@ DAMAGES = {
 
 
 def decode_all_ways(media: bytes, seed: int) -> None:
-    """What training, evaluation, checking and building do to a file. Raises `DecodeError`, and nothing else."""
+    """Decodes a file as training, evaluation, checking and building do. Raises `DecodeError`, and nothing else."""
     errors = []
     form = {"start": 0.0, "end": float("inf"), "frame_rate": 1.0, "short_side": 32, "quality": 80}
     for attempt in (
         lambda: video.decode_clip(media, num_frames=4, size=32, limits=LIMITS, rng=np.random.default_rng(seed)),
         lambda: video.decode_clip(media, num_frames=2, size=32, limits=LIMITS, start=0.5, end=1.5),
-        lambda: video.probe(media, LIMITS),
-        lambda: frames.store(media, **form, limits=LIMITS),
+        lambda: video.measure_duration(media, LIMITS),
+        lambda: video.store_frames(media, **form, limits=LIMITS),
     ):
         try:
             attempt()
@@ -183,7 +183,7 @@ def decode_all_ways(media: bytes, seed: int) -> None:
 def outcome(seed: int, assets: str, number: int) -> Outcome:
     """Decodes one damaged file."""
     source, damage, media = damaged(seed, number, assets)
-    _forget_peak()
+    _reset_peak()
     began = time.monotonic()
     kind, reason = "decoded", ""
     try:
@@ -195,12 +195,12 @@ def outcome(seed: int, assets: str, number: int) -> Outcome:
     return Outcome(number, source, damage, kind, reason, time.monotonic() - began, _peak_mib())
 
 
-def _forget_peak() -> None:
+def _reset_peak() -> None:
     pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_mib() -> float:
-    """The most that this process has held in memory since then."""
+    """The most memory that this process has held since the last reset."""
     line = re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())
     return int(line.group(1)) / 1024
 
@@ -211,13 +211,13 @@ def _lost(seed: int, assets: str, number: int) -> Outcome:
 
 
 def run(count: int, seed: int, workers: int, assets: str) -> Iterator[Outcome]:
-    """What becomes of each file, in order."""
-    each, lost = (functools.partial(function, seed, assets) for function in (outcome, _lost))
-    return map_in_order(each, range(count), workers, lost, LIMITS.clock_seconds)
+    """The outcome of each file, in order."""
+    each, on_crash = (functools.partial(function, seed, assets) for function in (outcome, _lost))
+    return map_in_order(each, range(count), workers, on_crash, LIMITS.clock_seconds)
 
 
 def summary(outcomes: list[Outcome]) -> dict:
-    """Counts, by kind and by reason, and the worst of time and memory."""
+    """Counts by kind and by reason, and the slowest and the largest."""
     reasons = collections.Counter(re.sub(r"\d[\d,.]*", "N", each.reason)[:90] for each in outcomes if each.reason)
     slowest, largest = (max(outcomes, key=lambda each: getattr(each, name)) for name in ("seconds", "peak_mib"))
     return {
@@ -238,23 +238,23 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", default="")
     parser.add_argument("--only", type=int, default=-1)
-    given = parser.parse_args()
+    args = parser.parse_args()
     assets = os.environ.get("VLAB_TEST_ASSETS", "")
-    if given.only >= 0:
-        print(outcome(given.seed, assets, given.only))
+    if args.only >= 0:
+        print(outcome(args.seed, assets, args.only))
         return 0
     began = time.monotonic()
     outcomes = []
-    for each in run(given.count, given.seed, given.workers, assets):
+    for each in run(args.count, args.seed, args.workers, assets):
         outcomes.append(each)
         if len(outcomes) % 100 == 0:
             print(len(outcomes), dict(collections.Counter(each.kind for each in outcomes)), flush=True)
-    told = {"seed": given.seed, "wall seconds": round(time.monotonic() - began, 1), **summary(outcomes)}
-    text = json.dumps(told, indent=1)
+    result = {"seed": args.seed, "wall seconds": round(time.monotonic() - began, 1), **summary(outcomes)}
+    text = json.dumps(result, indent=1)
     print(text)
-    if given.out:
-        pathlib.Path(given.out).write_text(text + "\n", encoding="utf-8")
-    return 1 if told["findings"] else 0
+    if args.out:
+        pathlib.Path(args.out).write_text(text + "\n", encoding="utf-8")
+    return 1 if result["findings"] else 0
 
 
 if __name__ == "__main__":

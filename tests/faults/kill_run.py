@@ -2,10 +2,10 @@
 
     make faults KILLS=100
 
-The run has two stages, a worker process that decodes, and a checkpoint every few steps. SIGKILL strikes the process
-alone or its whole group. After each, the next start must resume at the newest complete checkpoint; no process of the
-one before may live on; and a run that has come to its end must have ended with the bits of one that was never killed.
-Every draw depends on the seed; where a kill strikes also depends on the machine.
+The run has two stages, a worker process that decodes, and a checkpoint every few steps. SIGKILL hits the process alone
+or its whole group. After each kill, the next start must resume at the newest complete checkpoint, and no process of the
+killed start may live on. A run that comes to its end must have the bits of one that was never killed. Every draw
+depends on the seed; what a kill hits also depends on the machine.
 """
 
 import argparse
@@ -30,7 +30,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from compile_options import FLAGS  # noqa: E402
-from run_files import assert_same_state, losses, saved_state  # noqa: E402
+from run_files import assert_same_state, interrupted, losses, saved_state  # noqa: E402
 
 from experiments.timing import made_with  # noqa: E402
 from vlab_jax.datasets import registry  # noqa: E402
@@ -41,7 +41,7 @@ from vlab_jax.runtime.metrics import read_metrics  # noqa: E402
 AIMS = ("any time", "the start", "the first step", "training", "training", "saving", "saving", "end")
 MARK = "VLAB_FAULTS_START"  # a variable that every process of a start carries
 GONE_WITHIN = 60.0  # seconds after a kill in which worker processes must have ended
-PATIENCE = 600.0
+START_SECONDS = 600.0  # that a start may take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,15 +58,15 @@ class Length:
 
 @dataclasses.dataclass
 class Kill:
-    """One kill: what was aimed at, what it struck, and what it cost."""
+    """One kill: what it was aimed at, what it hit, and what it cost."""
 
     aim: str
     group: bool
-    struck: str
+    hit: str
     seconds: float
     recorded: int
     checkpoint: int
-    in_stage: bool  # before that, what the kill before it cost is still recorded
+    in_stage: bool  # before a stage, the record still has the steps that the kill before cost
     orphans_seconds: float = 0.0
 
     @property
@@ -83,16 +83,16 @@ def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
 
 
 def is_saving(workdir: pathlib.Path, since: float) -> bool:
-    """Whether a checkpoint is being written that was begun since a time; kills leave others."""
+    """Whether a checkpoint that was begun since this time is being written; kills leave older ones."""
     try:
         begun = [path.stat().st_mtime for path in (workdir / "checkpoints").glob("*orbax-checkpoint-tmp*")]
-    except FileNotFoundError:  # it has just got its name
+    except FileNotFoundError:  # just renamed
         return False
     return any(each >= since for each in begun)
 
 
 def recorded_steps(workdir: pathlib.Path) -> int:
-    """Steps of which a loss stands in `metrics.jsonl`."""
+    """The last step with a loss in `metrics.jsonl`."""
     path = workdir / "metrics.jsonl"
     if not path.exists():
         return 0
@@ -114,30 +114,30 @@ class Start:
                 run.command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
             )
 
-    def said(self) -> str:
+    def log(self) -> str:
         return self._log.read_text(errors="replace")
 
     def seconds(self) -> float:
         return time.monotonic() - self.began
 
     def in_stage(self) -> bool:
-        """Whether it has come to a stage; `metrics.jsonl` ends at the checkpoint that it resumed at before that."""
-        return "\nstage " in f"\n{self.said()}"
+        """Whether it has begun a stage; by then `metrics.jsonl` ends at the checkpoint that it resumed at."""
+        return "\nstage " in f"\n{self.log()}"
 
     def resumed_at(self) -> int | None:
-        found = re.search(r"resuming from .*/checkpoints/(\d+)", self.said())
+        found = re.search(r"resuming from .*/checkpoints/(\d+)", self.log())
         return int(found.group(1)) if found else None
 
     def phase(self) -> str:
         """What the run is doing."""
-        said = self.said()
+        log = self.log()
         if is_saving(self.workdir, self.wall):
             return "saving"
         if not self.in_stage():
             return "starting"
         if recorded_steps(self.workdir) <= min(self.had, self.resumed_at() or 0):
             return "compiling the step"
-        if "report:" in said or re.search(r"evaluated \d+ clips[^\n]*\n[^\n]*$", said):
+        if "report:" in log or re.search(r"evaluated \d+ clips[^\n]*\n[^\n]*$", log):
             return "evaluating"
         return "training"
 
@@ -151,7 +151,7 @@ class Start:
 
 
 def processes_of(mark: str) -> list[psutil.Process]:
-    """The processes that a start has left."""
+    """The processes of a start that are still alive."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -163,7 +163,7 @@ def processes_of(mark: str) -> list[psutil.Process]:
 
 
 class KilledRun:
-    """A workdir, the command that trains in it, and the kills that it has gone through."""
+    """A workdir, the command that trains in it, and the kills so far."""
 
     def __init__(
         self, folder: pathlib.Path, length: Length, data: pathlib.Path, cache: str, rng: random.Random
@@ -181,8 +181,8 @@ class KilledRun:
             f"--config.checkpoint.every={length.every}",
             *(f"--config.stage.{stage}.steps={length.steps}" for stage in ("adapt", "blend")),
         ]
-        given = os.environ.get("XLA_FLAGS", "").split()
-        flags = " ".join([*given, *(flag for flag in FLAGS if flag not in given)])
+        flags = os.environ.get("XLA_FLAGS", "").split()
+        flags = " ".join([*flags, *(flag for flag in FLAGS if flag not in flags)])
         self.environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -195,20 +195,24 @@ class KilledRun:
         self.kills: list[Kill] = []
         self.finished = False
         self._starts = self._newest = 0
-        self._named: set[str] = set()
+
+    def begin_at(self, step: int, undisturbed: pathlib.Path) -> None:
+        """Begins at a checkpoint of another run."""
+        interrupted(undisturbed, self.workdir, step)
+        self._newest = step
 
     def start(self) -> Start:
         self._starts += 1
         return Start(self, self._starts)
 
     def finish(self) -> None:
-        """Lets the run come to its end."""
+        """Lets the run go to its end."""
         start = self.start()
         _wait(lambda: start.process.poll() is not None, start, "it does not end")
         self._ended(start)
 
     def kill_once(self, aim: str = "") -> Kill | None:
-        """Starts the run and kills it at a random moment, of those that `aim` names; None where it ended before."""
+        """Starts the run and kills it at a random moment of those that `aim` names; None if it ended before."""
         aim = aim or self.rng.choice(AIMS)
         due = self._due(aim)
         group = self.rng.random() < 0.5
@@ -217,24 +221,23 @@ class KilledRun:
         if start.process.poll() is not None:
             self._ended(start)
             return None
-        struck = start.phase()
+        hit = start.phase()
         seconds = start.seconds()
         start.kill(group)
         self._check_resumed(start)
-        self._prefixes()
         steps = checkpoint_steps(self.workdir)
         newest = steps[-1] if steps else 0
-        kill = Kill(aim, group, struck, seconds, recorded_steps(self.workdir), newest, start.in_stage())
+        kill = Kill(aim, group, hit, seconds, recorded_steps(self.workdir), newest, start.in_stage())
         self.kills.append(kill)
-        # A save that is under way when the next is due is waited for: at most one is incomplete.
-        most = self.length.every * (2 if struck == "saving" else 1)
+        # When a checkpoint is due, the run waits for the save before: at most one is incomplete.
+        most = self.length.every * (2 if hit == "saving" else 1)
         assert kill.lost <= most, f"{kill} lost {kill.lost} steps"
         self._check_gone(start, kill)
         self._newest = kill.checkpoint
         return kill
 
     def _due(self, aim: str) -> Callable[[Start], bool]:
-        """A function that says when to strike."""
+        """A function that tells when to kill."""
         rng, workdir, length = self.rng, self.workdir, self.length
         if aim in ("any time", "the start"):
             seconds = rng.uniform(0.0, 30.0 if aim == "any time" else 4.0)
@@ -243,53 +246,43 @@ class KilledRun:
         reached = {
             "the first step": Start.in_stage,
             "training": _more_steps(workdir, rng.randint(1, max(2 * length.every, 2))),
-            "saving": _nth_save(workdir, rng.randint(1, 3)),
+            "saving": _nth_save(workdir, rng.randint(1, min(3, (length.total - self._newest) // length.every))),
             "end": lambda start: recorded_steps(workdir) in (length.steps, length.total),
         }[aim]
         return _after(reached, delay)
 
     def _check_resumed(self, start: Start) -> None:
-        """A start that came so far must have resumed at the newest complete checkpoint."""
+        """A start that has begun a stage must have resumed at the newest complete checkpoint."""
         if start.in_stage():
             assert (start.resumed_at() or 0) == self._newest, f"resumed at {start.resumed_at()}, not {self._newest}"
 
-    def _prefixes(self) -> set[str]:
-        """What the shared memory and the folders of all starts so far are named after."""
-        file = self.workdir / ".process-0"
-        if file.exists():
-            self._named.add(file.read_text())
-        return self._named
-
     def _check_gone(self, start: Start, kill: Kill) -> None:
         began = time.monotonic()
-        while left := processes_of(start.mark):
-            assert time.monotonic() - began < GONE_WITHIN, f"after {kill}, these live on: {left}"
+        while alive := processes_of(start.mark):
+            assert time.monotonic() - began < GONE_WITHIN, f"after {kill}, these live on: {alive}"
             time.sleep(0.05)
         kill.orphans_seconds = time.monotonic() - began
 
     def _ended(self, start: Start) -> None:
-        assert start.process.returncode == 0, f"status {start.process.returncode}:\n{start.said()[-3000:]}"
-        places = (pathlib.Path("/dev/shm"), pathlib.Path(tempfile.gettempdir()))
-        left = [path for prefix in self._prefixes() for place in places for path in place.glob(f"{prefix}*")]
-        assert not left, f"these are left: {left}"
+        assert start.process.returncode == 0, f"status {start.process.returncode}:\n{start.log()[-3000:]}"
         self._check_resumed(start)
         self.finished = True
 
 
 def _after(reached: Callable[[Start], bool], delay: float) -> Callable[[Start], bool]:
-    """So many seconds after something is first seen."""
-    seen: dict[Start, float] = {}
+    """So many seconds after `reached` is first true."""
+    since: dict[Start, float] = {}
 
     def due(start: Start) -> bool:
-        if start not in seen and reached(start):
-            seen[start] = time.monotonic()
-        return start in seen and time.monotonic() - seen[start] >= delay
+        if start not in since and reached(start):
+            since[start] = time.monotonic()
+        return start in since and time.monotonic() - since[start] >= delay
 
     return due
 
 
 def _more_steps(workdir: pathlib.Path, count: int) -> Callable[[Start], bool]:
-    """When a start has recorded so many steps of its own."""
+    """True once a start has recorded so many steps of its own."""
 
     def reached(start: Start) -> bool:
         if not start.in_stage():
@@ -300,7 +293,7 @@ def _more_steps(workdir: pathlib.Path, count: int) -> Callable[[Start], bool]:
 
 
 def _nth_save(workdir: pathlib.Path, count: int) -> Callable[[Start], bool]:
-    """While a start's n-th checkpoint is written."""
+    """True while a start's n-th checkpoint is written."""
 
     def reached(start: Start) -> bool:
         if not start.in_stage() or not is_saving(workdir, start.wall):
@@ -313,12 +306,12 @@ def _nth_save(workdir: pathlib.Path, count: int) -> Callable[[Start], bool]:
 
 def _wait(reached: Callable[[], bool], start: Start, otherwise: str) -> None:
     while not reached():
-        assert start.seconds() < PATIENCE, f"{otherwise}:\n{start.said()[-3000:]}"
+        assert start.seconds() < START_SECONDS, f"{otherwise}:\n{start.log()[-3000:]}"
         time.sleep(0.004)
 
 
 def assert_same_end(killed: pathlib.Path, undisturbed: pathlib.Path, steps: int) -> None:
-    """The bits of all parameters, each step's loss once, and every figure."""
+    """Compares the bits of all parameters, each step's loss (recorded once), and every figure."""
     assert_same_state(saved_state(killed), saved_state(undisturbed))
     assert losses(killed) == losses(undisturbed)
     assert [step for step, *_ in losses(killed)] == list(range(1, steps + 1))
@@ -328,18 +321,19 @@ def assert_same_end(killed: pathlib.Path, undisturbed: pathlib.Path, steps: int)
 
 
 def _figures(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """What is recorded of evaluations, without the time."""
+    """The records of evaluations, without the time."""
     records = read_metrics(workdir / "metrics.jsonl")
     return [{k: v for k, v in record.items() if k != "time"} for record in records if "loss" not in record]
 
 
 class Trial:
-    """Runs to be killed, one after the other, and one that is not, to compare them with.
+    """Runs that are killed, one after the other, and one that is not, for comparison.
 
     Args:
       folder: where they go.
-      undisturbed: the workdir of a run of that length that nobody killed; None: one is made.
-      cache: where what is compiled is kept.
+      undisturbed: the workdir of a run of that length that was not killed; None: one is made.
+      cache: the folder for compiled programs.
+      first: the step of the undisturbed run's checkpoint at which the runs begin; 0: they begin anew.
     """
 
     def __init__(
@@ -350,9 +344,10 @@ class Trial:
         data: pathlib.Path,
         undisturbed: pathlib.Path | None = None,
         cache: str = "",
+        first: int = 0,
     ) -> None:
         self.folder, self.rng, self.length, self.data = folder, random.Random(seed), length, data
-        self.cache = cache or str(folder / "compiled")
+        self.cache, self.first = cache or str(folder / "compiled"), first
         self.runs: list[KilledRun] = []
         registry.prepare("motion/tiny", BuildOptions(str(data)))
         if undisturbed is None:
@@ -361,42 +356,44 @@ class Trial:
             undisturbed = run.workdir
         self.undisturbed = undisturbed
 
-    def run(self, kills: int, aims: Sequence[str] = (), told: Callable[[str], None] = print) -> list[Kill]:
-        """So many kills, of as many runs as it takes; each is brought to its end and compared.
+    def run(self, kills: int, aims: Sequence[str] = (), log: Callable[[str], None] = print) -> list[Kill]:
+        """Makes so many kills, in as many runs as it takes; each run goes on to its end and is compared.
 
         Args:
-          aims: what to strike first, one after the other; then it is drawn.
+          aims: of the first kills; those of the others are drawn.
         """
         done: list[Kill] = []
         while len(done) < kills:
             number = len(self.runs) + 1
-            cold = number % 4 == 2  # compiles anew; a kill then also strikes what is being compiled and kept
+            cold = number % 4 == 2  # compiles anew: a kill may then hit the compilation and its cache
             cache = str(self.folder / f"compiled-{number}") if cold else self.cache
             run = KilledRun(self.folder / f"run-{number:02d}", self.length, self.data, cache, self.rng)
             self.runs.append(run)
+            if self.first:
+                run.begin_at(self.first, self.undisturbed)
             while not run.finished and len(done) < kills:
                 if kill := run.kill_once(aims[len(done)] if len(done) < len(aims) else ""):
                     done.append(kill)
                     who = "the group" if kill.group else "the process"
-                    told(
-                        f"kill {len(done)} of {who} after {kill.seconds:.1f} s, {kill.struck}: "
+                    log(
+                        f"kill {len(done)} of {who} after {kill.seconds:.1f} s, {kill.hit}: "
                         f"{kill.recorded} steps done, checkpoint {kill.checkpoint}"
                     )
             if not run.finished:
                 run.finish()
             assert_same_end(run.workdir, self.undisturbed, self.length.total)
-            told(f"run {number} ended after {len(run.kills)} kills with the bits of the undisturbed one")
+            log(f"run {number} ended after {len(run.kills)} kills with the bits of the undisturbed one")
         return done
 
 
 def summary(kills: list[Kill], length: Length, runs: int, seconds: float, seed: int) -> dict[str, Any]:
-    """What there is to record."""
+    """The record of a trial."""
     return {
         "kills": len(kills),
         "runs": runs,
         "seed": seed,
         "of_the_whole_group": sum(kill.group for kill in kills),
-        "struck": dict(collections.Counter(kill.struck for kill in kills).most_common()),
+        "hit": dict(collections.Counter(kill.hit for kill in kills).most_common()),
         "most_steps_lost": max(kill.lost for kill in kills),
         "mean_steps_lost": round(sum(kill.lost for kill in kills) / len(kills), 2),
         "length": dataclasses.asdict(length),
@@ -416,7 +413,7 @@ def main() -> None:
     began, length = time.monotonic(), Length(steps=30, every=5)
     with tempfile.TemporaryDirectory(prefix="vlab-jax-faults-") as folder:
         trial = Trial(pathlib.Path(folder), given.seed, length, pathlib.Path(folder) / "data")
-        kills = trial.run(given.kills, told=lambda line: print(line, flush=True))
+        kills = trial.run(given.kills, log=lambda line: print(line, flush=True))
     found = summary(kills, length, len(trial.runs), time.monotonic() - began, given.seed)
     print(json.dumps(found, indent=2))
     if given.out:

@@ -1,4 +1,4 @@
-"""Annotations with anything in them are accepted or named, line by line, and never end in another exception."""
+"""Annotations of any content are accepted, or refused by line, and raise no other exception than `InputError`."""
 
 import json
 import os
@@ -42,5 +42,5 @@ def test_a_file_of_any_bytes_is_refused_in_a_report(content, tmp_path):
     assert str(caught.value).startswith(f"folder {str(tmp_path)!r}: ")
 
 
-def test_what_is_damaged_follows_from_the_seed():
+def test_the_damage_follows_from_the_seed():
     assert fuzz_annotations.run(40, 11, 3, "") == fuzz_annotations.run(40, 11, 3, "")

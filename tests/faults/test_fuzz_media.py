@@ -1,4 +1,4 @@
-"""Damaged media are decoded, or refused by a named reason, and never end or occupy the process that decodes them."""
+"""Damaged media are decoded, or refused with a reason, and never crash or hang the process that decodes them."""
 
 import os
 
@@ -7,7 +7,7 @@ import fuzz_media
 COUNT = 40
 
 
-def test_damaged_files_are_decoded_or_refused_by_a_reason_and_take_little():
+def test_damaged_files_are_decoded_or_refused_with_a_reason_and_take_little():
     assets = os.environ.get("VLAB_TEST_ASSETS", "")
     outcomes = list(fuzz_media.run(COUNT, 1, 1, assets))
     assert [each.number for each in outcomes] == [*range(COUNT)]

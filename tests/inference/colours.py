@@ -1,6 +1,6 @@
-"""Videos of plain colours, and an embedder that knows colours by name: what a trained model would, without training.
+"""Videos of plain colours, and an embedder that knows colours by name, as a trained model would.
 
-As a program, it is `vlab_jax.predict` with that embedder, for one command or several, with `then` between them;
+As a program, it is `vlab_jax.predict` with that embedder, for one command or several with `then` between them;
 `INDEX_KILLED` names a moment at which it kills itself.
 """
 
@@ -17,7 +17,7 @@ sys.path += [str(pathlib.Path(__file__).parents[1]), str(pathlib.Path(__file__).
 
 from numbered_video import encode
 
-from vlab_jax.inference.clips import Clip, FrameShape, show
+from vlab_jax.inference.clips import Clip, FrameShape, load_frames
 from vlab_jax.inference.predictor import Answer, Caption
 
 RATE, SIDE, SIZE, NUM_FRAMES = 10, 32, 8, 2
@@ -37,7 +37,7 @@ def colour_video(*parts: tuple[str, float]) -> bytes:
 
 
 class ColourEmbedder:
-    """Embeds by mean colour, and says which it is; `embedded` counts windows."""
+    """Embeds, describes and answers by mean colour; `embedded` counts windows."""
 
     name = "colours"
     frames = FrameShape(NUM_FRAMES, SIZE)
@@ -46,8 +46,10 @@ class ColourEmbedder:
         self.fingerprint, self.embedded = fingerprint, 0
 
     def embed_videos(self, videos):
+        if not len(videos):
+            return np.zeros((0, 4), np.float32)
         self.embedded += len(videos)
-        read = [show(Clip(video), self.frames) if isinstance(video, str) else video for video in videos]
+        read = [load_frames(Clip(video), self.frames) if isinstance(video, str) else video for video in videos]
         assert all(each.shape == (NUM_FRAMES, SIZE, SIZE, 3) for each in read)
         return np.stack([_unit(each.mean(axis=(0, 1, 2))) for each in read])
 
@@ -65,22 +67,22 @@ class ColourEmbedder:
         return "".join(letter for letter in text if letter.isalpha() and letter not in known)
 
     def _colour(self, video):
-        mean = show(video, self.frames).mean(axis=(0, 1, 2))
+        mean = load_frames(video, self.frames).mean(axis=(0, 1, 2))
         return min(COLOURS, key=lambda name: np.abs(np.array(COLOURS[name]) - mean).sum())
 
 
-def open_colours(given: argparse.Namespace) -> ColourEmbedder:
-    """Stands in for `common.open_model`: --model names the fingerprint."""
-    return ColourEmbedder(pathlib.Path(given.model).name)
+def open_colours(args: argparse.Namespace) -> ColourEmbedder:
+    """Replaces `cli.open_model`; --model names the fingerprint."""
+    return ColourEmbedder(pathlib.Path(args.model).name)
 
 
 def _unit(colour: np.ndarray) -> np.ndarray:
-    centred = np.append(colour - 127.5, 1.0)  # grey is not nothing
+    centred = np.append(colour - 127.5, 1.0)  # grey must not become zeros
     return (centred / np.linalg.norm(centred)).astype(np.float32)
 
 
 def _kill_at(moment: str) -> None:
-    """Kills this process where a write is half done."""
+    """Makes this process kill itself in the middle of a write."""
     from vlab_jax.inference import indexing
     from vlab_jax.inference.search_index import SearchIndex
 
@@ -97,16 +99,16 @@ def _kill_at(moment: str) -> None:
                 killing(self)
 
         SearchIndex.remove = remove_and_die
-    elif moment == "before tidying":
-        SearchIndex.tidy = killing
-    elif moment == "when told":  # writes one file after another, until somebody kills it
-        put = SearchIndex.put
+    elif moment == "before optimizing":
+        SearchIndex.optimize = killing
+    elif moment == "from outside":  # writes one file after another, until the test kills it
+        add = SearchIndex.add
 
-        def slowly(self, files, known):
-            put(self, files, known)
+        def slowly(self, files):
+            add(self, files)
             print("written", flush=True)
 
-        SearchIndex.put = slowly
+        SearchIndex.add = slowly
 
 
 if __name__ == "__main__":

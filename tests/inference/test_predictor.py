@@ -1,4 +1,4 @@
-"""A predictor sees what training's evaluation sees, in lists of any length, and says what it cannot use."""
+"""A predictor agrees with evaluation in training, takes lists of any length, and names what it cannot use."""
 
 import dataclasses
 import logging
@@ -20,14 +20,15 @@ from vlab_jax.data.schema import Question
 from vlab_jax.datasets import registry
 from vlab_jax.datasets.records import BuildOptions
 from vlab_jax.errors import InputError
-from vlab_jax.evaluation.answers import QuestionAnswerer
 from vlab_jax.evaluation.captioning import caption_clips
 from vlab_jax.evaluation.encoder import Encoder
+from vlab_jax.evaluation.question_answering import answer_batch
 from vlab_jax.export import export
 from vlab_jax.inference import engine as engines
-from vlab_jax.inference.engine import load_trained
-from vlab_jax.models import generation
-from vlab_jax.models.generation import Search
+from vlab_jax.inference.clips import load_frames
+from vlab_jax.inference.engine import load_trained_model
+from vlab_jax.models import vlab
+from vlab_jax.models.generation import GenerationConfig
 from vlab_jax.restore import restore
 from vlab_jax.runtime import sharding
 
@@ -57,12 +58,12 @@ def mesh() -> Mesh:
 
 @pytest.fixture(scope="module")
 def of_run(workdir, mesh) -> Predictor:
-    return Predictor(load_trained(str(workdir), mesh), beams=1, batch_size=2)
+    return Predictor(load_trained_model(str(workdir), mesh), beams=1, batch_size=2)
 
 
 @pytest.fixture(scope="module")
 def of_export(exported, mesh) -> Predictor:
-    return Predictor(load_trained(str(exported), mesh), beams=1, batch_size=2)
+    return Predictor(load_trained_model(str(exported), mesh), beams=1, batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def numbered_clips(count: int) -> list[bytes]:
     return [encode([numbered(number)]) for number in range(count)]
 
 
-# The same as training's evaluation
+# Agreement with evaluation in training
 
 
 @pytest.mark.parametrize("which", ["of_run", "of_export"])
@@ -103,29 +104,30 @@ def test_embeddings_captions_and_answers_are_those_of_evaluation(which, request,
     np.testing.assert_allclose(np.linalg.norm(embedded, axis=1), 1, atol=1e-5)
     texts = ["a red circle", QUESTION, ""]
     np.testing.assert_allclose(predictor.embed_texts(texts), encoder.embed_texts(texts), atol=1e-5)
-    search = Search(15, encoder.tokenizer.end)
+    search = GenerationConfig(15, encoder.tokenizer.end)
     captions = caption_clips(encoder, source, search)
     assert [caption.text for caption in predictor.caption(videos)] == [captions[i] for i in range(len(videos))]
     assert len(set(captions.values())) > 1
     options = ("red", "a blue square moves", "left")
-    _, video = next(encoder.batches(source, pipeline.FailureCount(0.0), lambda done: None))
-    reader = QuestionAnswerer(encoder, encoder.remember(video), search)
-    asked = [(row, Question(QUESTION, "red", "open", given)) for given in ((), options) for row in range(2)]
-    read = reader.answer(asked, [])
+    frames = np.stack([load_frames(clip, predictor.frames) for clip in videos[:2]])
+    video = sharding.to_global({"video": frames}, encoder.mesh)["video"]
+    questions = [(row, Question(QUESTION, "red", "open", choice)) for choice in ((), options) for row in range(2)]
+    read = answer_batch(encoder, encoder.cache_visual(video), search, questions)
     own, chosen = predictor.answer(videos[:2], QUESTION), predictor.answer(videos[:2], QUESTION, options=options)
     assert [answer.text for answer in own] == [words for words, _ in read[:2]]
     assert [answer.text for answer in chosen] == [options[scores.argmax()] for _, scores in read[2:]]
     assert [answer.score for answer in chosen] == pytest.approx([max(scores) for _, scores in read[2:]], abs=1e-3)
 
 
-def test_on_all_devices_it_sees_the_same(workdir, of_run, videos):
+@pytest.mark.eight_devices
+def test_on_all_devices_it_computes_the_same(workdir, of_run, videos):
     several = Predictor.load(workdir, batch_size=3)
     np.testing.assert_allclose(several.embed_videos(videos[:9]), of_run.embed_videos(videos[:9]), atol=1e-5)
 
 
 def test_a_run_and_its_export_have_one_fingerprint_and_others_have_others(workdir, mesh, of_run, of_export):
     assert of_run.fingerprint == of_export.fingerprint and len(of_run.fingerprint) == 32
-    trained = load_trained(str(workdir), mesh)
+    trained = load_trained_model(str(workdir), mesh)
 
     def fingerprint(part: str, **options) -> str:
         changed = {**trained.parameters, part: jax.tree.map(lambda leaf: leaf + 1e-3, trained.parameters[part])}
@@ -136,7 +138,7 @@ def test_a_run_and_its_export_have_one_fingerprint_and_others_have_others(workdi
     assert fingerprint("decoder") == of_run.fingerprint  # it embeds the same
 
 
-# What comes back
+# The form of results
 
 
 def test_one_in_one_out_and_a_list_in_a_list_out(of_run, videos):
@@ -145,13 +147,13 @@ def test_one_in_one_out_and_a_list_in_a_list_out(of_run, videos):
     assert of_run.caption([]) == [] and of_run.embed_videos([]).shape == (0, 16) == of_run.embed_texts([]).shape
     assert of_run.embed_videos(videos[0]).shape == (1, 16) == of_run.embed_texts("a circle").shape
     assert list(of_run.captions(iter(videos[:2]))) == several == of_run.caption(iter(videos[:2]))
-    asked = [QUESTION, "left?"]
-    both = of_run.answer(videos[:2], asked)
-    assert [[answer.question for answer in answers] for answers in both] == [asked, asked]
+    questions = [QUESTION, "left?"]
+    both = of_run.answer(videos[:2], questions)
+    assert [[answer.question for answer in answers] for answers in both] == [questions, questions]
     assert [answers[0] for answers in both] == of_run.answer(videos[:2], QUESTION)
-    assert [answer.text for answer in of_run.answer(videos[1], asked)] == [answer.text for answer in both[1]]
+    assert [answer.text for answer in of_run.answer(videos[1], questions)] == [answer.text for answer in both[1]]
     assert of_run.answer(videos[1], QUESTION).text == both[1][0].text
-    assert [ranking.video for ranking in of_run.rank(videos[:2], asked)] == [video.name for video in videos[:2]]
+    assert [ranking.video for ranking in of_run.rank(videos[:2], questions)] == [video.name for video in videos[:2]]
 
 
 def test_texts_are_ranked_by_similarity_or_by_likelihood(of_run, encoder, videos):
@@ -171,27 +173,27 @@ def test_texts_are_ranked_by_similarity_or_by_likelihood(of_run, encoder, videos
     assert str(ranked).splitlines()[0] == f"{ranked.texts[0].score:.3f}  {ranked.texts[0].text}"
 
 
-def test_any_number_of_frames_can_be_asked_for(workdir, mesh, videos):
-    predictor = Predictor(load_trained(str(workdir), mesh), frames=6)
+def test_any_number_of_frames_can_be_requested(workdir, mesh, videos):
+    predictor = Predictor(load_trained_model(str(workdir), mesh), frames=6)
     assert predictor.frames.num_frames == 6
     assert np.linalg.norm(predictor.embed_videos(videos[:1])) == pytest.approx(1, abs=1e-5)
 
 
 def test_a_program_is_compiled_once_for_each_size_of_batch(workdir, mesh):
-    predictor = Predictor(load_trained(str(workdir), mesh), frames=2, batch_size=4)
+    predictor = Predictor(load_trained_model(str(workdir), mesh), frames=2, batch_size=4)
     clips = numbered_clips(7)
-    before = generation.embed_clips._cache_size()
+    before = vlab.embed_clips._cache_size()
     every = predictor.embed_videos(clips)  # 4 and 3
-    assert generation.embed_clips._cache_size() - before == 1
+    assert vlab.embed_clips._cache_size() - before == 1
     for count in (1, 2, 3, 4, 5, 7):
         np.testing.assert_allclose(predictor.embed_videos(clips[:count]), every[:count], atol=1e-5)
-    assert generation.embed_clips._cache_size() - before == 3  # 1, 2 and 4
+    assert vlab.embed_clips._cache_size() - before == 3  # 1, 2 and 4
 
 
-# What is wrong with a video
+# Errors of videos
 
 
-def test_what_cannot_be_read_is_raised_or_skipped_and_named(of_run, tmp_path, caplog):
+def test_videos_that_cannot_be_read_raise_or_are_skipped_and_named(of_run, tmp_path, caplog):
     (tmp_path / "notes.txt").write_text("words\n" * 100)
     clips = [*numbered_clips(5), tmp_path / "notes.txt", tmp_path / "none.mp4", *numbered_clips(2)]
     with pytest.raises(InputError, match=r"notes.txt: the media cannot be decoded"):
@@ -226,13 +228,13 @@ def test_a_wrong_argument_is_refused(of_run, ask, message):
 # Texts
 
 
-def test_a_text_that_is_too_long_is_cut_and_said_so_once(workdir, mesh, caplog):
-    predictor = Predictor(load_trained(str(workdir), mesh), batch_size=2)
+def test_a_text_that_is_too_long_is_cut_and_logged_once(workdir, mesh, caplog):
+    predictor = Predictor(load_trained_model(str(workdir), mesh), batch_size=2)
     long = "what colour is the red circle? " * 9
     with caplog.at_level(logging.WARNING):
         cut = predictor.embed_texts(["a circle", long])
         predictor.embed_texts([long])
-    assert len(caplog.records) == 1 and "tokens is cut to the 14 that are read" in caplog.text
+    assert len(caplog.records) == 1 and "tokens is cut to the 14 that the model reads" in caplog.text
     np.testing.assert_allclose(predictor.embed_texts([long + "!"])[0], cut[1], atol=1e-6)
 
 
@@ -242,10 +244,10 @@ def test_any_language_and_any_characters_are_read(of_run):
     assert of_run.rank(numbered_clips(1)[0], texts[:1], by="likelihood").texts[0].text == texts[0]
 
 
-# What is no model
+# Errors of models
 
 
-def test_what_holds_no_model_is_refused_in_one_line(workdir, exported, tmp_path, monkeypatch):
+def test_a_path_without_a_model_is_refused_in_one_line(workdir, exported, tmp_path, monkeypatch):
     def refusal(path, **options) -> str:
         with pytest.raises(InputError) as raised:
             Predictor.load(path, **options)
@@ -271,7 +273,7 @@ def test_parameters_that_are_not_finite_are_refused(exported, mesh, tmp_path):
     shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
     rewrite(tmp_path, lambda tensors: {**tensors, "logit_scale": np.array(np.nan, np.float32)})
     with pytest.raises(InputError, match=r"1 of its parameters hold numbers that are not finite, such as logit_scale;"):
-        load_trained(str(tmp_path), mesh)
+        load_trained_model(str(tmp_path), mesh)
 
 
 def test_a_checkpoint_that_cannot_be_read_is_named(workdir, mesh, tmp_path):
@@ -280,17 +282,17 @@ def test_a_checkpoint_that_cannot_be_read_is_named(workdir, mesh, tmp_path):
         if file.is_file():
             file.write_bytes(b"")
     with pytest.raises(InputError, match=rf"^{tmp_path / 'checkpoints' / '8'} cannot be read: [^\n]+$"):
-        load_trained(str(tmp_path), mesh)
+        load_trained_model(str(tmp_path), mesh)
 
 
 def test_more_texts_than_fit_at_once_are_embedded_in_parts(of_run, monkeypatch):
-    monkeypatch.setattr(engines, "TEXTS", 2)
+    monkeypatch.setattr(engines, "TEXTS_PER_BATCH", 2)
     texts = ["a", "a red circle", "a blue square", "left", "two"]
     expected = np.concatenate([of_run.embed_texts(text) for text in texts])
     np.testing.assert_allclose(of_run.embed_texts(texts), expected, atol=1e-6)
 
 
-def test_frames_of_another_size_are_looked_at(of_run):
+def test_frames_of_another_size_are_resized(of_run):
     frames = np.stack([numbered(number) for number in range(20)])
     assert frames.shape[1] == SIDE
     np.testing.assert_allclose(of_run.embed_videos([frames])[0], of_run.embed_videos(frames)[0], atol=1e-6)

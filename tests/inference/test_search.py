@@ -1,4 +1,4 @@
-"""Searching an index: the right moment of the right file comes first, in whatever form it is asked and shown."""
+"""Searching an index finds the right moment of the right file, for texts and clips, and shows it in every form."""
 
 import base64
 import html.parser
@@ -13,14 +13,25 @@ import urllib.parse
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from inference.colours import ColourEmbedder, colour_video, open_colours
 from PIL import Image
 
 from vlab_jax import predict
 from vlab_jax.inference import cli, search_index
-from vlab_jax.inference.page import clock
-from vlab_jax.inference.search_index import About, File, Indexed, SearchIndex, open_index, writable_index
-from vlab_jax.inference.windows import Window
+from vlab_jax.inference.clips import Window
+from vlab_jax.inference.search_index import (
+    EmbeddedFile,
+    Hit,
+    IndexInfo,
+    MediaFile,
+    SearchIndex,
+    open_index,
+    timestamp,
+    without_overlaps,
+    writable_index,
+)
 
 PROGRAM = pathlib.Path(__file__).with_name("colours.py")
 ODD_NAME = '<b>&"\'红".mp4'
@@ -33,10 +44,10 @@ def indexed(tmp_path_factory) -> pathlib.Path:
     (home / "media").mkdir()
     (home / "media" / ODD_NAME).write_bytes(colour_video(("blue", 4), ("red", 4)))
     (home / "media" / "green.mp4").write_bytes(colour_video(("green", 4)))
-    given = ["index", str(home / "media"), f"--index={home / 'index'}", "--model=colours"]
+    arguments = ["index", str(home / "media"), f"--index={home / 'index'}", "--model=colours"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "open_model", open_colours)
-        assert predict.main([*given, "--window=2", "--stride=1", "--workers=0"]) == 0
+        assert predict.main([*arguments, "--window=2", "--stride=1", "--workers=0"]) == 0
     return home
 
 
@@ -52,7 +63,7 @@ def search(indexed, monkeypatch, capsys):
     return run
 
 
-def test_the_half_of_a_video_that_shows_what_was_asked_comes_first_and_its_neighbours_do_not_crowd_it(search):
+def test_the_half_of_a_video_that_shows_the_query_comes_first_and_its_neighbours_do_not_crowd_it(search):
     status, out, _ = search("red", "--json", "--top=3")
     best, *others = json.loads(out)
     assert status == 0 and best["file"] == ODD_NAME and 4 <= best["start"] < best["end"] <= 8
@@ -168,25 +179,25 @@ def test_an_index_that_cannot_be_written_to_is_searched_and_not_extended(indexed
 
 def filled(directory: pathlib.Path, vectors: np.ndarray) -> SearchIndex:
     """An index of these vectors, ten windows a file, tidied."""
-    about = About("model", "fingerprint", str(directory), 2, 8, vectors.shape[1], 1.0, 1.0)
-    with writable_index(directory / "index", about) as index:
+    info = IndexInfo("model", "fingerprint", str(directory), 2, 8, vectors.shape[1], 1.0, 1.0)
+    with writable_index(directory / "index", info) as index:
         files = [
-            Indexed(File(f"{number}.mp4", 1, 1, ""), [Window(i, i + 1) for i in range(10)], rows)
+            EmbeddedFile(MediaFile(f"{number}.mp4", 1, 1, ""), [Window(i, i + 1) for i in range(10)], list(rows))
             for number, rows in enumerate(vectors.reshape(-1, 10, vectors.shape[1]))
         ]
-        index.put(files, {})
-        index.tidy()
+        index.add(files)
+        index.optimize()
     return open_index(directory / "index")
 
 
 def test_partitioned_vectors_are_found_as_comparing_all_finds_them(tmp_path, monkeypatch):
     monkeypatch.setattr(search_index, "ROWS_TO_PARTITION", 1000)
-    monkeypatch.setattr(search_index, "ROWS_A_PARTITION", 50)
+    monkeypatch.setattr(search_index, "ROWS_PER_PARTITION", 50)
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(2000, 16)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     index = filled(tmp_path, vectors)
-    assert index.about.partitioned == 2000 and len(index) == 2000
+    assert index.info.partitioned == 2000 and len(index) == 2000
     found = 0
     for query in vectors[::40]:
         scores = vectors @ query
@@ -195,24 +206,38 @@ def test_partitioned_vectors_are_found_as_comparing_all_finds_them(tmp_path, mon
         found += len(best & {(hit.file, hit.start) for hit in hits})
         assert hits[0].score == pytest.approx(1.0, abs=1e-5)
         assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
-    assert found / 500 > 0.9 and "ANNIvfPartition" in index._asked(vectors[0], 10).explain_plan()
+    assert found / 500 > 0.9 and "ANNIvfPartition" in index._query(vectors[0], 10).explain_plan()
 
 
 def test_more_is_fetched_until_enough_hits_are_apart(tmp_path):
     """A file whose windows all overlap fills the first places, and leaves room for others."""
     vectors = np.tile(np.float32([1, 0]), (60, 1))
     vectors[40:] = np.float32([0.6, 0.8])
-    about = About("model", "fingerprint", str(tmp_path), 2, 8, 2, 10.0, 0.1)
-    with writable_index(tmp_path / "index", about) as index:
+    info = IndexInfo("model", "fingerprint", str(tmp_path), 2, 8, 2, 10.0, 0.1)
+    with writable_index(tmp_path / "index", info) as index:
         windows = [Window(i / 10, i / 10 + 10) for i in range(40)]
-        index.put([Indexed(File("one.mp4", 1, 1), windows, vectors[:40])], {})
-        index.put([Indexed(File(f"{i}.mp4", 1, 1), [Window(0, 10)], vectors[40 + i][None]) for i in range(20)], {})
+        index.add([EmbeddedFile(MediaFile("one.mp4", 1, 1), windows, list(vectors[:40]))])
+        index.add([EmbeddedFile(MediaFile(f"{i}.mp4", 1, 1), [Window(0, 10)], [vectors[40 + i]]) for i in range(20)])
     hits = open_index(tmp_path / "index").search(np.float32([1, 0]), 5)
     assert len(hits) == 5 and hits[0].file == "one.mp4" and len({hit.file for hit in hits}) == 5
 
 
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 20), st.integers(1, 10)), max_size=30))
+def test_of_overlapping_hits_the_best_stays_and_each_dropped_hit_overlaps_a_better_one(found):
+    hits = [Hit(file, float(start), float(start + length), 0.0) for file, start, length in found]
+    kept = without_overlaps(hits)
+
+    def overlap(one, other):
+        return one.file == other.file and one.start < other.end and other.start < one.end
+
+    assert not any(overlap(hit, other) for number, hit in enumerate(kept) for other in kept[:number])
+    assert all(any(overlap(hit, other) for other in kept) for hit in hits)
+    assert kept[:1] == hits[:1]
+
+
 def test_times_are_written_as_a_clock_shows_them():
-    assert [clock(s) for s in (0.0, 7.46, 59.96, 723.0, 3723.04)] == [
+    assert [timestamp(s) for s in (0.0, 7.46, 59.96, 723.0, 3723.04)] == [
         "0:00.0",
         "0:07.5",
         "1:00.0",

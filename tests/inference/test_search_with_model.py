@@ -1,4 +1,4 @@
-"""Indexing and searching with a real model, small and untrained: what is stored is what it says of each window."""
+"""Indexing and searching with a real model, small and untrained: the index holds its embedding of each window."""
 
 import json
 

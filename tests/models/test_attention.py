@@ -1,4 +1,4 @@
-"""Attention beside plain softmax attention, as JAX has it: by each path, with gradients, for any lengths."""
+"""Attention equals JAX's plain softmax attention: on every path, with gradients, for any lengths."""
 
 import contextlib
 import functools
@@ -14,11 +14,11 @@ from tiny_models import quick_jit
 
 from vlab_jax.models import attention_check
 from vlab_jax.models.attention import Kernels, attend, from_cache_layout, to_cache_layout, uses_cudnn
-from vlab_jax.models.attention_check import AttentionShape, wrong_kernel
+from vlab_jax.models.attention_check import AttentionShape, find_wrong_kernel
 
 HEAD_WIDTHS = (24, 64, 72, 80, 88, 96, 104, 128)
 ROWS, HEADS = 2, 2
-XLA_PLATFORMS = ("cpu", "tpu")  # two ways of XLA's; both run on any machine
+XLA_PLATFORMS = ("cpu", "tpu")  # two implementations by XLA, which run on any machine
 
 
 def arrays(seed: int, queries: int, keys: int, width: int, dtype=jnp.float32) -> list[jax.Array]:
@@ -34,7 +34,7 @@ def with_gradients(function, query, key, value, cotangent):
 
 
 def plain(query, key, value, *, causal=False, kv_lengths=None):
-    """Softmax attention as JAX has it; of a row without keys, zeros."""
+    """JAX's softmax attention, with zeros for a row without keys."""
     lengths = None if kv_lengths is None else jnp.maximum(kv_lengths, 1)
     output = jax.nn.dot_product_attention(
         query, key, value, is_causal=causal, key_value_seq_lengths=lengths, implementation="xla"
@@ -71,17 +71,17 @@ def test_attention_and_its_gradient_are_those_of_plain_softmax_attention(
         keys = queries  # JAX's causal order is that of one sequence
     kv_lengths = None if shares is None else jnp.asarray([round(share * keys) for share in shares], jnp.int32)
     options = {"causal": causal, "kv_lengths": kv_lengths}
-    given = arrays(seed, queries, keys, width)
-    ours = quick_jit(functools.partial(with_gradients, functools.partial(attend, platform=platform, **options)))
+    inputs = arrays(seed, queries, keys, width)
+    ours = quick_jit(functools.partial(with_gradients, functools.partial(attend, kernels=Kernels(platform), **options)))
     theirs = quick_jit(functools.partial(with_gradients, functools.partial(plain, **options)))
-    assert_same(ours(*given), theirs(*given), 1e-5)
+    assert_same(ours(*inputs), theirs(*inputs), 1e-5)
 
 
 @pytest.mark.parametrize("platform", XLA_PLATFORMS)
-def test_half_precision_differs_by_its_rounding_and_stays_what_it_is(platform):
-    given = arrays(1, 77, 197, 64, jnp.bfloat16)
-    found = quick_jit(functools.partial(with_gradients, functools.partial(attend, platform=platform)))(*given)
-    wide = [each.astype(jnp.float32) for each in given]
+def test_half_precision_differs_by_its_rounding_only_and_keeps_its_type(platform):
+    inputs = arrays(1, 77, 197, 64, jnp.bfloat16)
+    found = quick_jit(functools.partial(with_gradients, functools.partial(attend, kernels=Kernels(platform))))(*inputs)
+    wide = [each.astype(jnp.float32) for each in inputs]
     exact = quick_jit(functools.partial(with_gradients, plain))(*wide)
     for one, other in zip(found, exact, strict=True):
         assert one.dtype == jnp.bfloat16
@@ -91,15 +91,15 @@ def test_half_precision_differs_by_its_rounding_and_stays_what_it_is(platform):
 
 @pytest.mark.parametrize("platform", XLA_PLATFORMS)
 @pytest.mark.parametrize("queries", [1, 5])
-def test_queries_behind_a_cache_see_what_is_before_them(platform, queries):
+def test_queries_after_a_cache_attend_to_all_earlier_tokens(platform, queries):
     """As if the whole sequence had been queried at once."""
     width, keys, starts = 24, 9, (0, 4)
     _, key, value, _ = arrays(2, queries, keys, width)
     every = arrays(3, keys, keys, width)[0]
-    whole = attend(every, key, value, causal=True, platform=platform)
+    whole = attend(every, key, value, causal=True, kernels=Kernels(platform))
     query = jnp.stack([every[row, start : start + queries] for row, start in enumerate(starts)])
     starting = jnp.asarray(starts, jnp.int32)
-    found = attend(query, key, value, causal=True, query_starts=starting, platform=platform)
+    found = attend(query, key, value, causal=True, query_starts=starting, kernels=Kernels(platform))
     for row, start in enumerate(starts):
         np.testing.assert_allclose(found[row], whole[row, start : start + queries], rtol=0, atol=1e-6)
 
@@ -107,7 +107,7 @@ def test_queries_behind_a_cache_see_what_is_before_them(platform, queries):
 @pytest.mark.parametrize("kernels", [Kernels("cpu"), Kernels("tpu"), Kernels("cuda"), Kernels("cuda", "xla")])
 def test_a_soft_cap_bounds_the_scores(kernels):
     query, key, value, _ = arrays(4, 6, 7, 24)
-    found = attend(query * 30, key, value, soft_cap=3.0, **kernels._asdict())
+    found = attend(query * 30, key, value, soft_cap=3.0, kernels=kernels)
     scores = 3 * np.tanh(np.einsum("blhd,bkhd->bhlk", query * 30, key, dtype=np.float64) / 24**0.5 / 3)
     weights = np.exp(scores) / np.exp(scores).sum(axis=-1, keepdims=True)
     np.testing.assert_allclose(found, np.einsum("bhlk,bkhd->blhd", weights, value), rtol=0, atol=1e-5)
@@ -118,7 +118,7 @@ def test_scores_that_would_overflow_do_not(platform):
     query = jnp.full((1, 2, 1, 4), 1e3)
     value = jnp.arange(3.0).reshape(1, 3, 1, 1) * jnp.ones(4)
     keys = jnp.asarray([1e3, 2e3, -1e3]).reshape(1, 3, 1, 1) * jnp.ones(4)
-    assert np.array_equal(attend(query, keys, value, platform=platform), np.ones((1, 2, 1, 4)))
+    assert np.array_equal(attend(query, keys, value, kernels=Kernels(platform)), np.ones((1, 2, 1, 4)))
 
 
 @pytest.mark.parametrize(
@@ -136,15 +136,15 @@ def test_scores_that_would_overflow_do_not(platform):
         (Kernels("cuda", "xla"), jnp.bfloat16, 64, False),
     ],
 )
-def test_the_fused_kernel_serves_what_it_takes_and_nothing_else(kernels, dtype, head_width, expected):
+def test_the_fused_kernel_is_used_only_where_it_supports_the_shapes(kernels, dtype, head_width, expected):
     assert uses_cudnn(kernels, dtype, head_width) == expected
 
 
 @contextlib.contextmanager
 def xla_for_cudnn():
-    """XLA's attention in place of cuDNN's, under its conditions: even lengths, no mask, poison behind the queries.
+    """Replaces cuDNN's attention by XLA's under its conditions: even lengths, no mask, NaN after the valid queries.
 
-    Gives the list of its calls: causal or not, and the lengths that it was told.
+    Yields the list of its calls: whether causal, and which lengths were passed.
     """
     calls = []
     real = jax.nn.dot_product_attention
@@ -157,8 +157,8 @@ def xla_for_cudnn():
         output = real(query, key, value, is_causal=is_causal, implementation="xla", **lengths)
         if not lengths:
             return output
-        asked = jnp.arange(query.shape[1]) < lengths["query_seq_lengths"][:, None]
-        return jnp.where(asked[..., None, None], output, jnp.nan)
+        valid = jnp.arange(query.shape[1]) < lengths["query_seq_lengths"][:, None]
+        return jnp.where(valid[..., None, None], output, jnp.nan)
 
     with mock.patch.object(jax.nn, "dot_product_attention", attention):
         yield calls
@@ -175,35 +175,33 @@ def xla_for_cudnn():
 @example(queries=257, keys=257, width=64, causal=False, shares=None)
 @example(queries=77, keys=77, width=64, causal=True, shares=(0.0, 1.0))
 @example(queries=64, keys=64, width=64, causal=True, shares=None)
-def test_lengths_are_padded_for_the_fused_kernel_and_nothing_of_the_padding_is_seen(
-    queries, keys, width, causal, shares
-):
+def test_padding_for_the_fused_kernel_has_no_influence(queries, keys, width, causal, shares):
     if causal:
         keys = queries
     kv_lengths = None if shares is None else jnp.asarray([round(share * keys) for share in shares], jnp.int32)
-    given = arrays(5, queries, keys, width, jnp.bfloat16)
+    inputs = arrays(5, queries, keys, width, jnp.bfloat16)
     options = {"causal": causal, "kv_lengths": kv_lengths}
-    fused = quick_jit(functools.partial(with_gradients, functools.partial(attend, platform="cuda", **options)))
+    fused = quick_jit(functools.partial(with_gradients, functools.partial(attend, kernels=Kernels("cuda"), **options)))
     with xla_for_cudnn() as calls:
-        found = fused(*given)
+        found = fused(*inputs)
     assert calls
-    without = {"platform": "cuda", "attention": "xla", **options}
-    expected = quick_jit(functools.partial(with_gradients, functools.partial(attend, **without)))(*given)
+    without = functools.partial(attend, kernels=Kernels("cuda", "xla"), **options)
+    expected = quick_jit(functools.partial(with_gradients, without))(*inputs)
     assert_same([x.astype(np.float32) for x in found], [x.astype(np.float32) for x in expected], 2e-2)
 
 
-def test_the_fused_kernel_is_told_causal_order_and_lengths_instead_of_a_mask():
-    given = arrays(6, 77, 77, 64, jnp.bfloat16)[:3]
-    told = ["key_value_seq_lengths", "query_seq_lengths"]
+def test_the_fused_kernel_takes_causal_order_and_lengths_instead_of_a_mask():
+    inputs = arrays(6, 77, 77, 64, jnp.bfloat16)[:3]
+    lengths = ["key_value_seq_lengths", "query_seq_lengths"]
     with xla_for_cudnn() as calls:
-        attend(*given, causal=True, platform="cuda")
-        attend(*given, kv_lengths=jnp.asarray([3, 77], jnp.int32), platform="cuda")
-        attend(*(each[:, :64] for each in given), causal=True, platform="cuda")
-    assert calls == [(True, told), (False, told), (True, [])]
+        attend(*inputs, causal=True, kernels=Kernels("cuda"))
+        attend(*inputs, kv_lengths=jnp.asarray([3, 77], jnp.int32), kernels=Kernels("cuda"))
+        attend(*(each[:, :64] for each in inputs), causal=True, kernels=Kernels("cuda"))
+    assert calls == [(True, lengths), (False, lengths), (True, [])]
 
 
 @pytest.mark.parametrize("kernels", [Kernels("cpu"), Kernels("cuda")])
-def test_what_is_cached_comes_back_as_it_was(kernels):
+def test_the_cache_layout_can_be_undone(kernels):
     x = arrays(7, 3, 3, 64, jnp.bfloat16)[0]
     assert np.array_equal(from_cache_layout(to_cache_layout(x, kernels), kernels, 64), x)
 
@@ -215,9 +213,9 @@ SHAPES = [
 ]
 
 
-def right(query, key, value, *, platform, attention, **options):
-    """A kernel in the place of the fused one, which is right."""
-    return attend(query, key, value, platform=platform, attention="xla", **options)
+def right(query, key, value, *, kernels, **options):
+    """A correct kernel in the place of the fused one."""
+    return attend(query, key, value, kernels=kernels._replace(attention="xla"), **options)
 
 
 def not_causal(query, key, value, *, causal, **options):
@@ -242,7 +240,7 @@ def refused(query, key, value, **options):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "said"),
+    ("kernel", "message"),
     [
         (not_causal, "causal, 77 queries, 77 keys, 2 heads of 64: its output is off by"),
         (without_lengths, "16 queries, 33 keys, 2 heads of 64: its output is off by"),
@@ -251,13 +249,13 @@ def refused(query, key, value, **options):
         (refused, "causal, 77 queries, 77 keys, 2 heads of 64: Unsupported sequence length Q 77"),
     ],
 )
-def test_a_wrong_kernel_is_noticed_before_it_is_used(kernel, said):
-    wrong = wrong_kernel(SHAPES, jnp.bfloat16, Kernels("cuda"), kernel)
-    assert wrong is not None and said in wrong and "\n" not in wrong
+def test_a_wrong_kernel_is_found_before_it_is_used(kernel, message):
+    wrong = find_wrong_kernel(SHAPES, jnp.bfloat16, Kernels("cuda"), kernel)
+    assert wrong is not None and message in wrong and "\n" not in wrong
 
 
-def test_a_right_kernel_is_not_complained_of_and_none_is_asked_where_none_is_used():
-    assert wrong_kernel(SHAPES, jnp.bfloat16, Kernels("cuda"), right) is None
+def test_a_right_kernel_passes_and_only_fused_kernels_are_checked():
+    assert find_wrong_kernel(SHAPES, jnp.bfloat16, Kernels("cuda"), right) is None
     for kernels, dtype in [(Kernels("cuda", "xla"), jnp.bfloat16), (Kernels("cpu"), jnp.bfloat16)]:
-        assert wrong_kernel(SHAPES, dtype, kernels, refused) is None
-    assert wrong_kernel(SHAPES, jnp.float32, Kernels("cuda"), refused) is None
+        assert find_wrong_kernel(SHAPES, dtype, kernels, refused) is None
+    assert find_wrong_kernel(SHAPES, jnp.float32, Kernels("cuda"), refused) is None

@@ -1,4 +1,4 @@
-"""The multimodal decoder: what each logit may depend on, under the five blendings and both masks."""
+"""The inputs that logits of the multimodal decoder depend on, with all blendings and both masks."""
 
 import functools
 
@@ -74,7 +74,7 @@ def concat():
 
 
 @pytest.mark.parametrize("blending", list(BLENDINGS))
-def test_a_blending_looks_at_its_streams_and_at_no_other(blending):
+def test_a_blending_attends_to_its_streams_and_to_no_other(blending):
     decoder = make_decoder(blending=blending)
     base, other = random_streams(1), random_streams(1, seed=1)
     variants = [base, {**base, "video": other["video"]}, {**base, "image": other["image"]}]
@@ -85,7 +85,7 @@ def test_a_blending_looks_at_its_streams_and_at_no_other(blending):
     for changed, stream in ((1, "video"), (2, "image")):
         difference = np.abs(np.asarray(logits[changed] - logits[0])).max(axis=-1)  # [L]
         if stream in BLENDINGS[blending].streams:
-            assert difference.min() > NOTICEABLE  # every text position looks
+            assert difference.min() > NOTICEABLE  # at every text position
         else:
             assert difference.max() < NEGLIGIBLE
 
@@ -134,7 +134,7 @@ def test_a_blending_without_its_image_stream_is_that_of_the_video_stream(blendin
     assert largest_difference(ours, expected) < NEGLIGIBLE
 
 
-def test_every_second_block_has_a_cross_attention_and_the_others_see_nothing():
+def test_only_every_second_block_has_a_cross_attention():
     decoder = make_decoder(depth=4, cross_attention_every=2)
     parameters = random_parameters(decoder)
     assert parameters["cross_attention"]["ln"]["norm"]["scale"].shape == (2, WIDTH)
@@ -201,7 +201,7 @@ def test_the_head_is_the_token_embedding(concat):
     assert not [name for name in parameters if "head" in name]
 
 
-def test_the_mask_embedding_stands_in_where_masked_and_nowhere_else(concat):
+def test_the_mask_embedding_replaces_masked_tokens_and_no_others(concat):
     decoder, parameters = concat
     hidden = 3
     base = random_tokens(1)
@@ -209,33 +209,33 @@ def test_the_mask_embedding_stands_in_where_masked_and_nowhere_else(concat):
     streams = jax.tree.map(lambda leaf: jnp.tile(leaf, (3, 1, 1, 1)), random_streams(1))
     masked = jnp.zeros((3, LENGTH), bool).at[:, hidden].set(True)
     logits = decode(decoder, parameters, tokens, streams, False, None, masked)
-    assert largest_difference(logits[0], logits[1]) < NEGLIGIBLE  # what is hidden is not seen
-    assert largest_difference(logits[0], logits[2]) > NOTICEABLE  # what is not, is
+    assert largest_difference(logits[0], logits[1]) < NEGLIGIBLE  # a masked token has no influence
+    assert largest_difference(logits[0], logits[2]) > NOTICEABLE  # others have
     other_mask = {**parameters, "mask_embedding": parameters["mask_embedding"][::-1]}
     assert largest_difference(logits, decode(decoder, other_mask, tokens, streams, False, None, masked)) > NOTICEABLE
     unmasked = decode(decoder, parameters, tokens, streams, False)
     assert np.array_equal(unmasked, decode(decoder, other_mask, tokens, streams, False))
 
 
-def test_all_texts_are_whole_and_nothing_is_masked_where_nothing_else_is_said(concat):
+def test_by_default_all_tokens_are_valid_and_none_is_masked(concat):
     decoder, parameters = concat
     tokens, streams = random_tokens(ROWS), random_streams(ROWS)
-    unsaid = run(decoder, parameters, tokens, streams, False, None, None)
-    assert largest_difference(unsaid, decode(decoder, parameters, tokens, streams, False)) < NEGLIGIBLE
+    default = run(decoder, parameters, tokens, streams, False, None, None)
+    assert largest_difference(default, decode(decoder, parameters, tokens, streams, False)) < NEGLIGIBLE
 
 
-def test_the_order_of_frames_is_seen_through_the_frame_positions(concat):
+def test_the_order_of_frames_has_an_influence_by_frame_positions_alone(concat):
     decoder, parameters = concat
     streams = random_streams(1)
     permuted = {**streams, "video": streams["video"][:, ::-1]}
     both = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), streams, permuted)
     tokens = jnp.tile(random_tokens(1), (2, 1))
-    seen = decode(decoder, parameters, tokens, both, True)
-    assert largest_difference(seen[0], seen[1]) > NOTICEABLE
+    ordered = decode(decoder, parameters, tokens, both, True)
+    assert largest_difference(ordered[0], ordered[1]) > NOTICEABLE
     constant = jax.tree.map(lambda leaf: leaf, parameters)
     constant["video_frame_position"] = jnp.zeros_like(parameters["video_frame_position"])
-    unseen = decode(decoder, constant, tokens, both, True)
-    assert largest_difference(unseen[0], unseen[1]) < NEGLIGIBLE
+    unordered = decode(decoder, constant, tokens, both, True)
+    assert largest_difference(unordered[0], unordered[1]) < NEGLIGIBLE
 
 
 def test_without_frame_positions_the_frames_are_a_set():
@@ -249,19 +249,19 @@ def test_without_frame_positions_the_frames_are_a_set():
 
 
 @pytest.mark.parametrize("frames", [1, 5])
-def test_any_number_of_frames_can_be_looked_at(concat, frames):
+def test_any_number_of_frames_can_be_attended_to(concat, frames):
     logits = decode(*concat, random_tokens(1), random_streams(1, frames), True)
     assert logits.shape == (1, LENGTH, VOCABULARY)
     assert np.isfinite(logits).all()
 
 
 @pytest.mark.parametrize("blending", ["concat", "stacked"])
-def test_several_texts_of_a_clip_are_read_as_each_would_be_alone(blending):
+def test_several_texts_of_a_clip_do_not_influence_each_other(blending):
     decoder = make_decoder(blending=blending)
     parameters, streams = random_parameters(decoder), random_streams(2)
     tokens = random_tokens(6)  # three texts a clip
     together = run(decoder, parameters, tokens, streams, True, None, None)
     for text in range(6):
-        seen = {stream: tokens_of[text // 3][None] for stream, tokens_of in streams.items()}
-        alone = decode(decoder, parameters, tokens[text][None], seen, True)
+        own = {stream: tokens_of[text // 3][None] for stream, tokens_of in streams.items()}
+        alone = decode(decoder, parameters, tokens[text][None], own, True)
         assert largest_difference(together[text], alone[0]) < NEGLIGIBLE

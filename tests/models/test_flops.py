@@ -1,12 +1,11 @@
-"""The analytic count of FLOPs against the compiler's own, for models wide enough that products are nearly all."""
+"""The analytic count of FLOPs equals the compiler's, for models so wide that nearly all FLOPs are of products."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 from tiny_models import tiny_vlab
 
-from vlab_jax.models import video_adapter
-from vlab_jax.models.flops import MIXERS, Work, forward_flops, step_flops
+from vlab_jax.models.flops import Workload, forward_flops, step_flops
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.training.objectives import Objective
 
@@ -20,8 +19,8 @@ PARTS = ("vision", "text", "video_adapter", "image_encoder", "decoder")
 
 def wide(**changes) -> VLAB:
     adapter = {"blocks": (0, 1), "width": 256}
-    given = {"vision": VISION, "text": TEXT, "adapter": adapter, "unroll": 2, **changes}
-    return tiny_vlab(**given)
+    fields = {"vision": VISION, "text": TEXT, "adapter": adapter, "unroll": 2, **changes}
+    return tiny_vlab(**fields)
 
 
 def shapes_of_a_batch():
@@ -38,8 +37,8 @@ def shapes_of_a_batch():
     return {name: jax.ShapeDtypeStruct(*each) for name, each in shapes.items()}
 
 
-def counted(model, weights, streams, learned):
-    """What the compiler counts: of the forward pass, and with the gradients of the parts that learn."""
+def counted(model, weights, streams, trainable):
+    """The compiler's counts of the forward pass alone, and with the gradients of the trainable parts."""
     objective = Objective(weights, streams, (0, 2))
     parameters = parameter_shapes(model, FRAMES)
     batch = shapes_of_a_batch()
@@ -48,17 +47,17 @@ def counted(model, weights, streams, learned):
         return objective(model, parameters, batch, jax.random.key(0))[0]
 
     def gradient(parameters, batch):
-        def of_learned(learned):
-            return loss({**parameters, **learned}, batch)
+        def of_trainable(trainable):
+            return loss({**parameters, **trainable}, batch)
 
-        return jax.grad(of_learned)({name: parameters[name] for name in learned})
+        return jax.grad(of_trainable)({name: parameters[name] for name in trainable})
 
     analyses = (jax.jit(each).lower(parameters, batch).cost_analysis() for each in (loss, gradient))
     return tuple(analysis["flops"] for analysis in analyses)
 
 
 @pytest.mark.parametrize(
-    ("changes", "streams", "learned"),
+    ("changes", "streams", "trainable"),
     [
         ({}, ("video", "image"), PARTS),
         ({"image_encoder": "separate", "decoder": {"blending": "stacked"}}, ("video", "image"), PARTS),
@@ -68,33 +67,34 @@ def counted(model, weights, streams, learned):
         ({"adapter": {"blocks": (), "width": 256}}, ("video", "image"), ("vision", "decoder")),
     ],
 )
-def test_the_count_is_the_compilers_within_5_percent(changes, streams, learned):
+def test_the_count_is_the_compilers_within_5_percent(changes, streams, trainable):
     model = wide(**changes)
-    learned = tuple(name for name in learned if name in parameter_shapes(model, FRAMES))
-    forward, step = counted(model, ALL, streams, learned)
-    work = Work(CLIPS, FRAMES, 2, streams, contrasted=CLIPS, read=CLIPS * (2 + QUESTIONS), passes=2)
+    trainable = tuple(name for name in trainable if name in parameter_shapes(model, FRAMES))
+    forward, step = counted(model, ALL, streams, trainable)
+    texts = CLIPS * (2 + QUESTIONS)
+    work = Workload(CLIPS, FRAMES, 2, streams, embedded_texts=CLIPS, decoded_texts=texts, decoder_passes=2)
     assert forward_flops(model, work) == pytest.approx(forward, rel=0.05)
-    assert step_flops(model, work, {name: name in learned for name in PARTS}) == pytest.approx(step, rel=0.05)
+    assert step_flops(model, work, {name: name in trainable for name in PARTS}) == pytest.approx(step, rel=0.05)
 
 
 def test_adapting_computes_no_gradient_of_clip():
     """The compiler counts the gradient of the adapters, and what flows back through the vision tower to the first of
     them: nothing of the text tower, nothing before that adapter, no gradient of CLIP's kernels."""
-    model, learned = wide(adapter={"blocks": (1,), "width": 256}), ("video_adapter",)
-    work = Work(CLIPS, FRAMES, 2, ("video",), contrasted=CLIPS, read=0)
-    _, adapting = counted(model, {"contrastive": 1.0}, ("video",), learned)
-    assert adapting == pytest.approx(step_flops(model, work, dict.fromkeys(learned, True)), rel=0.05)
+    model, trainable = wide(adapter={"blocks": (1,), "width": 256}), ("video_adapter",)
+    work = Workload(CLIPS, FRAMES, 2, ("video",), embedded_texts=CLIPS, decoded_texts=0)
+    _, adapting = counted(model, {"contrastive": 1.0}, ("video",), trainable)
+    assert adapting == pytest.approx(step_flops(model, work, dict.fromkeys(trainable, True)), rel=0.05)
     for part in ("vision", "text"):
-        assert step_flops(model, work, dict.fromkeys([*learned, part], True)) > 1.15 * adapting
+        assert step_flops(model, work, dict.fromkeys([*trainable, part], True)) > 1.15 * adapting
 
 
 def test_a_shared_tower_runs_once_up_to_the_first_adapter():
-    """Only where both streams are asked for: an image stream alone runs through it all."""
+    """Only where both streams are computed: an image stream alone runs through all blocks."""
     both, video, image = ("video", "image"), ("video",), ("image",)
 
     def flops(blocks, streams, kind="shared"):
         model = wide(adapter={"blocks": blocks, "width": 256}, image_encoder=kind)
-        return forward_flops(model, Work(CLIPS, FRAMES, 2, streams, contrasted=0, read=0))
+        return forward_flops(model, Workload(CLIPS, FRAMES, 2, streams, embedded_texts=0, decoded_texts=0))
 
     alone = flops((), image)
     assert flops((1,), image) == flops((0, 1), image) == alone
@@ -108,29 +108,22 @@ def test_a_published_size_counts_as_much_as_is_published():
     """ViT-B/16 at 224 px: 17.6 G multiply-adds an image, in timm's table of models."""
     vision = {"image_size": 224, "patch_size": 16, "width": 768, "depth": 12, "heads": 12, "mlp_width": 3072}
     model = tiny_vlab(vision={**vision, "embed_width": 512}, adapter={"blocks": ()})
-    image = Work(1, 1, 1, ("video",), contrasted=0, read=0)
+    image = Workload(1, 1, 1, ("video",), embedded_texts=0, decoded_texts=0)
     assert forward_flops(model, image) == pytest.approx(2 * 17.6e9, rel=0.01)
 
 
 def test_blocks_without_adapter_or_cross_attention_do_without_their_flops():
     """The compiler counts both branches of a condition, of which one runs."""
-    work = Work(4, 8, 2, ("video",), contrasted=0, read=4)
+    work = Workload(4, 8, 2, ("video",), embedded_texts=0, decoded_texts=4)
     none, one, both = (forward_flops(wide(adapter={"blocks": blocks}), work) for blocks in ((), (1,), (0, 1)))
     assert one - none == pytest.approx(both - one) and both > one
     every, second = (forward_flops(wide(decoder={"cross_attention_every": n}), work) for n in (1, 2))
     assert every > second
 
 
-def test_every_mixer_has_a_count_of_its_own_and_an_unknown_one_is_refused():
-    assert set(MIXERS) == set(video_adapter.MIXERS)
-    work = Work(4, 8, 2, ("video",), contrasted=0, read=0)
-    with pytest.raises(KeyError, match="lstm"):
-        forward_flops(wide(adapter={"blocks": (0,), "mixer": "lstm"}), work)
-
-
-def test_what_is_not_asked_for_costs_nothing():
-    work = Work(4, 8, 2, ("video",), contrasted=0, read=0)
+def test_streams_and_gradients_that_are_not_computed_cost_nothing():
+    work = Workload(4, 8, 2, ("video",), embedded_texts=0, decoded_texts=0)
     video = forward_flops(wide(), work)
-    assert forward_flops(wide(), Work(4, 8, 2, ("video", "image"), 0, 0)) > video
+    assert forward_flops(wide(), Workload(4, 8, 2, ("video", "image"), 0, 0)) > video
     assert step_flops(wide(), work, {"vision": False, "video_adapter": False}) == video
     assert forward_flops(wide(adapter={"blocks": ()}), work) < video

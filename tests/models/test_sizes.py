@@ -50,7 +50,7 @@ def test_the_clip_part_has_the_published_number_of_parameters(published):
     assert sum(count(shapes[part]) for part in CLIP_PARTS) == reference[name]
 
 
-def test_the_parts_beside_clip_have_the_sizes_of_its_towers(published):
+def test_the_other_parts_have_the_sizes_of_clips_towers(published):
     _, config, shapes = published
     assert set(shapes) == {*CLIP_PARTS, "video_adapter", "image_encoder", "decoder"}
     assert jax.tree.map(lambda leaf: leaf.shape, shapes["image_encoder"]) == jax.tree.map(

@@ -10,6 +10,7 @@ from tiny_models import (
     SIZE,
     VISION,
     WIDTH,
+    encode_frames,
     largest_difference,
     quick_jit,
     random_like,
@@ -41,7 +42,7 @@ def random_tokens(clips: int, frames: int = FRAMES, patches: int = PATCHES) -> j
 
 def frame_encoder(model, jit=quick_jit):
     """The function (parameters, video) → the video stream's tokens and embeddings."""
-    return jit(lambda parameters, video: model.apply({"params": parameters}, video, method="encode_frames"))
+    return jit(lambda parameters, video: model.apply({"params": parameters}, video, method=encode_frames))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def plain_clip():
 def initial_adapter(model, video):
     """What `VLAB` initialises its adapters to; all else is cut from the compiled program."""
     key = jax.random.key(0, impl="rbg")
-    return quick_jit(lambda: model.init(key, video, method="encode_frames")["params"]["video_adapter"])()
+    return quick_jit(lambda: model.init(key, video, method=encode_frames)["params"]["video_adapter"])()
 
 
 @pytest.mark.parametrize(

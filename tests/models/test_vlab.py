@@ -1,4 +1,4 @@
-"""The whole model: its two streams, their blend, and what must not change what it computes."""
+"""The whole model: its two streams, their blend, and settings that must not change its outputs."""
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from tiny_models import (
     PATCHES,
     VOCABULARY,
     WIDTH,
+    encode_frames,
     largest_difference,
     quick_jit,
     random_batch,
@@ -22,7 +23,6 @@ from tiny_models import (
     tiny_vlab,
 )
 
-from vlab_jax.models import vlab
 from vlab_jax.models.layers import Insertion, Transformer, TransformerConfig
 from vlab_jax.models.vlab import STREAMS, VLAB, example_inputs, parameter_shapes, start_from_clip, unit_length
 
@@ -31,19 +31,19 @@ IMAGE_FRAMES = (0, 2)
 
 
 def visual_encoder(model):
-    """The function (parameters, video) → what the video stream, the image stream and both together see."""
+    """The function (parameters, video) → features of the video stream, the image stream, and both together."""
 
     def run(parameters, video):
-        def see(*streams):
+        def encode(*streams):
             return model.apply({"params": parameters}, video, streams, IMAGE_FRAMES, method="encode_visual")
 
-        return {"video": see("video"), "image": see("image"), "both": see("video", "image")}
+        return {"video": encode("video"), "image": encode("image"), "both": encode("video", "image")}
 
     return quick_jit(run)
 
 
 @pytest.fixture(scope="module", params=["shared", "separate"])
-def seen(request):
+def encoded(request):
     """The kind of image encoder, parameters, two clips, the compiled encoder and its output.
 
     The shared one's blend is of weight 0, the separate one's of weight 1.
@@ -53,8 +53,8 @@ def seen(request):
     return request.param, parameters, video, encode, encode(parameters, video)
 
 
-def test_a_stream_has_a_token_for_each_patch_and_class_of_its_frames(seen):
-    *_, views = seen
+def test_a_stream_has_a_token_for_each_patch_and_class_of_its_frames(encoded):
+    *_, views = encoded
     assert set(views["both"].streams) == set(STREAMS)
     assert set(views["video"].streams) == {"video"}
     assert views["both"].streams["video"].shape == (2, FRAMES, PATCHES + 1, WIDTH)
@@ -62,37 +62,37 @@ def test_a_stream_has_a_token_for_each_patch_and_class_of_its_frames(seen):
     assert views["both"].embedding.shape == (2, EMBED)
 
 
-def test_clip_embeddings_have_unit_length(seen):
-    *_, views = seen
+def test_clip_embeddings_have_unit_length(encoded):
+    *_, views = encoded
     for view in views.values():
         assert largest_difference(jnp.linalg.norm(view.embedding, axis=-1), np.ones(2)) < NEGLIGIBLE
 
 
-def test_only_a_separate_image_encoder_has_parameters_of_its_own(seen):
-    kind, parameters, *_ = seen
+def test_only_a_separate_image_encoder_has_parameters_of_its_own(encoded):
+    kind, parameters, *_ = encoded
     assert ("image_encoder" in parameters) == (kind == "separate")
     if kind == "separate":
         shapes = [jax.tree.map(jnp.shape, parameters[part]) for part in ("image_encoder", "vision")]
         assert shapes[0] == shapes[1]
 
 
-def test_a_separate_image_stream_survives_a_change_of_the_vision_tower(seen):
-    kind, parameters, video, encode, views = seen
+def test_a_separate_image_stream_survives_a_change_of_the_vision_tower(encoded):
+    kind, parameters, video, encode, views = encoded
     other = encode({**parameters, "vision": random_like(parameters["vision"], seed=5)}, video)
     assert largest_difference(other["video"].embedding, views["video"].embedding) > NOTICEABLE
     difference = largest_difference(other["image"].streams["image"], views["image"].streams["image"])
     assert difference == 0 if kind == "separate" else difference > NOTICEABLE
 
 
-def test_the_image_stream_has_no_adapters(seen):
-    _, parameters, video, encode, views = seen
+def test_the_image_stream_has_no_adapters(encoded):
+    _, parameters, video, encode, views = encoded
     other = encode({**parameters, "video_adapter": random_like(parameters["video_adapter"], seed=5)}, video)
     assert largest_difference(other["video"].embedding, views["video"].embedding) > NOTICEABLE
     assert np.array_equal(other["image"].embedding, views["image"].embedding)
 
 
-def test_the_image_stream_sees_its_frames_alone(seen):
-    _, parameters, video, encode, views = seen
+def test_only_its_own_frames_influence_the_image_stream(encoded):
+    _, parameters, video, encode, views = encoded
     others = jnp.array([frame for frame in range(FRAMES) if frame not in IMAGE_FRAMES])
     changed = encode(parameters, video.at[:, others].add(100))
     assert np.array_equal(changed["image"].streams["image"], views["image"].streams["image"])
@@ -103,14 +103,14 @@ def test_the_image_stream_sees_its_frames_alone(seen):
 
 
 @pytest.mark.parametrize("blocks", [(), (1,)], ids=["no adapter", "adapter in the second block"])
-def test_streams_that_share_a_tower_begin_together_and_see_what_each_sees_alone(blocks):
+def test_streams_that_share_blocks_equal_those_computed_alone(blocks):
     model = tiny_vlab(adapter={"blocks": blocks})
     parameters, video = random_parameters(model), random_video(2)
     views = visual_encoder(model)(parameters, video)
     for stream in STREAMS:
         assert largest_difference(views["both"].streams[stream], views[stream].streams[stream]) < 1e-6
-    seen = views["both"].streams["video"][:, jnp.array(IMAGE_FRAMES)]
-    assert (largest_difference(views["both"].streams["image"], seen) < 1e-6) == (blocks == ())
+    video_tokens = views["both"].streams["video"][:, jnp.array(IMAGE_FRAMES)]
+    assert (largest_difference(views["both"].streams["image"], video_tokens) < 1e-6) == (blocks == ())
 
 
 def test_the_gradient_flows_through_both_streams_into_the_blocks_that_they_share():
@@ -133,8 +133,8 @@ def test_the_gradient_flows_through_both_streams_into_the_blocks_that_they_share
     assert np.abs(together["patch_embedding"]["kernel"]).max() > NOTICEABLE
 
 
-def test_a_blend_of_0_is_the_video_stream_and_of_1_the_image_stream(seen):
-    kind, *_, views = seen
+def test_a_blend_of_0_is_the_video_stream_and_of_1_the_image_stream(encoded):
+    kind, *_, views = encoded
     alone, other = ("video", "image") if kind == "shared" else ("image", "video")
     assert largest_difference(views["both"].embedding, views[alone].embedding) < 1e-6
     assert largest_difference(views["both"].embedding, views[other].embedding) > NOTICEABLE
@@ -150,10 +150,10 @@ def test_frames_are_averaged_as_they_are_or_at_unit_length_and_then_the_streams_
             model.apply({"params": parameters}, video, STREAMS[:n], IMAGE_FRAMES, method="encode_visual")
             for n in (1, 2)
         ]
-        _, frames = model.apply({"params": parameters}, video, method="encode_frames")
+        _, frames = model.apply({"params": parameters}, video, method=encode_frames)
         images = model.clone(image_encoder="shared", adapter={**model.adapter, "blocks": ()})
         alone = {**parameters, "vision": parameters["image_encoder"]}
-        _, stills = images.apply({"params": alone}, video[:, jnp.array(IMAGE_FRAMES)], method="encode_frames")
+        _, stills = images.apply({"params": alone}, video[:, jnp.array(IMAGE_FRAMES)], method=encode_frames)
         return [view.embedding for view in views], frames, stills
 
     (video_alone, both), *embedded = quick_jit(run)(parameters, video)
@@ -169,7 +169,8 @@ def test_frames_are_averaged_as_they_are_or_at_unit_length_and_then_the_streams_
 )
 def test_a_frame_s_norm_weighs_only_where_frames_are_averaged_as_they_are(pooling, expected):
     frames = jnp.array([[[1.0, 0.0], [0.0, 10.0]]])
-    np.testing.assert_allclose(unit_length(vlab._mean_over_frames(frames, pooling))[0], expected, atol=1e-3)
+    means = tiny_vlab(frame_pooling=pooling)._mean_over_frames(frames)
+    np.testing.assert_allclose(unit_length(means)[0], expected, atol=1e-3)
 
 
 @given(st.integers(0, 2**31), st.floats(1e-4, 1e4))
@@ -237,7 +238,7 @@ def outputs_and_gradients(inputs, remat: str, unroll: int):
     """A causal transformer's output, and the gradients of a loss in its parameters and its input."""
 
     def loss(parameters, inserted, x):
-        insertion = Insertion("mlp", lambda kernel, x, _: x + jnp.tanh(x @ kernel), inserted, (0, 2))
+        insertion = Insertion("mlp", lambda kernel, x: x + jnp.tanh(x @ kernel), inserted, (0, 2))
         module = Transformer(TransformerConfig(depth=3, heads=2, mlp_width=32, remat=remat, unroll=unroll))
         y, _ = module.apply({"params": parameters}, x, causal=True, insertions=(insertion,))
         return jnp.sin(y).mean(), y
@@ -256,7 +257,7 @@ def test_neither_recomputation_nor_unrolling_changes_outputs_or_gradients(refere
 
 
 @pytest.mark.parametrize(("remat", "expected"), [("none", 0), ("full", 4)])
-def test_all_towers_are_recomputed_as_told(remat, expected):
+def test_remat_applies_to_all_towers(remat, expected):
     """Video stream, image stream, decoder and text tower."""
     model = tiny_vlab(remat=remat)
     video, tokens, lengths = example_inputs(model, FRAMES)

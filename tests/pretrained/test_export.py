@@ -161,7 +161,7 @@ def test_an_export_is_replaced_where_that_is_asked_for_and_nothing_else_ever_is(
         write("half", True)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "second"]
     (tmp_path / "out" / "README.md").write_text("# Another's\n")
-    with pytest.raises(InputError, match=r"out exists already, and is no export to replace"):
+    with pytest.raises(InputError, match=r"out exists already, and is not an export to replace"):
         write("third", True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -170,8 +170,8 @@ def test_the_card_names_data_stages_figures_and_the_base_weights_licence():
     base = {"name": "someone/clip", "format": "OpenCLIP", "licence": "mit"}
     card = model_card("vlab", TRAINING, 8, {"adapt (test)": {"text_to_video/R@1": 12.34}}, base)
     assert card.startswith("---\nlicense: mit\n")
-    for said in ("someone/clip (OpenCLIP); licence: mit", "| adapt | 8 | 4 | `motion` | video |", "12.3", "step 8"):
-        assert said in card
+    for text in ("someone/clip (OpenCLIP); licence: mit", "| adapt | 8 | 4 | `motion` | video |", "12.3", "step 8"):
+        assert text in card
     assert "trained from random parameters" in model_card("clip", TRAINING, 8, {}, None)
     unknown = model_card("vlab", TRAINING, 8, {}, {**base, "licence": "not stated in its files"})
     assert unknown.startswith("---\nlicense: unknown\n") and "licence: not stated in its files" in unknown

@@ -45,7 +45,7 @@ def test_shards_are_read_as_one(tmp_path):
     assert dict(Tensors(files.weights)) == {"a": (2,), "b": (2,)}
 
 
-def test_of_several_files_the_usual_one_is_taken_and_others_are_asked_for():
+def test_the_usual_one_of_several_files_is_used_and_else_the_user_must_choose():
     assert choose(["open_clip_model.safetensors", "model.safetensors", "README.md"]) == "model.safetensors"
     assert [choose([name, "other.safetensors"]) for name in PREFERRED] == list(PREFERRED)
     assert choose(["only.safetensors", "x.bin"]) == "only.safetensors"
@@ -57,7 +57,7 @@ def test_of_several_files_the_usual_one_is_taken_and_others_are_asked_for():
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "clip.pt", "epoch_1.pth", "last.ckpt"])
-def test_a_pickle_is_never_read_and_its_conversion_is_said(name, tmp_path):
+def test_a_pickle_is_never_read_and_the_message_shows_how_to_convert_it(name, tmp_path):
     class Trap:
         def __reduce__(self):
             return pathlib.Path.touch, (tmp_path / "run",)
@@ -69,7 +69,7 @@ def test_a_pickle_is_never_read_and_its_conversion_is_said(name, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_conversion_that_is_said_works(tmp_path):
+def test_the_conversion_in_the_message_works(tmp_path):
     import re
     import subprocess
     import sys
@@ -92,7 +92,7 @@ def test_a_torn_file_and_one_that_is_something_else_are_named(tmp_path):
         assert message.startswith(f"{file} is not a whole safetensors file (") and message.endswith("); fetch it again")
 
 
-def test_the_pointer_of_git_lfs_is_known(tmp_path):
+def test_the_pointer_of_git_lfs_is_recognised(tmp_path):
     (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     assert "pointer that Git LFS leaves" in refusal(tmp_path)
 
@@ -136,10 +136,10 @@ def test_an_index_that_is_torn_or_says_nothing_is_refused(tmp_path):
         assert said in refusal(tmp_path)
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path):
+def test_anything_but_a_checkpoint_is_refused(tmp_path):
     assert "holds no .safetensors file" in refusal(tmp_path)
     (tmp_path / "notes.txt").write_text("x")
-    assert "is no checkpoint; name a .safetensors file" in refusal(tmp_path / "notes.txt")
+    assert "is not a checkpoint; name a .safetensors file" in refusal(tmp_path / "notes.txt")
     assert "there is no checkpoint at" in refusal(tmp_path / "nowhere")
     save_file(ONE, tmp_path / "model.safetensors")
     assert "holds neither a CLIP of Hugging Face, OpenCLIP or EVA-CLIP, nor a VLAB export; its tensors: a" in refusal(
@@ -178,7 +178,7 @@ def hub(tmp_path, monkeypatch):
     return install
 
 
-def test_of_a_model_on_the_hub_only_what_is_needed_is_fetched(hub, tmp_path):
+def test_only_the_needed_files_of_a_model_on_the_hub_are_downloaded(hub, tmp_path):
     save_file(ONE, tmp_path / "model.safetensors")
     made = hub(["model.safetensors", "pytorch_model.bin", "tf_model.h5", "config.json"])
     assert locate("openai/clip-vit-base-patch32").weights == (tmp_path / "model.safetensors",)
@@ -188,7 +188,7 @@ def test_of_a_model_on_the_hub_only_what_is_needed_is_fetched(hub, tmp_path):
     assert not any(pattern.endswith((".bin", ".h5")) for pattern in patterns)
 
 
-def test_a_model_that_was_fetched_before_is_found_without_the_hub(hub, tmp_path):
+def test_a_model_downloaded_before_is_found_without_the_hub(hub, tmp_path):
     save_file(ONE, tmp_path / "model.safetensors")
     hub(ConnectionError("offline"))
     assert locate("hf-hub:laion/some-model").weights == (tmp_path / "model.safetensors",)
@@ -201,4 +201,4 @@ def test_a_model_that_the_hub_does_not_have_is_refused(hub):
 
 def test_a_model_of_pickles_alone_is_refused(hub):
     hub(["pytorch_model.bin"])
-    assert "has PyTorch pickles alone, which are not read" in refusal("someone/model")
+    assert "has only PyTorch pickles, which are not read" in refusal("someone/model")

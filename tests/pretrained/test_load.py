@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -43,7 +44,7 @@ def assert_equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> No
         np.testing.assert_array_equal(array, other[path], err_msg=path)
 
 
-def test_what_was_saved_is_loaded_bit_for_bit(tmp_path):
+def test_saved_parameters_are_loaded_bit_for_bit(tmp_path):
     _, parameters = save_clip(tmp_path)
     loaded, _ = load_tiny(tmp_path)
     assert_equal(loaded, clip_of(parameters))
@@ -82,7 +83,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_is_placed(dam
     change, said = DAMAGES[damage]
     rewrite(tmp_path, change)
     placed = []
-    monkeypatch.setattr(load, "_placed", lambda *given: placed.append(given))
+    monkeypatch.setattr(load, "_place", lambda *given: placed.append(given))
     with pytest.raises(InputError) as raised:
         load_tiny(tmp_path)
     assert said in str(raised.value) and "\n" not in str(raised.value)
@@ -105,13 +106,13 @@ def test_sizes_that_disagree_are_listed_old_and_new_with_what_to_set(tmp_path):
     assert "--config.model.vision.width=16" in message
 
 
-def test_what_the_file_does_not_tell_is_taken_from_the_config_and_said(tmp_path):
+def test_fields_that_the_file_does_not_show_are_taken_from_the_config_and_noted(tmp_path):
     save_clip(tmp_path)
     assert check_model(open_checkpoint(str(tmp_path)), full_fields()) == []
     (tmp_path / "config.json").unlink()
     notes = check_model(open_checkpoint(str(tmp_path)), full_fields())
-    assert [note.split(" does not tell ")[1] for note in notes] == [
-        f"model.{tower}.{field}; the config's {value} is taken"
+    assert [note.split(" does not show ")[1] for note in notes] == [
+        f"model.{tower}.{field}; the config's {value} is used"
         for tower in ("vision", "text")
         for field, value in (("heads", 2), ("activation", "quick_gelu"), ("epsilon", 1e-05))
     ]
@@ -120,26 +121,33 @@ def test_what_the_file_does_not_tell_is_taken_from_the_config_and_said(tmp_path)
 def test_a_config_of_another_kind_of_model_is_refused(tmp_path):
     save_clip(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "siglip"}))
-    with pytest.raises(InputError, match=r"config\.json is of a model of type 'siglip'; it must be 'clip'$"):
+    with pytest.raises(InputError, match=r"config\.json describes a model of type 'siglip'; it must be 'clip'$"):
         open_checkpoint(str(tmp_path))
 
 
-OTHER_PIXELS = {
-    "preprocessor_config.json": {"image_mean": [0.5, 0.5, 0.5]},
-    "open_clip_config.json": {"preprocess_cfg": {"std": [0.5, 0.5, 0.5]}},
-}
-
-
-@pytest.mark.parametrize("name", OTHER_PIXELS)
-def test_weights_that_want_other_pixels_are_refused(name, tmp_path):
+def test_positions_that_form_no_square_are_refused(tmp_path):
     save_clip(tmp_path)
-    (tmp_path / name).write_text(json.dumps(OTHER_PIXELS[name]))
-    with pytest.raises(InputError, match=r"asks for pixels of (mean|deviation) \[0.5, 0.5, 0.5\]; known: CLIP's"):
-        open_checkpoint(str(tmp_path))
+    name = "vision_model.embeddings.position_embedding.weight"
+    for count in (0, 4):
+        rewrite(tmp_path, lambda tensors, count=count: {**tensors, name: np.zeros((count, 16), np.float32)})
+        with pytest.raises(InputError, match=rf" has {count - 1} positions of patches, which do not form a square$"):
+            open_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize("pixels", [[0.5, 0.5, 0.5], [0.5], 0.5])
+def test_weights_that_need_other_pixels_are_refused(pixels, tmp_path):
+    save_clip(tmp_path)
+    for name, config, what in (
+        ("open_clip_config.json", {"preprocess_cfg": {"std": pixels}}, "deviation"),
+        ("preprocessor_config.json", {"image_mean": pixels}, "mean"),
+    ):
+        (tmp_path / name).write_text(json.dumps(config))
+        with pytest.raises(InputError, match=rf"needs pixels of {what} {re.escape(str(pixels))}; known: CLIP's"):
+            open_checkpoint(str(tmp_path))
 
 
 @pytest.mark.parametrize("asked", [{"resample": 2}, {"do_center_crop": False}], ids=["bilinear", "no crop"])
-def test_weights_that_want_another_resizing_are_refused(asked, tmp_path):
+def test_weights_that_need_another_resizing_are_refused(asked, tmp_path):
     save_clip(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(asked))
     with pytest.raises(InputError, match=r"known: .*, as in CLIP$"):
@@ -164,12 +172,12 @@ def test_positions_are_interpolated_as_openclip_does(old, new):
     np.testing.assert_allclose(ours, state["visual.positional_embedding"].numpy(), atol=1e-5)
 
 
-def test_another_resolution_and_shorter_texts_are_made_to_fit_and_said(tmp_path):
+def test_another_resolution_and_shorter_texts_are_made_to_fit_and_noted(tmp_path):
     _, parameters = save_clip(tmp_path)
     changes = {"vision": {"image_size": 32}, "text": {"context_length": 5}}
     assert check_model(open_checkpoint(str(tmp_path)), full_fields(**changes)) == [
         "model.vision.image_size is 32 where the checkpoint has 16: positions are interpolated",
-        "model.text.context_length is 5 where the checkpoint has 8: the first 5 positions are taken",
+        "model.text.context_length is 5 where the checkpoint has 8: the first 5 positions are used",
     ]
     loaded, origins = load_tiny(tmp_path, tiny_vlab(**full_fields(**changes)))
     old = clip_of(parameters)
@@ -186,6 +194,7 @@ def test_another_resolution_and_shorter_texts_are_made_to_fit_and_said(tmp_path)
         check_model(open_checkpoint(str(tmp_path)), full_fields(text={"context_length": 9}))
 
 
+@pytest.mark.eight_devices
 def test_parameters_lie_where_the_mesh_says(tmp_path):
     _, parameters = save_clip(tmp_path)
     shapes = parameter_shapes(tiny_vlab(), 4)
@@ -197,7 +206,7 @@ def test_parameters_lie_where_the_mesh_says(tmp_path):
     assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(loaded))
 
 
-def test_the_table_says_what_came_from_where(tmp_path):
+def test_the_table_shows_where_parameters_come_from(tmp_path):
     save_clip(tmp_path)
     _, origins = load_tiny(tmp_path)
     lines = format_origins(origins, {"video_adapter/before_attention": (1234, "new")}).splitlines()
@@ -217,7 +226,7 @@ from vlab_jax.runtime import sharding
 pretrained = open_checkpoint(sys.argv[1])
 fields = {"vision": pretrained.architecture.vision, "text": pretrained.architecture.text}
 heads = {"vision": {"heads": 16}, "text": {"heads": 12}}
-fields = {tower: {**fields[tower], **heads[tower]} for tower in fields}  # the file alone does not tell
+fields = {tower: {**fields[tower], **heads[tower]} for tower in fields}  # the file alone does not show them
 fields |= {"adapter": {"blocks": (), "before_mlp": False}, "decoder": {"blending": "none"}, "frames": 1}
 shapes = parameter_shapes(VLAB.from_fields(fields), 1)
 placement = sharding.shardings(shapes, sharding.make_mesh(data=1, fsdp=-1))
@@ -233,6 +242,7 @@ print(peak / sum(leaf.nbytes for leaf in jax.tree.leaves(loaded)))
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is read from /proc")
 @pytest.mark.parametrize("devices", [1, 4])
 def test_loading_l14_takes_little_more_memory_than_its_parameters(devices, large, tmp_path):

@@ -1,5 +1,6 @@
 """Loaded weights compute what the reference that saved them computes; and a fault in the model would be seen."""
 
+import functools
 import pathlib
 from collections.abc import Callable
 
@@ -7,30 +8,22 @@ import jax
 import pytest
 from parity import computed, differences, loaded
 from pytorch import pytorch
-from reference_models import CASES, Reference
+from reference_models import CASES, HF_TEXT, HF_VISION, Reference, cached_reference, hugging_face
 from reference_models import EVA02 as EVA02_TRUNK
 
 TOLERANCE = 1e-4  # largest absolute difference in float32, of every block, of features, states and logits
+LONG = ("HF, shape of ViT-L/14",)
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Callable[[str], Reference]:
     """A reference by its name, made once."""
-    pytorch()
-    made: dict[str, Reference] = {}
-
-    def reference(case: str) -> Reference:
-        if case not in made:
-            made[case] = CASES[case](tmp_path_factory.mktemp("reference"))
-        return made[case]
-
-    return reference
+    return functools.cache(lambda case: cached_reference(case, CASES[case], tmp_path_factory.mktemp("reference")))
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_every_block_and_feature_is_that_of_the_reference(case, tmp_path):
-    pytorch()
-    reference = CASES[case](tmp_path / "model")
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.long] * (case in LONG)) for case in CASES])
+def test_every_block_and_feature_is_that_of_the_reference(case, saved):
+    reference = saved(case)
     found = differences(computed(*loaded(reference.path), reference), reference)
     assert set(found) == set(reference.outputs)
     assert max(found.values()) < TOLERANCE, found
@@ -119,11 +112,12 @@ WRONG_PARAMETERS = {
 @pytest.fixture(scope="module")
 def square(tmp_path_factory) -> Reference:
     """A reference whose widths are all equal, so that transposed matrices fit."""
-    pytorch()
-    from reference_models import HF_TEXT, HF_VISION, hugging_face
-
     text = {**HF_TEXT, "hidden_size": 32, "num_attention_heads": 4}
-    return hugging_face(tmp_path_factory.mktemp("square"), vision=HF_VISION, text=text, embed=32)
+
+    def make(folder: pathlib.Path) -> Reference:
+        return hugging_face(folder, vision=HF_VISION, text=text, embed=32)
+
+    return cached_reference("square", make, tmp_path_factory.mktemp("square"))
 
 
 @pytest.mark.parametrize("fault", WRONG_PARAMETERS)
@@ -136,6 +130,7 @@ def test_a_wrong_layout_is_seen(fault, square):
 
 def test_the_authors_spelling_of_eva02_is_that_of_timms_own_converter(saved, tmp_path):
     """EVA-CLIP's authors name parts otherwise; `timm` reads their names, and here too they give the same model."""
+    pytorch()
     from safetensors.torch import load_file, save_file
     from timm.models.eva import Eva, checkpoint_filter_fn
 

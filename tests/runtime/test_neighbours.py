@@ -1,12 +1,12 @@
-"""The processes of a run count those beside them, on the same machine and on the same cores."""
+"""The processes of a run count those that share their machine and their cores."""
 
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 
 import pytest
+from several_processes import free_port
 
 from vlab_jax.runtime import sharding
 from vlab_jax.runtime.sharding import Neighbours, neighbours
@@ -16,27 +16,25 @@ PROGRAM = """
 import os, sys
 if sys.argv[1]:
     os.sched_setaffinity(0, {int(sys.argv[1])})
-from vlab_jax.runtime import processes
-processes.connect()
-print(tuple(processes.neighbours()))
+from vlab_jax.runtime import sharding
+sharding.connect()
+print(tuple(sharding.neighbours()))
 """
 
 
 def counted(cores: list[str]) -> list[str]:
-    """What each of so many processes counts; bound to a core where one is given."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    """What each process counts; one for each item, bound to this core if it is not empty."""
+    port = free_port()
     names = (sharding.COORDINATOR, sharding.COUNT, sharding.NUMBER)
     running = []
     for number, core in enumerate(cores):
-        given = dict(zip(names, (f"127.0.0.1:{port}", str(len(cores)), str(number)), strict=True))
-        environment = {**os.environ, **given, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+        values = dict(zip(names, (f"127.0.0.1:{port}", str(len(cores)), str(number)), strict=True))
+        environment = {**os.environ, **values, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
         command = [sys.executable, "-c", PROGRAM, core]
         running.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True))
-    said = [process.communicate(timeout=120)[0].splitlines() for process in running]
+    printed = [process.communicate(timeout=120)[0].splitlines() for process in running]
     assert [process.returncode for process in running] == [0] * len(cores)
-    return [lines[-1] for lines in said]
+    return [lines[-1] for lines in printed]
 
 
 @pytest.mark.skipif(
@@ -47,5 +45,5 @@ def test_processes_count_those_on_their_machine_and_those_on_their_cores():
     assert counted(["", "", core]) == ["(3, 2)", "(3, 2)", "(3, 1)"]
 
 
-def test_a_process_that_is_alone_has_no_other_beside_it():
+def test_a_single_process_counts_itself():
     assert neighbours() == Neighbours(host=1, cores=1)

@@ -1,4 +1,4 @@
-"""The mesh, what lies where on it, and that a mesh of eight devices trains like one."""
+"""The mesh, the placement of arrays on it; a mesh of eight devices trains like one."""
 
 import functools
 import re
@@ -11,14 +11,17 @@ from tiny_models import FRAMES, QUICK, random_batch, random_parameters, tiny_vla
 
 from configs.pretrain import get_config
 from vlab_jax.compiling import hlo
-from vlab_jax.config import model_fields, plain, stage_config, training_config
+from vlab_jax.config import stage_config, training_config
 from vlab_jax.errors import InputError
-from vlab_jax.models.vlab import VLAB, parameter_shapes
+from vlab_jax.models.vlab import parameter_shapes
 from vlab_jax.runtime import sharding
 from vlab_jax.training import stage as stages
 from vlab_jax.training.objectives import Objective
+from vlab_jax.training.setup import make_model, read_stage
 
 CLIPS, STEPS = 8, 3
+pytestmark = pytest.mark.eight_devices
+
 MESHES = {
     "data=8": {"data": 8},
     "fsdp=8": {"data": 1, "fsdp": 8},
@@ -38,7 +41,7 @@ def test_there_are_eight_devices_to_test_on():
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("axes", "expected"),
     [
         ({}, {"data": 8, "fsdp": 1, "tensor": 1}),
         ({"fsdp": 4}, {"data": 2, "fsdp": 4, "tensor": 1}),
@@ -46,15 +49,15 @@ def test_there_are_eight_devices_to_test_on():
         ({"data": 2, "fsdp": 2, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}),
     ],
 )
-def test_the_mesh_has_the_axes_asked_for_and_fills_the_one_left_open(asked, expected):
-    mesh = sharding.make_mesh(**asked)
+def test_the_mesh_has_the_requested_axes_and_fills_the_open_one(axes, expected):
+    mesh = sharding.make_mesh(**axes)
     assert dict(mesh.shape) == expected
     assert set(mesh.axis_types) == {AxisType.Auto}
     assert sharding.batch_divisor(mesh) == expected["data"] * expected["fsdp"]
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("axes", "message"),
     [
         ({"data": 3}, "data=3 x fsdp=1 x tensor=1 does not fit 8 devices"),
         ({"data": -1, "fsdp": 3}, "does not fit 8 devices"),
@@ -64,9 +67,9 @@ def test_the_mesh_has_the_axes_asked_for_and_fills_the_one_left_open(asked, expe
         ({"data": -2, "fsdp": -4}, "at least 1"),
     ],
 )
-def test_a_mesh_that_does_not_fit_is_explained_in_one_line(asked, said):
-    with pytest.raises(InputError, match=said) as error:
-        sharding.make_mesh(**asked)
+def test_a_mesh_that_does_not_fit_is_explained_in_one_line(axes, message):
+    with pytest.raises(InputError, match=message) as error:
+        sharding.make_mesh(**axes)
     assert "\n" not in str(error.value)
 
 
@@ -112,9 +115,9 @@ def test_a_batch_is_split_over_the_data_and_fsdp_axes_and_keeps_its_order():
 
 def test_published_sizes_divide_over_eight_devices():
     """Each device holds an eighth of the big kernels, so about an eighth of the whole model."""
-    config = get_config("l14")
-    shapes = parameter_shapes(VLAB.from_fields(model_fields(plain(config.to_dict()))), config.frames)
     mesh = sharding.make_mesh(data=1, fsdp=8)
+    model = make_model(get_config("l14"), mesh)
+    shapes = parameter_shapes(model, model.frames)
     placed = sharding.shardings(shapes, mesh)
     whole, held = 0, 0
     for leaf, place in zip(jax.tree.leaves(shapes), jax.tree.leaves(placed), strict=True):
@@ -133,10 +136,10 @@ def parameters():
 
 
 def tiny_stage(mesh: Mesh):
-    """Everything learns, on the video stream, with two objectives and a moving average of the parameters."""
+    """Everything is trained, on the video stream, with two objectives and a moving average of the parameters."""
     config = training_config()
     config.frames, config.image_frames = FRAMES, 2
-    fields = stage_config(
+    config.stage.blend = stage_config(
         steps=10,
         batch_size=CLIPS,
         streams=("video",),
@@ -145,7 +148,7 @@ def tiny_stage(mesh: Mesh):
         objectives={"contrastive": 1.0, "captioning": 1.0, "masked_lm": 0.0},
         average_decay=0.9,
     )
-    return stages.prepare(MODEL, fields, config, mesh)
+    return stages.prepare(MODEL, read_stage(config, "blend"), mesh)
 
 
 def train(mesh: Mesh):
@@ -277,7 +280,7 @@ def blend_gradient(mesh: Mesh):
     loss, gradient = program(*arguments)
     for leaf, place in zip(jax.tree.leaves(gradient), jax.tree.leaves(places), strict=True):
         assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
-    return float(loss), jax.tree.map(np.asarray, gradient), hlo.work(program.as_text())
+    return float(loss), jax.tree.map(np.asarray, gradient), hlo.count_program(program.as_text())
 
 
 @pytest.fixture(scope="module")
@@ -319,8 +322,10 @@ def gathered_types(axes: dict[str, int]) -> set[str]:
     """The types of the arrays that a training step asks to be whole on each device."""
     config = training_config()
     config.frames = config.image_frames = 4
-    fields = stage_config(batch_size=CLIPS, objectives={"contrastive": 1.0, "captioning": 1.0, "masked_lm": 0.0})
-    stage = stages.prepare(tiny_vlab(dtype="bfloat16"), fields, config, sharding.make_mesh(**axes))
+    objectives = {"contrastive": 1.0, "captioning": 1.0, "masked_lm": 0.0}
+    config.stage.blend = stage_config(batch_size=CLIPS, objectives=objectives)
+    mesh = sharding.make_mesh(**axes)
+    stage = stages.prepare(tiny_vlab(dtype="bfloat16"), read_stage(config, "blend"), mesh)
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), random_batch(CLIPS))
     text = stage.step.trace(stage.shapes, batch).lower().as_text()
     side = r'\{(?:"tensor")?\}'  # split along nothing, or along an axis of one device

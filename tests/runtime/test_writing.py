@@ -1,4 +1,4 @@
-"""A file that cannot be written is named in one line, with the reason, the room there is and what to do."""
+"""A file that cannot be written is named in one line, with the reason, the free space and what to do."""
 
 import errno
 import os
@@ -8,7 +8,7 @@ import resource
 import pytest
 
 from vlab_jax.errors import CannotWrite
-from vlab_jax.runtime.disk import number_of, write_json, writing
+from vlab_jax.runtime.disk import errno_of, write_json, writing
 from vlab_jax.runtime.metrics import MetricWriter, read_metrics
 
 
@@ -21,7 +21,7 @@ def small_files():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_metrics_that_find_no_room_are_said_in_one_line_and_those_before_are_kept(tmp_path, small_files):
+def test_metrics_that_find_no_room_are_reported_in_one_line_and_those_before_are_kept(tmp_path, small_files):
     writer = MetricWriter(tmp_path)
     written = 0
     with pytest.raises(CannotWrite) as raised:
@@ -55,12 +55,12 @@ def test_json_that_finds_no_room_leaves_the_old_file(tmp_path, small_files):
 def test_errors_that_are_not_of_a_disk_are_left_as_they_are(tmp_path):
     with pytest.raises(FileNotFoundError), writing(tmp_path):
         pathlib.Path(tmp_path, "none").read_text()
-    assert number_of(ValueError("a shape does not fit")) is None
+    assert errno_of(ValueError("a shape does not fit")) is None
 
 
-def test_a_reason_is_found_in_words_and_below_other_errors():
-    told = ValueError('RESOURCE_EXHAUSTED: Failed to write 4115 bytes to file "a": No space left on device; more')
-    assert number_of(told) == errno.ENOSPC
+def test_a_reason_is_found_in_a_message_and_in_the_cause_of_an_error():
+    quoting = ValueError('RESOURCE_EXHAUSTED: Failed to write 4115 bytes to file "a": No space left on device; more')
+    assert errno_of(quoting) == errno.ENOSPC
     above = RuntimeError("the save failed")
     above.__cause__ = OSError(errno.EROFS, "read-only")
-    assert number_of(above) == errno.EROFS
+    assert errno_of(above) == errno.EROFS

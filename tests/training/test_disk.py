@@ -1,4 +1,4 @@
-"""A full disk, a read-only one, and what lies beside checkpoints: said in one line, and nothing is lost."""
+"""A full disk, a read-only one, and other files beside the checkpoints: one line each, and nothing is lost."""
 
 import gc
 import logging
@@ -6,7 +6,7 @@ import pathlib
 import subprocess
 
 import pytest
-from run_files import assert_same_state, losses, saved_state
+from run_files import assert_same_run, assert_same_state, interrupted, saved_state
 
 from vlab_jax.errors import CannotWrite
 from vlab_jax.training.loop import train
@@ -38,19 +38,11 @@ def checkpoints(workdir: pathlib.Path) -> list[str]:
     return sorted(path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
 
 
-def assert_same_end(workdir: pathlib.Path, finished: pathlib.Path) -> None:
-    assert losses(workdir) == losses(finished)
-    assert_same_state(saved_state(workdir), saved_state(finished))
-
-
 def test_a_save_that_finds_no_room_ends_the_run_and_with_room_it_goes_on_bit_for_bit(config, finished, disk, caplog):
     caplog.set_level(logging.CRITICAL, "asyncio")
-    workdir = disk / "workdir"
+    workdir = interrupted(finished, disk / "workdir", 2)
     config.checkpoint.keep = 1  # the one before must last until the next is complete
-    config.stop_after = 2
-    train(config, workdir)
-    before = saved_state(workdir)
-    config.stop_after = 0
+    config.stop_after = 4
     filler = fill(disk, left=200 * 1024)
     with pytest.raises(CannotWrite) as raised:
         train(config, workdir)
@@ -61,33 +53,32 @@ def test_a_save_that_finds_no_room_ends_the_run_and_with_room_it_goes_on_bit_for
     del raised
     gc.collect()  # what Orbax has not looked at is logged when it goes
     assert checkpoints(workdir) == ["2"]
-    after = saved_state(workdir)
-    assert all(after[name].tobytes() == array.tobytes() for name, array in before.items())
+    assert_same_state(saved_state(workdir), saved_state(finished, 2))
     filler.unlink()
     train(config, workdir)
-    assert_same_end(workdir, finished)
+    assert_same_run(workdir, finished, 4)
 
 
-def test_a_disk_that_is_read_only_is_said_at_the_start(config, disk):
+def test_a_disk_that_is_read_only_is_reported_at_the_start(config, disk):
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     with pytest.raises(CannotWrite, match=r"workdir cannot be written: Read-only file system .*make it writable"):
         train(config, disk / "workdir")
 
 
-def test_what_lies_beside_the_checkpoints_is_named_and_passed_over(config, finished, tmp_path, caplog):
-    config.stop_after = 4
-    train(config, tmp_path)
-    folder = tmp_path / "checkpoints"
+def test_other_files_beside_the_checkpoints_are_named_and_ignored(config, finished, tmp_path, caplog):
+    workdir = interrupted(finished, tmp_path / "run", 4)
+    folder = workdir / "checkpoints"
     (folder / "6.orbax-checkpoint-tmp" / "state").mkdir(parents=True)  # what a kill leaves
     (folder / "5.orbax-checkpoint-tmp-1795560128").mkdir()
     (folder / "copied by hand").mkdir()
     (folder / "9").write_text("a file")
     (folder / "12").mkdir()  # emptied
-    config.stop_after = 0
-    train(config, tmp_path)
-    said = "\n".join(record.getMessage() for record in caplog.records)
+    config.stop_after = 6
+    train(config, workdir)
+    messages = "\n".join(record.getMessage() for record in caplog.records)
+    assert f"ignoring, in {folder}, what is no complete checkpoint: " in messages
     for name in ("6.orbax-checkpoint-tmp", "5.orbax-checkpoint-tmp-1795560128", "copied by hand", "9"):
-        assert f"passed over, in {folder}: " in said and name in said
-    assert f"{folder / '12'} cannot be read" in said
-    assert [path.name.split("-")[0] for path in (tmp_path / "damaged").iterdir()] == ["12"]
-    assert_same_end(tmp_path, finished)
+        assert name in messages
+    assert f"{folder / '12'} cannot be read" in messages
+    assert [path.name.split("-")[0] for path in (workdir / "damaged").iterdir()] == ["12"]
+    assert_same_run(workdir, finished, 6)

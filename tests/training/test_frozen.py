@@ -1,4 +1,4 @@
-"""What a stage does not use and what pre-training kept: neither is trained, and neither decays."""
+"""Parameters that a stage does not use, and parts that pre-training froze: they are not trained and do not decay."""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +7,11 @@ import pytest
 from flax.traverse_util import flatten_dict
 from tiny_models import FRAMES, largest_difference, quick_jit, random_batch, random_parameters, tiny_vlab
 
-from vlab_jax.config import stage_config
+from vlab_jax.config import stage_config, training_config
 from vlab_jax.models.vlab import parameter_shapes
-from vlab_jax.training import optim
+from vlab_jax.training import optim, setup
 from vlab_jax.training import stage as stages
-from vlab_jax.training.frozen import freeze_unused, kept_parts
+from vlab_jax.training.frozen import freeze_unused, frozen_clip_parts
 from vlab_jax.training.objectives import Objective
 from vlab_jax.training.step import init_state, make_train_step
 
@@ -21,10 +21,11 @@ ALL = {**RETRIEVAL, **CAPTIONING, "masked_lm": 1.0}
 EVERYTHING = optim.parse_groups(((".*", 1e-2),))
 
 
-def learning(model, weights, streams) -> dict[str, bool]:
-    """By path, whether a parameter learns where nothing but what is unused is frozen."""
+def trained(model, weights, streams) -> dict[str, bool]:
+    """By path, whether a parameter is trainable where only unused ones are frozen."""
     shapes = parameter_shapes(model, FRAMES)
-    return flatten_dict(optim.trainable(shapes, freeze_unused(shapes, EVERYTHING, model, weights, streams)), sep="/")
+    groups = freeze_unused(shapes, EVERYTHING, model, weights, streams)
+    return flatten_dict(optim.trainable_mask(shapes, groups), sep="/")
 
 
 @pytest.mark.parametrize(
@@ -36,14 +37,14 @@ def learning(model, weights, streams) -> dict[str, bool]:
         (ALL, BOTH, {"decoder": {"blending": "image_only"}}),
     ],
 )
-def test_what_is_unused_is_what_has_no_gradient(weights, streams, changes):
+def test_unused_parameters_are_those_without_a_gradient(weights, streams, changes):
     model = tiny_vlab(**changes)
     objective = Objective(weights, streams, (0, 2))
     batch, rng = random_batch(4), jax.random.key(0)
     loss = quick_jit(jax.grad(lambda parameters: objective(model, parameters, batch, rng)[0]))
     gradients = flatten_dict(loss(random_parameters(model)), sep="/")
     found = {path: bool(np.any(np.asarray(gradient) != 0)) for path, gradient in gradients.items()}
-    assert learning(model, weights, streams) == found
+    assert trained(model, weights, streams) == found
 
 
 def test_a_stage_that_uses_everything_freezes_nothing():
@@ -52,19 +53,26 @@ def test_a_stage_that_uses_everything_freezes_nothing():
     assert freeze_unused(shapes, EVERYTHING, model, ALL, BOTH) == EVERYTHING
 
 
+def settings_of(stage) -> stages.StageSettings:
+    """The settings of one stage of a run."""
+    config = training_config()
+    config.frames, config.image_frames, config.stage.blend = FRAMES, 2, stage
+    return setup.read_stage(config, "blend")
+
+
 @pytest.mark.parametrize("kind", ["frozen", "decay"])
-def test_a_step_of_captioning_leaves_the_text_tower_alone_only_where_what_is_unused_is_frozen(kind):
+def test_a_step_of_captioning_leaves_the_text_tower_alone_only_if_unused_parameters_are_frozen(kind):
     model = tiny_vlab()
     parameters, batch = random_parameters(model), random_batch(2)
     objectives = {"contrastive": 0.0, "captioning": 1.0, "masked_lm": 0.0}
     stage = stage_config(groups=((".*", 0.1),), objectives=objectives, unused=kind)
-    groups = stages.groups_of(model, stage, parameters)
+    groups = stages.all_groups(model, settings_of(stage))
     labels = optim.assign_groups(parameters, groups)
     optimizer = optim.make_optimizer(groups, labels, optim.warmup_cosine(10, 0), weight_decay=0.5, clip_norm=1.0)
     objective = Objective(CAPTIONING, BOTH, (0, 2))
-    trainable = optim.trainable(parameters, groups)
-    step = make_train_step(model, objective, optimizer, trainable, seed=0)
-    state = init_state(parameters, optimizer, False, trainable)
+    mask = optim.trainable_mask(parameters, groups)
+    step = make_train_step(model, objective, optimizer, mask, seed=0)
+    state = init_state(parameters, optimizer, False, mask)
     after = quick_jit(step)(state, batch)[0].parameters
     text = max(jax.tree.leaves(jax.tree.map(largest_difference, after["text"], parameters["text"])))
     projection = largest_difference(
@@ -82,24 +90,24 @@ def test_the_frozen_group_is_described_beside_the_others():
     model = tiny_vlab()
     stage = stage_config(objectives={"captioning": 0.0, "masked_lm": 0.0}, unused="frozen")
     shapes = parameter_shapes(model, FRAMES)
-    first, second = optim.describe_groups(shapes, stages.groups_of(model, stage, shapes)).splitlines()
+    first, second = optim.describe_groups(shapes, stages.all_groups(model, settings_of(stage))).splitlines()
     assert first.endswith("frozen      ^(decoder/)") and second.endswith("lr 0.0001   .*")
     decoder = sum(leaf.size for leaf in jax.tree.leaves(shapes["decoder"]))
     assert int(first.split()[0].replace(",", "")) == decoder
 
 
-def test_what_pre_training_kept_is_what_it_used_and_froze_as_a_whole():
+def test_frozen_clip_parts_are_those_that_a_stage_uses_and_freezes_as_a_whole():
     model = tiny_vlab(image_encoder="separate")
     shapes = parameter_shapes(model, FRAMES)
 
-    def kept(*groups, weights=ALL, streams=BOTH):
-        return kept_parts(shapes, optim.parse_groups(groups), model, weights, streams)
+    def frozen(*groups, weights=ALL, streams=BOTH):
+        return frozen_clip_parts(shapes, optim.parse_groups(groups), model, weights, streams)
 
     rest = (".*", 1e-3)
-    assert kept(rest) == ()
-    assert kept(("^image_encoder/", "frozen"), rest) == ("image_encoder",)
-    assert kept(("^(vision|text)/", "frozen"), rest) == ("vision", "text")
-    assert kept(("^vision/patch", "frozen"), rest) == ()  # of which the rest learned
-    assert kept(("^(decoder|video_adapter)/", "frozen"), rest) == ()  # which are not CLIP's
-    assert kept(("^image_encoder/", "frozen"), rest, streams=VIDEO) == ()  # which it did not use
-    assert kept(("^(text/|logit_scale$)", "frozen"), rest, weights=CAPTIONING) == ()
+    assert frozen(rest) == ()
+    assert frozen(("^image_encoder/", "frozen"), rest) == ("image_encoder",)
+    assert frozen(("^(vision|text)/", "frozen"), rest) == ("vision", "text")
+    assert frozen(("^vision/patch", "frozen"), rest) == ()  # its other parameters are trained
+    assert frozen(("^(decoder|video_adapter)/", "frozen"), rest) == ()  # not parts of CLIP
+    assert frozen(("^image_encoder/", "frozen"), rest, streams=VIDEO) == ()  # not used
+    assert frozen(("^(text/|logit_scale$)", "frozen"), rest, weights=CAPTIONING) == ()

@@ -9,17 +9,17 @@ import pytest
 from flax.traverse_util import flatten_dict
 from run_files import saved_state
 from safetensors.numpy import load_file
-from saved_clip import flat, save_clip
+from saved_clip import flat
 from tiny_models import quick_jit, random_batch, random_parameters, tiny_vlab
 
 from vlab_jax.config import stage_config, training_config
 from vlab_jax.export import export
 from vlab_jax.runtime import sharding
-from vlab_jax.training import loop
+from vlab_jax.training import frozen, loop, setup
 from vlab_jax.training import stage as stages
+from vlab_jax.training.objectives import Objective
 
 ADAPTING = (("^(video_adapter|decoder)/", 1e-2), (".*", "frozen"))
-CLIP = ("vision/", "text/", "logit_scale")
 NORMS = "/norm/"
 
 
@@ -27,7 +27,7 @@ def prepared(dtype: str, groups=ADAPTING, average_decay: float = 0.0):
     """A stage of the tiny model, that adapts."""
     config = training_config()
     config.frames, config.image_frames = 4, 4
-    fields = stage_config(
+    config.stage.adapt = stage_config(
         batch_size=8,
         groups=groups,
         objectives={"contrastive": 1.0, "captioning": 1.0, "masked_lm": 1.0},
@@ -35,7 +35,7 @@ def prepared(dtype: str, groups=ADAPTING, average_decay: float = 0.0):
         warmup_steps=0,
     )
     model = tiny_vlab(dtype=dtype)
-    return stages.prepare(model, fields, config, sharding.make_mesh(data=4, fsdp=2)), model
+    return stages.prepare(model, setup.read_stage(config, "adapt"), sharding.make_mesh()), model
 
 
 def placed(stage, seed: int = 0):
@@ -49,15 +49,15 @@ def on_devices(tree) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
-def test_of_frozen_parameters_what_is_multiplied_with_is_held_in_the_compute_type():
+def test_frozen_parameters_of_products_are_held_in_the_compute_type():
     stage, _ = prepared("bfloat16")
     parameters = placed(stage)
     originals = stage.originals(parameters)
     held = flat(stage.initial(parameters).parameters)
     for path, leaf in held.items():
-        learns = path.startswith(("video_adapter/", "decoder/"))
+        trains = path.startswith(("video_adapter/", "decoder/"))
         product = path.endswith(("kernel", "token_embedding")) or (path.endswith("bias") and NORMS not in path)
-        assert (leaf.dtype == jnp.bfloat16) == (product and not learns), path
+        assert (leaf.dtype == jnp.bfloat16) == (product and not trains), path
     rounded = {path for path, leaf in held.items() if leaf.dtype == jnp.bfloat16}
     assert {path for path, leaf in flatten_dict(originals, sep="/").items() if leaf is not None} == rounded
     assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(originals)} == {"pinned_host"}
@@ -84,7 +84,7 @@ def test_no_old_parameters_stay_on_the_devices_when_a_stage_starts(dtype):
     assert not left
 
 
-def test_optimiser_and_average_are_of_what_trains_alone():
+def test_optimiser_and_average_are_of_trainable_parameters_alone():
     stage, _ = prepared("float32", average_decay=0.9)
     state = stage.initial(placed(stage))
     trained = on_devices([state.parameters[part] for part in ("video_adapter", "decoder")])
@@ -94,29 +94,20 @@ def test_optimiser_and_average_are_of_what_trains_alone():
 
 
 def test_held_parameters_give_the_same_step_as_float32_ones():
-    """To the bit: what is held rounded is rounded before use anyway."""
+    """To the bit: rounded parameters would be rounded before use anyway."""
     stage, model = prepared("bfloat16")
     parameters = placed(stage)
-    objective = stages.objective_of(stage_config(), training_config())
-    objective = objective.__class__({"contrastive": 1.0, "captioning": 1.0}, ("video", "image"), (0, 1, 2, 3))
+    objective = Objective({"contrastive": 1.0, "captioning": 1.0}, ("video", "image"), (0, 1, 2, 3))
     loss = quick_jit(lambda p: objective(model, p, random_batch(8), jax.random.key(0))[1])
     exact = loss(parameters)
     held = loss(stage.initial(parameters).parameters)
     assert {name: float(x) for name, x in exact.items()} == {name: float(x) for name, x in held.items()}
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    """The folder of a saved CLIP of the tiny run's sizes, and its parameters by path."""
-    folder = tmp_path_factory.mktemp("clip")
-    tower = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 32, "embed_width": 16}
-    _, parameters = save_clip(folder, vision=tower, text={"vocab_size": 300, "context_length": 16, **tower})
-    return folder, {path: leaf for path, leaf in flat(parameters).items() if path.startswith(CLIP)}
-
-
 @pytest.fixture
 def from_clip(config, clip):
-    """In bfloat16, `adapt` with a frozen CLIP, then `blend`, where all of it learns."""
+    """In bfloat16, `adapt` with a frozen CLIP, then `blend`, where all of it is trained."""
+    config.stage.adapt.steps = 2
     config.model.pretrained, config.tokenizer.kind = str(clip[0]), "bpe"
     config.dtype = "bfloat16"
     config.model.image_encoder = "separate"
@@ -125,15 +116,15 @@ def from_clip(config, clip):
 
 
 def starts(monkeypatch) -> list:
-    """What stages start from, by path, in their order."""
+    """The parameters that stages start from, by path, in their order."""
     seen = []
-    originals = stages.Stage.originals
+    keep_originals = frozen.keep_originals
 
-    def noted(stage, parameters):
+    def noted(parameters, *arguments):
         seen.append(flat(parameters))
-        return originals(stage, parameters)
+        return keep_originals(parameters, *arguments)
 
-    monkeypatch.setattr(stages.Stage, "originals", noted)
+    monkeypatch.setattr(frozen, "keep_originals", noted)
     return seen
 
 
@@ -143,16 +134,17 @@ def assert_is_clip(found: dict[str, np.ndarray], clip: dict[str, np.ndarray]) ->
         np.testing.assert_array_equal(found[path], leaf, err_msg=path)
 
 
+@pytest.mark.long
 def test_clip_is_the_loaded_files_to_the_bit_after_a_stage_that_froze_it(from_clip, clip, tmp_path, monkeypatch):
     """Where `blend` begins, in the checkpoint, in the export; and all of it again where `adapt` was interrupted."""
     seen = starts(monkeypatch)
-    from_clip.stop_after = 3
+    from_clip.stop_after = 1
     loop.train(from_clip, tmp_path)
-    saved = {path[len("['parameters']") :]: leaf for path, leaf in saved_state(tmp_path, 3).items()}
+    saved = {path[len("['parameters']") :]: leaf for path, leaf in saved_state(tmp_path, 1).items()}
     assert_is_clip({path.strip("[]'").replace("']['", "/"): leaf for path, leaf in saved.items()}, clip[1])
     export(tmp_path, tmp_path / "exported")
     assert_is_clip(exported(tmp_path / "exported"), clip[1])
-    from_clip.stop_after = 5
+    from_clip.stop_after = 3
     loop.train(from_clip, tmp_path)
     before, resumed, blend = seen
     for start in (before, resumed, blend):

@@ -1,4 +1,4 @@
-"""The gradient in parts is the gradient of the whole batch, and it needs less memory."""
+"""The gradient of a batch in micro-batches is that of the whole batch."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from tiny_models import FRAMES, quick_jit, random_batch, random_parameters, tiny
 
 from vlab_jax.runtime import sharding
 from vlab_jax.training.objectives import Objective
-from vlab_jax.training.step import gradient_in_parts, in_parts, joined
+from vlab_jax.training.step import join_rows, micro_batched_gradient, split_rows
 
 CLIPS = 8
 EVERY = {"contrastive": 1.0, "captioning": 0.5, "masked_lm": 2.0, "question_answering": 1.5}
@@ -35,14 +35,16 @@ def batch_with_questions():
 def gradients(objective, parts, frozen=()):
     """The gradient and the metrics of one batch, whole (`parts` 0) or in parts."""
     parameters, batch, rng = random_parameters(MODEL), batch_with_questions(), jax.random.key(3)
-    learned = {name: None if name in frozen else value for name, value in parameters.items()}
+    trainable = {name: None if name in frozen else value for name, value in parameters.items()}
 
-    def merge(learned):
-        return {name: parameters[name] if value is None else value for name, value in learned.items()}
+    def all_params(trainable):
+        return {name: parameters[name] if value is None else value for name, value in trainable.items()}
 
     if not parts:
-        return quick_jit(jax.grad(lambda learned: objective(MODEL, merge(learned), batch, rng), has_aux=True))(learned)
-    return quick_jit(lambda learned: gradient_in_parts(objective, MODEL, merge, learned, batch, rng, parts))(learned)
+        return quick_jit(jax.grad(lambda trainable: objective(MODEL, all_params(trainable), batch, rng), has_aux=True))(
+            trainable
+        )
+    return quick_jit(lambda p: micro_batched_gradient(objective, MODEL, all_params, p, batch, rng, parts))(trainable)
 
 
 def largest_difference(one, other):
@@ -83,16 +85,17 @@ def test_objectives_left_out_and_frozen_parameters_are_too(weights, frozen):
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 3))
 def test_parts_hold_every_row_once_and_join_to_the_whole(parts, rows, more):
     array = jnp.arange(parts * rows * (more + 1)).reshape(parts * rows, more + 1)
-    split = in_parts(array, parts)
+    split = split_rows(array, parts)
     assert split.shape == (parts, rows, more + 1)
-    assert (joined(split) == array).all()
+    assert (join_rows(split) == array).all()
 
 
+@pytest.mark.eight_devices
 def test_each_device_has_its_share_of_every_part():
     mesh = sharding.make_mesh(data=8)
     with jax.set_mesh(mesh):
         rows = jax.device_put(jnp.arange(32.0), sharding.batch_sharding(mesh))
-        split = jax.jit(lambda rows: in_parts(rows, 2))(rows)
+        split = jax.jit(lambda rows: split_rows(rows, 2))(rows)
     # The second dimension stays with the devices that had it: no row moves.
     assert split.sharding.shard_shape(split.shape) == (2, 2)
     held = {shard.device: np.asarray(shard.data).ravel() for shard in rows.addressable_shards}

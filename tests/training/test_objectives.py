@@ -12,17 +12,17 @@ from tiny_models import largest_difference, quick_jit
 from vlab_jax.training import objectives
 from vlab_jax.training.objectives import MAX_LOGIT_SCALE, clamp_temperature
 
-contrastive = quick_jit(objectives.contrastive)
+contrastive = quick_jit(objectives.contrastive_loss)
 
 
-def of_logits(loss):
-    """A loss of states and their table as one of logits: these, and a table that leaves them as they are."""
-    return lambda logits, *given: loss(logits, jnp.eye(logits.shape[-1]), *given)
+def next_token_loss(logits, tokens, starts, lengths, smoothing):
+    """With logits in the place of states, and a table that leaves them as they are."""
+    table, count = jnp.eye(logits.shape[-1]), objectives.target_mask(tokens, starts, lengths).sum()
+    return objectives.next_token_loss(logits, table, tokens, starts, lengths, smoothing, count)
 
 
-next_tokens = quick_jit(of_logits(objectives.next_tokens), static_argnums=4)
-masked_lm = quick_jit(of_logits(objectives.masked_lm))
-choose_masked = quick_jit(objectives.choose_masked, static_argnums=3)
+next_tokens = quick_jit(next_token_loss, static_argnums=4)
+draw_masked_tokens = quick_jit(objectives.draw_masked_tokens, static_argnums=3)
 CLIPS, WIDTH, LENGTH, VOCABULARY = 6, 5, 7, 11
 
 
@@ -55,11 +55,7 @@ def plain_contrastive(clips, texts, scale, identity) -> float:
     return total / (2 * len(clips))
 
 
-@given(
-    st.integers(0, 2**31),
-    st.floats(0.0, 4.0),
-    st.lists(st.integers(0, 5), min_size=CLIPS, max_size=CLIPS),
-)
+@given(st.integers(0, 2**31), st.floats(0.0, 4.0), st.lists(st.integers(0, 5), min_size=CLIPS, max_size=CLIPS))
 @settings(max_examples=30, deadline=None)
 def test_contrastive_is_symmetric_infonce_without_the_clips_other_captions(seed, logit_scale, identity):
     clips, texts = embeddings(seed)
@@ -80,7 +76,7 @@ def test_another_caption_of_the_same_clip_is_no_negative():
 def test_the_gradient_is_finite_where_rows_share_a_clip():
     clips, texts = (jnp.asarray(part, jnp.float32) for part in embeddings(0))
     identity = jnp.array([0, 0, 1, 1, 1, 2], jnp.int32)
-    loss = jax.grad(lambda *inputs: objectives.contrastive(*inputs, identity)[0], argnums=(0, 1, 2))
+    loss = jax.grad(lambda *inputs: objectives.contrastive_loss(*inputs, identity)[0], argnums=(0, 1, 2))
     gradients = quick_jit(loss)(clips, texts, jnp.asarray(2.0))
     for gradient in gradients:
         assert np.isfinite(gradient).all()
@@ -107,9 +103,9 @@ def test_a_temperature_at_the_limit_still_learns():
     """Published CLIP weights stand there: a gradient of zero would freeze them."""
     clips, texts = (jnp.asarray(part, jnp.float32) for part in embeddings(1))
     limit = clamp_temperature(jnp.asarray(9.0))
-    gradient = jax.grad(lambda logit_scale: objectives.contrastive(clips, texts, logit_scale, jnp.arange(CLIPS))[0])(
-        limit
-    )
+    gradient = jax.grad(
+        lambda logit_scale: objectives.contrastive_loss(clips, texts, logit_scale, jnp.arange(CLIPS))[0]
+    )(limit)
     assert gradient > 1.0  # random pairs: a lower scale is better
     assert np.exp(limit) == pytest.approx(100.0, rel=1e-6)
 
@@ -123,7 +119,7 @@ def test_the_clamp_passes_the_whole_gradient_up_to_the_limit_and_none_past_it(lo
 @pytest.mark.parametrize("chunk", [0, 2])
 def test_similarities_and_their_gradients_are_products_in_full_float32(platform, chunk):
     def loss(clips, texts):
-        return objectives.contrastive(clips, texts, jnp.asarray(2.0), jnp.arange(CLIPS), chunk)[0]
+        return objectives.contrastive_loss(clips, texts, jnp.asarray(2.0), jnp.arange(CLIPS), chunk)[0]
 
     rows = jax.ShapeDtypeStruct((CLIPS, WIDTH), jnp.float32)
     traced = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).trace(rows, rows)
@@ -183,7 +179,7 @@ def test_padded_positions_weigh_nothing():
     changed = jnp.where(no_target[..., None], other_logits, logits)
     loss = captioning(logits, tokens, lengths, 0.1)
     assert float(captioning(changed, jnp.where(padding, other_tokens, tokens), lengths, 0.1)) == float(loss)
-    slope = quick_jit(jax.grad(of_logits(objectives.next_tokens)), static_argnums=4)
+    slope = quick_jit(jax.grad(next_token_loss), static_argnums=4)
     gradient = np.abs(slope(logits, tokens, jnp.ones_like(lengths), lengths, 0.1)).max(axis=-1)
     assert np.array_equal(gradient == 0, no_target)
 
@@ -195,12 +191,14 @@ def test_texts_without_a_next_token_give_a_loss_of_zero():
 
 def test_masked_lm_is_the_mean_cross_entropy_of_the_masked_tokens():
     logits, tokens, _ = texts_and_logits()
+    table = jnp.eye(VOCABULARY)
     masked = np.zeros((3, LENGTH), bool)
     masked[0, 2] = masked[1, 1] = masked[1, 3] = True
     log = log_probabilities(logits)
     expected = -np.mean([log[text, place, int(tokens[text, place])] for text, place in np.argwhere(masked)])
-    assert float(masked_lm(logits, tokens, jnp.asarray(masked))) == pytest.approx(expected, rel=1e-5)
-    assert float(masked_lm(logits, tokens, jnp.zeros_like(masked))) == 0.0
+    loss = quick_jit(lambda masked: objectives.mean_token_loss(logits, table, tokens, masked, 0.0, masked.sum()))
+    assert float(loss(jnp.asarray(masked))) == pytest.approx(expected, rel=1e-5)
+    assert float(loss(jnp.zeros_like(masked))) == 0.0
 
 
 def test_losses_are_float32_for_bfloat16_logits():
@@ -215,7 +213,7 @@ def test_losses_are_float32_for_bfloat16_logits():
 @settings(max_examples=40, deadline=None)
 def test_masked_tokens_are_inner_ones_and_at_least_one_a_text(seed, lengths, share):
     tokens = jnp.zeros((4, LENGTH), jnp.int32)
-    masked = np.asarray(choose_masked(jax.random.key(seed), tokens, jnp.array(lengths, jnp.int32), share))
+    masked = np.asarray(draw_masked_tokens(jax.random.key(seed), tokens, jnp.array(lengths, jnp.int32), share))
     for row, length in zip(masked, lengths, strict=True):
         assert not row[0]
         assert not row[length - 1 :].any()
@@ -224,7 +222,7 @@ def test_masked_tokens_are_inner_ones_and_at_least_one_a_text(seed, lengths, sha
 
 def test_about_15_percent_are_masked_at_every_position_alike():
     texts, length = 4000, 30
-    masked = choose_masked(
+    masked = draw_masked_tokens(
         jax.random.key(0), jnp.zeros((texts, length + 4), jnp.int32), jnp.full(texts, length, jnp.int32)
     )
     inner = np.asarray(masked)[:, 1 : length - 1]
@@ -234,7 +232,7 @@ def test_about_15_percent_are_masked_at_every_position_alike():
 
 def test_the_choice_depends_on_the_key_alone():
     tokens, lengths = jnp.zeros((8, 20), jnp.int32), jnp.full(8, 20, jnp.int32)
-    first, again, other = (choose_masked(jax.random.key(seed), tokens, lengths) for seed in (0, 0, 1))
+    first, again, other = (draw_masked_tokens(jax.random.key(seed), tokens, lengths) for seed in (0, 0, 1))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 

@@ -74,13 +74,8 @@ def test_an_animation_whose_official_name_is_not_known_goes_the_same_way_as_a_cl
     spec = f"folder:{tmp_path / 'in'}"
     assert status_of(check(spec, "", tmp_path / "found.tsv", workers=1)) == 0
     made = configuration.evaluation_config()
-    made.dataset, made.split, made.tasks, made.batch_size, made.closed_list = (
-        spec,
-        "train",
-        ("question_answering",),
-        8,
-        0,
-    )
+    made.dataset, made.split, made.tasks = spec, "train", ("question_answering",)
+    made.batch_size, made.closed_list = 8, 0
     made.generation.max_tokens = 3
     made.data.update({"directory": str(tmp_path / "data"), "workers": 0, "variant": "frames", "short_side": 32})
     (row,) = evaluate(made, finished, None).values()

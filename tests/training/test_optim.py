@@ -1,4 +1,4 @@
-"""Parameter groups, the learning rate's course, and what the optimiser leaves alone."""
+"""Parameter groups, the learning rate schedule, and what the optimiser leaves alone."""
 
 import jax
 import jax.numpy as jnp
@@ -59,9 +59,9 @@ def test_the_first_pattern_that_is_found_in_a_path_wins():
     assert numbers["vision"]["ln_1"]["norm"] == {"scale": 2, "bias": 2}
     assert numbers["video_adapter"] == {"down": {"kernel": 1, "bias": 3}, "conv_kernel": 1, "conv_bias": 3}
     assert numbers["logit_scale"] == 3
-    learns = optim.trainable(tree(), groups)
-    assert learns["vision"]["mlp"]["input"]["bias"] is True
-    assert learns["vision"]["ln_1"]["norm"]["scale"] is False
+    mask = optim.trainable_mask(tree(), groups)
+    assert mask["vision"]["mlp"]["input"]["bias"] is True
+    assert mask["vision"]["ln_1"]["norm"]["scale"] is False
 
 
 def test_a_parameter_that_no_group_matches_is_named():
@@ -128,7 +128,7 @@ def test_kernels_and_token_embeddings_decay_and_nothing_else():
     assert float(parameters["vision"]["mlp"]["input"]["bias"][0]) == 1.0
 
 
-def test_each_group_learns_at_its_own_rate_times_the_course():
+def test_each_group_learns_at_its_own_rate_times_the_schedule():
     """Adam's first step is the learning rate, whatever the gradient."""
     groups = (Group("^vision/", 0.1), Group("", 0.01))
     parameters, _ = after_steps(groups, tree(0.3), steps=1, schedule=lambda step: 0.5)
@@ -151,9 +151,9 @@ def test_the_norm_of_all_gradients_together_is_clipped(clip_norm, expected):
     )
 
 
-def test_the_course_warms_up_and_ends_where_it_is_told():
-    course = optim.warmup_cosine(100, 10, 0.2)
-    factors = np.array([float(course(step)) for step in range(101)])
+def test_the_schedule_warms_up_and_ends_at_its_share():
+    schedule = optim.warmup_cosine(100, 10, 0.2)
+    factors = np.array([float(schedule(step)) for step in range(101)])
     assert factors[0] == 0.0
     assert factors[5] == pytest.approx(0.5)
     assert factors[10] == pytest.approx(1.0)
@@ -165,11 +165,11 @@ def test_the_course_warms_up_and_ends_where_it_is_told():
 
 @given(st.integers(1, 60), st.integers(0, 80), st.floats(0.0, 1.0))
 @settings(max_examples=25, deadline=None)
-def test_any_course_stays_between_0_and_1_and_ends_at_its_share(steps, warmup, share):
-    course = optim.warmup_cosine(steps, warmup, share)
-    factors = np.array([float(course(step)) for step in range(0, steps + 1, 3)])
+def test_any_schedule_stays_between_0_and_1_and_ends_at_its_share(steps, warmup, share):
+    schedule = optim.warmup_cosine(steps, warmup, share)
+    factors = np.array([float(schedule(step)) for step in range(0, steps + 1, 3)])
     assert np.all((factors >= 0) & (factors <= 1 + 1e-6))
-    assert float(course(steps)) == pytest.approx(share, abs=1e-6)
+    assert float(schedule(steps)) == pytest.approx(share, abs=1e-6)
 
 
 def contrastive_step(model, parameters, pairs):
@@ -178,11 +178,11 @@ def contrastive_step(model, parameters, pairs):
     labels = optim.assign_groups(parameters, groups)
     optimizer = optim.make_optimizer(groups, labels, optim.warmup_cosine(10, 0), weight_decay=DECAY, clip_norm=1.0)
     objective = Objective({"contrastive": 1.0}, ("video",), tuple(range(FRAMES)))
-    trainable = optim.trainable(parameters, groups)
-    step = make_train_step(model, objective, optimizer, trainable, seed=0)
+    mask = optim.trainable_mask(parameters, groups)
+    step = make_train_step(model, objective, optimizer, mask, seed=0)
 
     def initial(parameters):
-        return init_state(parameters, optimizer, False, trainable)
+        return init_state(parameters, optimizer, False, mask)
 
     return jax.jit(step).lower(jax.eval_shape(initial, parameters), random_batch(2)), quick_jit(initial)
 

@@ -1,4 +1,4 @@
-"""Data that is out of reach: the run waits, and where it waits in vain or is told to stop, all is saved."""
+"""Data that is out of reach: the run waits; if it waits in vain or is told to stop, all is saved."""
 
 import os
 import pathlib
@@ -9,10 +9,11 @@ import threading
 
 import pytest
 from outage import cut_off
-from run_files import assert_same_state, losses, saved_state
+from run_files import assert_same_run, interrupted, losses
 
 from vlab_jax.errors import CannotRead, RunPreempted
 from vlab_jax.runtime.metrics import MetricWriter
+from vlab_jax.training.inputs import RunData
 from vlab_jax.training.loop import train
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="open files are made to fail by way of /proc")
@@ -20,53 +21,66 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="open files are 
 
 @pytest.fixture
 def folder(config, tmp_path) -> pathlib.Path:
-    """A copy of the data that the run reads; it vanishes after the third step."""
-    copied = pathlib.Path(shutil.copytree(config.data.directory, tmp_path / "data"))
-    config.data.directory = str(copied)
-    return copied
+    """A copy of the data, for the run to read."""
+    copy = pathlib.Path(shutil.copytree(config.data.directory, tmp_path / "data"))
+    config.data.directory = str(copy)
+    return copy
+
+
+@pytest.fixture
+def workdir(finished, tmp_path) -> pathlib.Path:
+    """A run between its two stages."""
+    return interrupted(finished, tmp_path / "run", 4)
 
 
 def after_step(monkeypatch, number: int, do) -> None:
-    """Calls a function once a step is recorded, the first time."""
-    write, waiting = MetricWriter.write, [do]
+    """Calls a function once a step is recorded."""
+    write = MetricWriter.write
 
     def written(self, step, *args, **options):
         write(self, step, *args, **options)
-        if step == number and waiting:
-            waiting.pop()()
+        if step == number:
+            do()
 
     monkeypatch.setattr(MetricWriter, "write", written)
 
 
-def assert_saved(workdir: pathlib.Path) -> None:
-    """All steps that were recorded are in the newest checkpoint."""
-    done = [step for step, *_ in losses(workdir)]
-    assert 3 <= len(done) < 8 and (workdir / "checkpoints" / str(done[-1])).is_dir()
+def saved_steps(workdir: pathlib.Path) -> int:
+    """All steps that are recorded, which are in the newest checkpoint, too."""
+    done = losses(workdir)[-1][0]
+    assert 5 <= done < 8 and (workdir / "checkpoints" / str(done)).is_dir()
+    return done
 
 
-def test_a_run_that_waits_in_vain_saves_and_started_again_waits_and_ends_with_the_same_bits(
-    config, folder, finished, tmp_path, monkeypatch, caplog
+def test_a_run_that_waits_in_vain_saves_and_started_again_waits_and_goes_on_with_the_same_bits(
+    config, folder, workdir, finished, monkeypatch, caplog
 ):
     config.data.retry_seconds = 0.5
-    after_step(monkeypatch, 3, lambda: cut_off(folder))
-    with pytest.raises(CannotRead, match="was out of reach for"):
-        train(config, tmp_path / "run")
-    assert_saved(tmp_path / "run")
+    with monkeypatch.context() as patches:
+        after_step(patches, 5, lambda: cut_off(folder))
+        with pytest.raises(CannotRead, match="was out of reach for"):
+            train(config, workdir)
+    saved_steps(workdir)
     folder.with_name("data-away").rename(folder)
-    config.data.retry_seconds = 60.0
-    after_step(monkeypatch, 7, lambda: threading.Timer(1.0, cut_off(folder).rename, [folder]).start())
-    train(config, tmp_path / "run")
+    config.data.retry_seconds, config.stop_after = 60.0, 8
+    batches = RunData.batches
+
+    def batches_in_outage(*arguments):
+        threading.Timer(2.0, cut_off(folder).rename, [folder]).start()
+        return batches(*arguments)
+
+    monkeypatch.setattr(RunData, "batches", batches_in_outage)
+    train(config, workdir)
     assert [each.getMessage() for each in caplog.records if "is back after" in each.getMessage()]
-    assert losses(tmp_path / "run") == losses(finished)
-    assert_same_state(saved_state(tmp_path / "run"), saved_state(finished))
+    assert_same_run(workdir, finished, 8)
 
 
-def test_a_run_that_waits_is_still_stopped_by_sigterm(config, folder, tmp_path, monkeypatch):
+def test_a_run_that_waits_is_still_stopped_by_sigterm(config, folder, workdir, monkeypatch):
     def vanish():
         cut_off(folder)
-        threading.Timer(2.0, os.kill, [os.getpid(), signal.SIGTERM]).start()
+        threading.Timer(1.0, os.kill, [os.getpid(), signal.SIGTERM]).start()
 
-    after_step(monkeypatch, 3, vanish)
+    after_step(monkeypatch, 5, vanish)
     with pytest.raises(RunPreempted):
-        train(config, tmp_path / "run")
-    assert_saved(tmp_path / "run")
+        train(config, workdir)
+    saved_steps(workdir)

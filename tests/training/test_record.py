@@ -1,15 +1,14 @@
-"""What is recorded of steps that overlap with the handing over of the next."""
-
-import io
+"""The record of steps, each of which is dispatched while the one before runs."""
 
 import pytest
 
 from vlab_jax.runtime import metrics as recording
-from vlab_jax.runtime.metrics import MetricWriter, ProgressBar, StepCost, StepRecord, read_metrics
+from vlab_jax.runtime.metrics import MetricWriter, ProgressBar, StepRecord, read_metrics
+from vlab_jax.runtime.profiling import StepCost
 
 
 class Clock:
-    """A clock that stands still but for what is waited for."""
+    """A clock that only moves when something waits."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -17,9 +16,12 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
+    def time_ns(self) -> int:
+        return int(self.now * 1e9)
+
 
 class Device:
-    """Computes one step after the other, each for as many seconds; a loss is there when its step is done."""
+    """Computes one step after the other, each for the same time; a loss is there when its step is done."""
 
     def __init__(self, clock: Clock, seconds: float) -> None:
         self.clock, self.seconds, self.free = clock, seconds, clock.now
@@ -54,8 +56,8 @@ def test_speed_counts_each_second_once_though_steps_are_read_one_behind(
     clock = Clock()
     monkeypatch.setattr(recording, "time", clock)
     device = Device(clock, seconds=10.0)
-    with MetricWriter(tmp_path) as writer, ProgressBar("adapt", 40) as bar:
-        record = StepRecord("adapt", 0, writer, bar, 10, lambda step: 1.0, COST, unwatched)
+    with MetricWriter(tmp_path) as writer, ProgressBar("adapt", 40, shown=False) as bar:
+        record = StepRecord(writer, bar, "adapt", 0, 10, lambda step: 1.0, COST, unwatched)
         for step in range(1, 41):
             started = clock.now
             clock.now += input_seconds
@@ -70,9 +72,23 @@ def test_speed_counts_each_second_once_though_steps_are_read_one_behind(
 
 
 def test_without_a_known_peak_there_is_no_utilisation(tmp_path):
-    with MetricWriter(tmp_path) as writer, ProgressBar("adapt", 1, stream=io.StringIO()) as bar:
-        record = StepRecord("adapt", 0, writer, bar, 1, lambda step: 1.0, COST._replace(peak=None), unwatched)
+    with MetricWriter(tmp_path) as writer, ProgressBar("adapt", 1, shown=False) as bar:
+        record = StepRecord(writer, bar, "adapt", 0, 1, lambda step: 1.0, COST._replace(peak=None), unwatched)
         record.add(1, {"loss": 1.0}, 0.0, 0.0, [])
         record.flush()
     (last,) = read_metrics(tmp_path / "metrics.jsonl")
     assert "mfu" not in last and last["model_flops_per_step"] == 4e12
+
+
+def test_time_between_two_steps_counts_in_no_figure(tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(recording, "time", clock)
+    device = Device(clock, seconds=2.0)
+    with MetricWriter(tmp_path) as writer, ProgressBar("adapt", 2, shown=False) as bar:
+        record = StepRecord(writer, bar, "adapt", 0, 2, lambda step: 1.0, COST, unwatched)
+        for step in (1, 2):
+            record.add(step, {"loss": device.step()}, clock.now, clock.now, [])
+            record.flush()
+            clock.now += 100.0  # as of an evaluation
+    (row,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert row["step_seconds"] == pytest.approx(2.0) and row["input_wait_share"] == 0.0

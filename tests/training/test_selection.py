@@ -1,4 +1,4 @@
-"""The tested checkpoint is the best on validation data, also of an interrupted run; chosen on test data, it says so."""
+"""The best checkpoint on validation data is tested, also of an interrupted run; selected on test data, it is marked."""
 
 import json
 import math
@@ -12,15 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
+from run_files import interrupted
+from tiny_run import evaluation_of
 
-from vlab_jax import config as configuration
-from vlab_jax import config_check
+from vlab_jax import config_file
 from vlab_jax.datasets.registry import open_split
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation.checkpoint import evaluate
-from vlab_jax.evaluation.registry import Plan
+from vlab_jax.evaluation.plan import Plan
+from vlab_jax.evaluation.registry import is_figure
 from vlab_jax.runtime.checkpoint import Checkpoints, find_checkpoint
-from vlab_jax.training import setup
+from vlab_jax.training import inputs
 from vlab_jax.training.loop import train
 from vlab_jax.training.selection import Selection
 
@@ -31,7 +33,7 @@ def selection(folder: pathlib.Path, **fields: str) -> Selection:
     return Selection(folder, {**FIELDS, **fields}, ("retrieval",), "blend")
 
 
-# What is selected among evaluations
+# Selection among evaluations
 
 
 @settings(max_examples=100, deadline=None)
@@ -69,7 +71,7 @@ def test_with_last_the_end_is_tested_whatever_the_figures(tmp_path):
     made = selection(tmp_path, select_on="last", select_by="nothing")
     for step, value in [(1, 50.0), (2, 10.0)]:
         made.add(step, "blend", {"text_to_video/R@1": value})
-    assert made.select().step == 2 and made.select().test_row("blend", 2) == "blend (test)"
+    assert made.select() == 2 and made.rows(2) == ({}, "blend (test)")
 
 
 def test_a_figure_that_is_not_there_is_answered_with_those_there_are(tmp_path):
@@ -83,7 +85,7 @@ def test_a_figure_that_is_not_there_is_answered_with_those_there_are(tmp_path):
 def test_selecting_on_test_data_must_be_spelled_out_twice(config, on, spelled_out):
     config.checkpoint.select_on, config.checkpoint.i_select_on_test_data = on, spelled_out
     with pytest.raises(InputError, match=r"^config\.checkpoint\.select_on is '\w+' and i_select_on_test_data [^\n]*$"):
-        config_check.check(config)
+        config_file.check(config)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,7 @@ def test_a_figure_that_no_task_has_is_refused_before_training(config, by, tasks)
     with pytest.raises(
         InputError, match=rf"^config\.checkpoint\.select_by is '{by}'; it must be a figure of {tasks[0]}, "
     ):
-        config_check.check(config)
+        config_file.check(config)
 
 
 # Runs. R@1 along the way is made to fall as the adapters grow, which start at zero.
@@ -104,9 +106,9 @@ def test_a_figure_that_no_task_has_is_refused_before_training(config, by, tasks)
 def falling(monkeypatch) -> None:
     whole = Plan.evaluate
 
-    def evaluated(plan, encoder, source, name, folder):
-        outcome = whole(plan, encoder, source, name, folder)
-        if folder is None and name.startswith("blend ("):  # along the way
+    def evaluated(plan, encoder, source, folder):
+        outcome = whole(plan, encoder, source, folder)
+        if folder is None and encoder.label.startswith("blend ("):  # along the way
             grown = sum(float(np.abs(leaf).sum()) for leaf in jax.tree.leaves(encoder.parameters["video_adapter"]))
             outcome.metrics["text_to_video/R@1"] = 1e6 - grown
         return outcome
@@ -114,11 +116,11 @@ def falling(monkeypatch) -> None:
     monkeypatch.setattr(Plan, "evaluate", evaluated)
 
 
-def evaluated_often(config: ConfigDict) -> ConfigDict:
+def evaluated_often(config: ConfigDict, steps: int) -> ConfigDict:
     config.stages = ("blend",)
     config.stage.blend.evaluate_every = 1
-    config.stage.blend.steps = 3
-    config.checkpoint.every, config.checkpoint.keep = 100, 1
+    config.stage.blend.steps = steps
+    config.checkpoint.every, config.checkpoint.keep = 100, 2
     return config
 
 
@@ -127,52 +129,45 @@ def files(workdir: pathlib.Path) -> list[object]:
 
 
 def test_the_best_checkpoint_is_kept_tested_and_found_and_an_interruption_changes_nothing(config, falling, tmp_path):
-    evaluated_often(config)
-    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    evaluated_often(config, steps=4)
+    whole = tmp_path / "whole"
     results = train(config, whole)
     figures = results["blend (validation)"]
-    assert all(re.fullmatch(config_check.FIGURES["retrieval"], name) for name in figures) and len(figures) > 10
+    assert all(is_figure(name, ("retrieval",)) for name in figures) and len(figures) > 10
     assert list(results) == ["blend (validation)", "blend, step 1 (validation)", "blend, step 1 (test)"]
     with Checkpoints(whole / "checkpoints") as checkpoints:
-        assert sorted(checkpoints._manager.all_steps()) == [1, 3] and checkpoints.latest() == 3
+        assert sorted(checkpoints._manager.all_steps()) == [1, 3, 4]
     assert find_checkpoint(whole) == (whole, 1)
-    made = configuration.evaluation_config()
-    made.data.directory, made.data.workers, made.batch_size = config.data.directory, 0, config.evaluation.batch_size
-    (row,) = evaluate(made, whole, None).items()
+    (row,) = evaluate(evaluation_of(config), whole, None).items()
     assert row[0] == "blend, step 1 (motion/tiny test)" and row[1] == pytest.approx(results["blend, step 1 (test)"])
 
-    config.stop_after = 2
-    train(config, parted)
-    assert find_checkpoint(parted) == (parted, 2)  # the newest of a run that is not finished
-    config.stop_after = 0
-    train(config, parted)
-    assert files(parted) == files(whole)
+    resumed = interrupted(whole, tmp_path / "resumed", 3)
+    assert find_checkpoint(resumed) == (resumed, 3)  # the newest of a run that is not finished
+    train(config, resumed)
+    assert files(resumed) == files(whole)
 
 
 def test_a_run_whose_data_have_no_validation_tests_its_last_checkpoint_or_is_refused(config, tmp_path, monkeypatch):
     without = types.SimpleNamespace(info=types.SimpleNamespace(splits=("train", "test")))
-    for module in (setup, setup):
-        monkeypatch.setattr(
-            module, "builders", types.SimpleNamespace(prepare=lambda *_: without, open_split=open_split)
-        )
+    registry = types.SimpleNamespace(prepare=lambda *_: without, open_split=open_split)
+    monkeypatch.setattr(inputs, "registry", registry)
     with pytest.raises(InputError, match=r"^data set 'motion/tiny' has no validation split .*select_on='last'$"):
         train(config, tmp_path)
-    evaluated_often(config).checkpoint.select_on = "last"
+    evaluated_often(config, steps=2).checkpoint.select_on = "last"
     assert list(train(config, tmp_path)) == ["blend (test)"]
-    assert find_checkpoint(tmp_path) == (tmp_path, 3)
+    assert find_checkpoint(tmp_path) == (tmp_path, 2)
 
 
 def test_a_run_selected_on_test_data_is_marked_wherever_its_figures_stand(config, falling, tmp_path, capsys):
-    evaluated_often(config)
+    evaluated_often(config, steps=2)
     config.checkpoint.select_on, config.checkpoint.i_select_on_test_data = "test", True
-    config_check.check(config)
+    config_file.check(config)
     first, tested = train(config, tmp_path)
     assert first == "blend (validation)" and tested == "blend, step 1 (test, selected on test)"
     assert tested in capsys.readouterr().out and tested in json.loads((tmp_path / "results.json").read_text())
     for name in ("index.html", "results.md", "results.json"):
         assert "selected on test" in (tmp_path / "report" / name).read_text()
-    made = configuration.evaluation_config()
-    made.data.directory, made.data.workers, made.batch_size = config.data.directory, 0, config.evaluation.batch_size
+    made = evaluation_of(config)
     (row,) = evaluate(made, tmp_path, None)
     assert row == "blend, step 1 (motion/tiny test, selected on test)"
     made.split = "validation"

@@ -1,8 +1,8 @@
-"""A run that starts from pretrained weights; and its model on the way out."""
+"""A run that starts from pretrained weights, and the export of its model."""
 
 import json
 import logging
-import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from pytorch import pytorch
 from run_files import losses, saved_state
 from safetensors.numpy import load_file
 from saved_clip import flat, save_clip
+from tiny_run import TOWER, evaluation_of
 
 from vlab_jax import config as configuration
 from vlab_jax.data import tokenizer as tokenizers
@@ -17,18 +18,9 @@ from vlab_jax.errors import InputError
 from vlab_jax.evaluation.checkpoint import evaluate
 from vlab_jax.export import export, main
 from vlab_jax.runtime import sharding
+from vlab_jax.training.inputs import open_pretrained, pretrained_parameters, random_parameters
 from vlab_jax.training.loop import train
-from vlab_jax.training.setup import open_pretrained, pretrained_parameters, random_parameters
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> tuple[pathlib.Path, dict]:
-    """A saved CLIP of the sizes of the tiny run, and its parameters by path."""
-    folder = tmp_path_factory.mktemp("clip")
-    tower = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 32, "embed_width": 16}
-    _, parameters = save_clip(folder, vision=tower, text={"vocab_size": 300, "context_length": 16, **tower})
-    (folder / "README.md").write_text("---\ntags: [x]\nlicense: mit\n---\n# A CLIP\n")
-    return folder, {p: a for p, a in flat(parameters).items() if p.split("/")[0] in ("vision", "text", "logit_scale")}
+from vlab_jax.training.setup import make_model
 
 
 @pytest.fixture
@@ -43,14 +35,13 @@ def from_clip(config, clip):
 
 def test_clip_is_taken_the_decoder_is_copied_and_the_rest_is_new(from_clip, clip, caplog):
     from_clip = configuration.resolved(from_clip)
-    from vlab_jax.models.vlab import VLAB
-
     from_clip.model.image_encoder = "separate"
-    model = VLAB.from_fields(configuration.model_fields(configuration.plain(from_clip.to_dict())))
-    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    mesh = sharding.make_mesh()
+    model = make_model(from_clip, mesh)
     with caplog.at_level(logging.INFO):
-        parameters = pretrained_parameters(open_pretrained(from_clip), model, 4, 0, mesh)
-    made, fresh = flat(parameters), flat(random_parameters(model, 4, 0, mesh))
+        pretrained = open_pretrained(from_clip.model.pretrained, from_clip.model.to_dict())
+        parameters = pretrained_parameters(pretrained, model, 0, mesh)
+    made, fresh = flat(parameters), flat(random_parameters(model, 0, mesh))
     assert made.keys() == fresh.keys()
     for path, array in made.items():
         part, _, rest = path.partition("/")
@@ -68,20 +59,17 @@ def test_clip_is_taken_the_decoder_is_copied_and_the_rest_is_new(from_clip, clip
         assert origin in line
 
 
-def test_a_run_from_weights_leaves_out_what_they_make_needless_and_can_be_evaluated(from_clip, tmp_path):
-    from_clip.stages = ("clip", "blend")
-    from_clip.stop_after = 2
+def test_a_run_from_weights_leaves_out_stages_for_scratch_and_can_be_evaluated(from_clip, tmp_path):
+    from_clip.stages, from_clip.stage.blend.steps = ("clip", "blend"), 2
+    from_clip.stop_after = 1
     train(from_clip, tmp_path)
-    assert [stage for _, stage, _ in losses(tmp_path)] == ["blend", "blend"]
+    assert [stage for _, stage, _ in losses(tmp_path)] == ["blend"]
     from_clip.stop_after = 0
     results = train(from_clip, tmp_path)  # goes on without looking at the weights again
     assert list(results) == ["blend (validation)", "blend (test)"]
     noted = json.loads((tmp_path / "pretrained.json").read_text())
     assert noted == {"name": from_clip.model.pretrained, "format": "Hugging Face CLIP", "licence": "mit"}
-    made = configuration.evaluation_config()
-    made.data.directory, made.data.workers = from_clip.data.directory, 0
-    made.batch_size = from_clip.evaluation.batch_size
-    (row,) = evaluate(made, tmp_path, None).values()
+    (row,) = evaluate(evaluation_of(from_clip), tmp_path, None).values()
     assert row == pytest.approx(results["blend (test)"])
 
 
@@ -93,18 +81,15 @@ def test_weights_of_another_size_are_refused_before_anything_is_written(from_cli
 
 
 def test_clips_tokenizer_comes_with_the_weights(config, tmp_path, assets):
-    import shutil
-
     weights = tmp_path / "clip"
-    tower = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 32, "embed_width": 16}
-    save_clip(weights, vision=tower, text={"vocab_size": 49408, "context_length": 77, **tower})
+    save_clip(weights, vision=TOWER, text={**TOWER, "vocab_size": 49408, "context_length": 77})
     config.model.text.vocab_size, config.model.text.context_length = 49408, 77
     config.model.pretrained = str(weights / "model.safetensors")
     with pytest.raises(InputError, match=r"tokenizer directory .* lacks vocab\.json and merges\.txt; put them there$"):
         train(config, tmp_path / "run")
     shutil.copy(assets / "clip" / "clip_hf_vocab.json", weights / "vocab.json")
     shutil.copy(assets / "clip" / "clip_hf_merges.txt", weights / "merges.txt")
-    config.stages, config.stage.blend.steps = ("blend",), 1
+    config.stages, config.stop_after = ("blend",), 1
     train(config, tmp_path / "run")
     kept = tokenizers.load(tmp_path / "run", 77)
     assert (kept.start, kept.end) == (49406, 49407) and kept.is_clips()
@@ -137,7 +122,7 @@ def test_an_export_holds_the_checkpoint_and_a_run_can_start_from_it(config, fini
     assert "blend (test)" in card and "| adapt | 4 | 8 | `motion/tiny` | video |" in card
 
     config.model.pretrained = str(tmp_path / "out")
-    config.stages, config.stage.blend.steps = ("blend",), 1
+    config.stages, config.stop_after = ("blend",), 1
     train(config, tmp_path / "run")
     assert (tmp_path / "run" / "tokenizer.json").read_text() == (finished / "tokenizer.json").read_text()
 

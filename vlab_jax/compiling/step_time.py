@@ -1,35 +1,36 @@
-"""How long a TPU would take over a compiled program: an estimate, summed from its compiler's own.
+"""Estimates how long a TPU takes for a compiled program, as the sum of its compiler's own estimates.
 
-The compiler's text of a program has `estimated_cycles` for most instructions; loops count as often as they run, and of
-a condition's branches the longer one. What it gives no estimate of is charged by a rule, never as nothing:
+The text of a program has `estimated_cycles` for most instructions. Loops count as often as they run, and of a
+conditional's branches the longest counts. An instruction without an estimate is charged by a rule:
 
-- a kernel written by hand: `KERNEL` times its `cost_estimate`'s FLOPs at the chip's peak, or its operands and results
-  at the memory's rate where that is longer (or where it has no `cost_estimate`: then it is a lower bound);
-- a collective: what the device sends for it, in one ring that sends both ways; one that is started and awaited later
-  (`-start`) counts as hidden behind what is computed meanwhile;
-- anything else (sorts, scatters): its operands and results at the memory's rate; copies that run beside: nothing.
+- a kernel written by hand: `KERNEL_FACTOR` times the FLOPs of its `cost_estimate` at the chip's peak, or its operands
+  and results at the memory's rate where that is longer (or where it has no `cost_estimate`: then it is a lower bound);
+- a collective: the bytes that the device sends for it, in one ring in both directions; an asynchronous one (`-start`)
+  counts as hidden behind computation;
+- anything else (sorts, scatters): its operands and results at the memory's rate; asynchronous copies cost nothing.
 """
 
 import collections
 import dataclasses
 import re
-from collections.abc import Sequence
+from typing import NamedTuple
 
 from vlab_jax.compiling import hlo
 
-# A kernel's time over that of its FLOPs at peak. Kernels of attention for v5e whose final schedules were simulated took
-# 3.9 times it forward and 3.7 backward: a head of 64 fills half of a matrix unit, and the softmax takes as long again.
-KERNEL = 4.0
+# The simulated final schedules of attention kernels for v5e took 3.9 times the time of their FLOPs at peak forward, and
+# 3.7 times backward: a head of 64 fills half of a matrix unit, and the softmax takes as long again.
+KERNEL_FACTOR = 4.0
 KERNEL_TARGET = "tpu_custom_call"
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _FLOPS = re.compile(r'"flops":"?(\d+)')
 _NAME = re.compile(r'op_name="([^"]*)"')
 
+# Parts of the model, and layers in them, by words in the names that JAX gives to instructions; the first match counts.
 PARTS = (
     ("decoder", ("VLAB.decode", "decoder")),
     ("image stream", ("_image_stream", "image_encoder")),
-    ("video stream", ("_video_stream", "encode_frames", "vision")),
+    ("video stream", ("_video_stream", "vision")),
     ("text tower", ("encode_text",)),
     ("video stream", ("encode_visual",)),
 )
@@ -42,9 +43,8 @@ LAYERS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Rates:
-    """Of a chip, a second: cycles, FLOPs at peak, bytes of its memory, and bytes that it sends in a ring."""
+class Rates(NamedTuple):
+    """A chip's rates per second: cycles, FLOPs at peak, bytes of memory, and bytes sent in a ring."""
 
     clock: float
     peak: float
@@ -52,10 +52,8 @@ class Rates:
     ring: float
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelPlace:
-    """Where time goes: a part of the model, a layer of it, and whether it is computed `forward`, `recomputed` or
-    `backward`."""
+class ModelPlace(NamedTuple):
+    """A part of the model, a layer of it, and whether it is computed `forward`, `recomputed` or `backward`."""
 
     part: str
     layer: str
@@ -63,96 +61,73 @@ class ModelPlace:
 
 
 @dataclasses.dataclass
-class Time:
-    """Seconds, by where they go, and by who says so: the `compiler`, or a rule (`kernels`, `collectives`, `bytes`).
-
-    Attributes:
-      unsaid: kernels without a `cost_estimate`, of which only the bytes are charged.
-    """
+class TimeEstimate:
+    """Estimated seconds by `ModelPlace`, and by their source: the `compiler`, or a rule (`kernels`, `collectives`,
+    `bytes`); and the number of kernels without a `cost_estimate`, of which only the bytes are charged."""
 
     places: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     sources: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-    unsaid: int = 0
+    kernels_without_cost: int = 0
 
     @property
     def seconds(self) -> float:
-        """All of it."""
+        """The total."""
         return sum(self.sources.values(), start=0.0)
 
-    def add(self, other: "Time", times: int) -> None:
-        """Adds what another computation takes, so many times."""
+    def add(self, other: "TimeEstimate", times: int = 1) -> None:
+        """Adds the time of another computation, `times` over."""
         for mine, theirs in ((self.places, other.places), (self.sources, other.sources)):
-            mine.update({name: times * value for name, value in theirs.items()})
-        self.unsaid += other.unsaid
+            mine.update({name: times * seconds for name, seconds in theirs.items()})
+        self.kernels_without_cost += other.kernels_without_cost
 
 
-def estimate(text: str, rates: Rates) -> Time:
-    """The time of one run of a compiled program, from its text (`compiled.as_text()`).
+def estimate_time(text: str, rates: Rates) -> TimeEstimate:
+    """The time of one run of a compiled program, from its text (`compiled.as_text()`); raises as `hlo.add_up`."""
 
-    Raises:
-      ValueError: the text is not of a compiled program.
-    """
-    computations, entry = hlo.computations_of(text)
-    done: dict[str, Time] = {}
+    def count(total: TimeEstimate, instruction: hlo.Instruction) -> bool:
+        if instruction.operation == "call":
+            return False
+        source, seconds = _charge(instruction, rates)
+        if seconds:
+            total.sources[source] += seconds
+            total.places[model_place(instruction)] += seconds
+        total.kernels_without_cost += source == "kernels" and not _FLOPS.search(instruction.rest)
+        return True
 
-    def of(name: str) -> Time:
-        if name not in done:
-            done[name] = _computation(computations[name])
-        return done[name]
-
-    def _computation(parts: Sequence[hlo.Instruction]) -> Time:
-        total = Time()
-        for part in parts:
-            if part.operation == "while":
-                total.add(of(hlo.body(part)), hlo.trips(part, computations))
-            elif part.operation == "conditional":
-                total.add(max(map(of, part.called), key=lambda time: time.seconds), 1)
-            elif part.operation == "call":
-                for name in part.called:
-                    total.add(of(name), 1)
-            else:
-                source, seconds = _charge(part, rates)
-                if seconds:
-                    total.sources[source] += seconds
-                    total.places[place(part)] += seconds
-                total.unsaid += source == "kernels" and not _FLOPS.search(part.rest)
-        return total
-
-    return of(entry)
+    return hlo.add_up(text, TimeEstimate, count, lambda total: total.seconds)
 
 
-def _charge(part: hlo.Instruction, rates: Rates) -> tuple[str, float]:
-    """Who says how long an instruction takes, and the seconds."""
-    cycles = _CYCLES.search(part.rest)
-    if cycles:
+def _charge(instruction: hlo.Instruction, rates: Rates) -> tuple[str, float]:
+    """The source of an instruction's time, and the seconds."""
+    if cycles := _CYCLES.search(instruction.rest):
         return "compiler", int(cycles[1]) / rates.clock
-    if part.operation in hlo.COLLECTIVES:
-        return "collectives", hlo.sent(part) / rates.ring
-    if part.operation in _FREE or part.operation.endswith(("-start", "-done", "-update")):
+    if instruction.operation in hlo.COLLECTIVES:
+        return "collectives", hlo.sent_bytes(instruction) / rates.ring
+    if instruction.operation in _FREE or instruction.operation.endswith(("-start", "-done", "-update")):
         return "bytes", 0.0
-    moved = part.bytes / rates.memory
-    if part.operation != "custom-call":
-        return "bytes", moved
-    if KERNEL_TARGET not in part.rest:  # the compiler's own marks: a buffer is set aside, indices are in bounds
+    memory_seconds = instruction.bytes / rates.memory
+    if instruction.operation != "custom-call":
+        return "bytes", memory_seconds
+    if KERNEL_TARGET not in instruction.rest:  # the compiler's own annotations, such as AllocateBuffer
         return "bytes", 0.0
-    flops = _FLOPS.search(part.rest)
-    return "kernels", max(moved, KERNEL * int(flops[1]) / rates.peak if flops else 0.0)
+    flops = _FLOPS.search(instruction.rest)
+    return "kernels", max(memory_seconds, KERNEL_FACTOR * int(flops[1]) / rates.peak if flops else 0.0)
 
 
-def place(part: hlo.Instruction) -> ModelPlace:
-    """Where an instruction belongs, by the name that JAX gave it."""
-    named = _NAME.search(part.rest)
-    name = named[1] if named else ""
-    if part.operation in hlo.COLLECTIVES:
-        return ModelPlace("collectives", part.operation, "")
+def model_place(instruction: hlo.Instruction) -> ModelPlace:
+    """The place of an instruction in the model, by the name that JAX gave it."""
+    match = _NAME.search(instruction.rest)
+    name = match[1] if match else ""
+    if instruction.operation in hlo.COLLECTIVES:
+        return ModelPlace("collectives", instruction.operation, "")
     if "jit(" not in name:
-        return ModelPlace("copies", "", "")  # of the compiler, in whose names there is no function
+        return ModelPlace("copies", "", "")  # of the compiler's own, whose names contain no function
     way = "recomputed" if "rematted_computation" in name else "backward" if "transpose(" in name else "forward"
-    model = _first(PARTS, name)
-    if not model:
+    part = _first_match(PARTS, name)
+    if not part:
         return ModelPlace("losses", "", way) if "jvp(" in name else ModelPlace("optimiser", "", "")
-    return ModelPlace(model, _first(LAYERS, name) or "rest", way)
+    return ModelPlace(part, _first_match(LAYERS, name) or "rest", way)
 
 
-def _first(known: tuple[tuple[str, tuple[str, ...]], ...], name: str) -> str:
-    return next((title for title, words in known if any(word in name for word in words)), "")
+def _first_match(table: tuple[tuple[str, tuple[str, ...]], ...], name: str) -> str:
+    return next((title for title, words in table if any(word in name for word in words)), "")

@@ -1,30 +1,105 @@
-"""Batches made ahead of time, by threads of this process or by worker processes, which are replaced where they die."""
+"""Batches made ahead of time, by threads of this process or by worker processes, which are replaced where they end.
 
-import concurrent.futures
+A batch is made in pieces, each of some consecutive clips, so that all workers share a batch within a memory bound: the
+number of workers and the size of a piece follow from the bound (`plan_prefetch`). This process joins the pieces.
+"""
+
+import contextlib
 import dataclasses
 import functools
-import gc
+import itertools
 import logging
-import pathlib
-import re
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
-from absl import flags
 from jaxtyping import UInt8
 
 from vlab_jax.data import crash_guard, schema, video
-from vlab_jax.data.crash_guard import NOWHERE, InHand, Note, begin_worker, guilty
+from vlab_jax.data.crash_guard import InOrder, WorkerEnded, WorkerProcess
 from vlab_jax.data.media import DEFAULT_LIMITS, MediaLimits
-from vlab_jax.data.pieces import THREADS, Batch, Pieces, Prefetch, join
-from vlab_jax.data.sources import DamagedRecord, Patient
-from vlab_jax.errors import CannotRead, InputError, RunStopped
+from vlab_jax.data.sources import Consumer, DamagedRecord, RetryingSource
+from vlab_jax.errors import InputError, RunStopped
 
-# FOLDED vlab_jax/data/batches.py: Clips of data sources, read and decoded; a clip that has ended a worker process is
-# not decoded again.
+# Pieces of one worker process that are requested and not yet taken: one is made, and the others wait in this process.
+PIECES_IN_FLIGHT = 3
+# Pieces that exist at once for each worker: those, the clips of one before they are stacked, and one to spare.
+PIECES_PER_WORKER = PIECES_IN_FLIGHT + 2
+PIECES_IN_MAIN = 2  # one that is copied into its batch, and one to spare
+THREADS, PIECES_OF_THREADS = 2, 4  # without worker processes
+MOST_DEATHS = 3  # of worker processes over one piece of a batch
+_TEXT_BYTES = 4096  # of a clip besides its frames: its tokens, and rounding to pages
+
+Batch = dict[str, Any]
+ClipKey = tuple[int, int]  # number of the source, index in it
+
+
+class PrefetchMemory(NamedTuple):
+    """GiB of this host's memory that iterators over batches may fill ahead, and how many iterators share them."""
+
+    gigabytes: float = 8.0
+    shares: int = 1
+
+
+DEFAULT_MEMORY = PrefetchMemory()
+
+
+class Prefetch(NamedTuple):
+    """How batches are made ahead."""
+
+    workers: int  # processes that decode; 0: threads of this one
+    piece: int  # clips of a piece
+    ahead: bool = True  # whether the next batch is joined while one is in use
+    note: str = ""  # in one line, what is less than requested, and why
+
+    @property
+    def window(self) -> int:
+        """How many pieces may be requested and not yet taken."""
+        return PIECES_IN_FLIGHT * self.workers if self.workers else PIECES_OF_THREADS - 1
+
+
+def plan_prefetch(memory: PrefetchMemory, *, batch: int, frame_bytes: int, workers: int) -> Prefetch:
+    """The size of pieces and the number of workers that keep within a bound on memory.
+
+    Pieces are so small that all workers take part in the first batch, and that no more than about three batches exist
+    at once. Where the bound is too small for all workers, there are fewer. With 0 workers, threads of this process
+    decode, and exceed a bound that is too small.
+
+    Args:
+      batch: clips of a batch of this process.
+      frame_bytes: bytes of a clip's frames.
+
+    Raises `InputError` where not even one worker with pieces of one clip fits.
+    """
+    clip = frame_bytes + _TEXT_BYTES
+    allowed = int(memory.gigabytes * 2**30) // memory.shares
+    ahead = batch * clip <= allowed // 2
+    room = (allowed - ahead * batch * clip) // clip
+    if not workers:
+        return Prefetch(0, max(1, min(room // PIECES_OF_THREADS, batch // PIECES_OF_THREADS)), ahead)
+    if room < pieces_at_once(1):
+        least = pieces_at_once(1) * clip * memory.shares
+        raise InputError(
+            f"data.prefetch_gigabytes={memory.gigabytes:g} is too little for clips of {-(-clip // 2**20)} MiB: set "
+            f"at least --config.data.prefetch_gigabytes={-(-least // 2**26) / 16:g}, or decode in threads with "
+            "--config.data.workers=0"
+        )
+    fitting = min(workers, max(1, (room - PIECES_IN_MAIN) // PIECES_PER_WORKER))
+    piece = min(room // pieces_at_once(fitting), max(1, batch // (2 * fitting)))
+    note = ""
+    if fitting < workers:
+        note = (
+            f"data.prefetch_gigabytes={memory.gigabytes:g} is enough for {fitting} of {workers} worker processes; "
+            "where memory allows more, raise it"
+        )
+    return Prefetch(fitting, piece, ahead, note)
+
+
+def pieces_at_once(workers: int) -> int:
+    """How many pieces exist at once with this number of worker processes."""
+    return PIECES_PER_WORKER * workers + PIECES_IN_MAIN
 
 
 class Unreadable(Exception):
@@ -45,223 +120,181 @@ class FrameOptions:
         """Bytes of a clip's frames."""
         return self.num_frames * self.size**2 * 3
 
-    def decode(self, clip: schema.ClipRecord, rng: np.random.Generator | None) -> np.ndarray:
-        """uint8 RGB frames `[T, S, S, 3]`."""
-        return video.decode_clip(
-            clip.media,
-            num_frames=self.num_frames,
-            size=self.size,
-            start=clip.start,
-            end=clip.end,
-            rng=rng,
-            short=self.short,
-            limits=self.limits,
-        )
+    def decode(self, clip: schema.ClipRecord, rng: np.random.Generator | None) -> UInt8[np.ndarray, "t s s 3"]:
+        """The RGB frames of a clip."""
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(FrameOptions)}
+        return video.decode_clip(clip.media, start=clip.start, end=clip.end, rng=rng, **options)
 
 
-@dataclasses.dataclass(frozen=True)
 class ClipReader:
-    """Decodes clips of the sources, and notes which one while it does.
+    """Reads and decodes clips of data sources, for one iterator.
 
-    `lost` are clips that have brought a worker process down, with the reason: they are not decoded again.
+    `blocked` are clips that crash or hang the process that decodes them, with the reason: they are not decoded again.
     """
 
-    sources: tuple[Sequence, ...]
-    frames: FrameOptions
-    in_hand: InHand = NOWHERE
-    lost: Mapping[tuple[int, str], str] = dataclasses.field(default_factory=dict)
-
-    def clip(self, number: int, index: int) -> schema.ClipRecord:
-        """The clip at a place of a source."""
-        return schema.from_example(self.sources[number][index])
+    def __init__(self, sources: Sequence[Sequence], frames: FrameOptions) -> None:
+        self.consumer = Consumer()
+        self.sources = [s.read_for(self.consumer) if isinstance(s, RetryingSource) else s for s in sources]
+        self.frames = frames
+        self.blocked: dict[ClipKey, str] = {}
 
     def read(
         self, number: int, index: int, rng: np.random.Generator | None
     ) -> tuple[schema.ClipRecord, UInt8[np.ndarray, "t s s 3"]]:
-        """The clip at a place of a source, and its frames. Raises `Unreadable`."""
+        """The clip at an index of source `number`, and its frames. Raises `Unreadable`."""
         try:
-            clip = self.clip(number, index)
+            clip = schema.from_example(self.sources[number][index])
         except DamagedRecord as error:
             raise Unreadable(str(error)) from error
-        if reason := self.lost.get((number, clip.id)):
+        if reason := self.blocked.get((number, index)):
             raise Unreadable(f"{clip.id}: {reason}")
         try:
-            with self.in_hand.noted(Note(number, index, clip.id, rng)):
+            with crash_guard.guarded(number, index, self.frames.limits.clock_seconds):
                 return clip, self.frames.decode(clip, rng)
         except video.DecodeError as error:
             raise Unreadable(f"{clip.id}: {error}") from error
 
-    def again(self, note: Note) -> None:
-        """Decodes what a process was at when it ended."""
-        self.frames.decode(self.clip(note.source, note.index), note.rng)
 
+class Batches(contextlib.AbstractContextManager, Iterator[Batch]):
+    """Batches made ahead of time. Closing ends the worker processes, and so does leaving the `with` block.
 
-MOST_DEATHS = 3  # of worker processes over one batch
-_LEAST_SHARED = 65_536  # bytes of an array that are worth shared memory; smaller ones go through a pipe
-
-
-class Batches(Iterator[Batch]):
-    """Batches made ahead of time, by threads of this process or by worker processes.
-
-    A worker process that dies is replaced, and the batches that were not delivered are made anew: they are the same,
-    unless the clip that it was at is to blame, by a crash of the decoder or by taking too long; that one is a clip that
-    cannot be decoded from then on. Closing ends the worker processes, and so does leaving the `with` block. Without
-    that they end when it is no longer referred to, which an exception on its way up can put off.
+    A worker process that ends is replaced, and its piece is made anew. The batch is the same, unless a clip crashes its
+    process twice, or takes too long: that clip counts as one that cannot be decoded from then on.
 
     Args:
-      make: the pieces of all batches, of clips read by a reader.
-      reader: of the data sources; patient ones are shared by those who read.
-      size: clips of a batch.
-      prefetch: who makes the pieces, and how far ahead.
+      clips: the elements of the batches, dictionaries that are made with `reader`.
+      size: clips of a batch. The last one is filled up with clips that are not `valid`.
+      memory: how much the batches that are made ahead may take.
+      workers: processes that decode, at most; 0 decodes in threads of this one.
+      first, every: batch number `first`, and every `every`-th from there on.
 
-    Raises, from `next`:
-      InputError, CannotRead: as the transformations raise them, in a worker process too.
-      RunStopped: worker processes die again and again, over the same batch, and no clip is to blame.
+    Raises `InputError` where the memory is too little. From `next` comes what `clips` raise, in a worker process too,
+    and `RunStopped` where worker processes end again and again, over the same batch, and no clip is to blame.
     """
 
-    def __init__(self, make: Callable[[ClipReader], Pieces], reader: ClipReader, size: int, prefetch: Prefetch) -> None:
-        self._folder = crash_guard.folder()
-        self._next: _Joined | None = None
-        shared = pathlib.Path(self._folder.name)
-        self._tag = crash_guard.tag_of(self._folder.name)
-        if prefetch.workers:
-            (shared / "in_hand").mkdir()
-            in_hand = InHand(str(shared / "in_hand"), reader.frames.limits.clock_seconds)
-            reader = dataclasses.replace(reader, in_hand=in_hand)
-        sources = tuple(each.within(shared) if isinstance(each, Patient) else each for each in reader.sources)
-        self._make, self._reader = make, dataclasses.replace(reader, sources=sources)
-        self._size, self._prefetch = size, prefetch
-        self._delivered = self._deaths = 0
-        self._pieces: grain.DatasetIterator | None = None
-        self._start()
-
-    def _start(self) -> None:
-        pieces = self._make(self._reader)
-        left_over = pieces[self._delivered * pieces.of_batch :]
-        self._pieces = iter(_in_background(left_over, self._prefetch.workers, self._tag))
-        self._next = _Joined(self._pieces, self._size)
+    def __init__(
+        self,
+        clips: grain.MapDataset,
+        reader: ClipReader,
+        size: int,
+        memory: PrefetchMemory,
+        workers: int,
+        first: int = 0,
+        every: int = 1,
+    ) -> None:
+        prefetch = plan_prefetch(memory, batch=size, frame_bytes=reader.frames.nbytes, workers=workers)
+        self._consumer = reader.consumer
+        serve = functools.partial(_serve_piece, clips, reader)
+        self._workers = [WorkerProcess(serve) for _ in range(prefetch.workers)]
+        calls = [functools.partial(_make_piece_guarded, worker, reader) for worker in self._workers]
+        calls = calls or [functools.partial(_make_piece, clips)] * THREADS
+        pieces = piece_ranges(len(clips), size, prefetch.piece, first, every)
+        self._pieces = InOrder(calls, pieces, prefetch.window)
+        joined = functools.partial(join, self._pieces)
+        self._batches = InOrder([joined], itertools.repeat(size), 2 if prefetch.ahead else 1)
 
     def __next__(self) -> Batch:
-        while self._next is not None:
-            try:
-                batch = self._next.result()
-            except (InputError, CannotRead) as error:
-                raise type(error)(str(error)) from None  # without Grain's note on tracebacks
-            except RuntimeError as error:
-                if "Worker process was terminated" not in str(error):
-                    raise
-                self._replace_workers(error)
-                continue
-            self._delivered, self._deaths = self._delivered + 1, 0
-            self._next = _Joined(self._pieces, self._size, begin=self._prefetch.ahead)
-            return batch
-        raise StopIteration  # closed
-
-    def _end_workers(self) -> None:
-        joined, self._next = self._next, None
-        pieces, self._pieces = self._pieces, None
-        if joined is not None:
-            joined.stop()  # Grain's iterator is for one thread at a time
-        if pieces is None:
-            return
-        pieces.close()
-        if self._prefetch.workers:
-            del pieces, joined
-            gc.collect()  # the iterator refers to itself, and holds pieces in shared memory
-            crash_guard.remove_undelivered(self._tag)
-
-    def _replace_workers(self, error: RuntimeError) -> None:
-        """Begins anew behind the last batch that was delivered, without the clips that are to blame."""
-        self._end_workers()
-        told = re.search(r"exit code (-?\d+)", str(error))
-        code = int(told.group(1)) if told else None
-        reader = self._reader
-        found = guilty(reader.in_hand.left(), code, reader.again, reader.in_hand.seconds)
-        if found:
-            self._reader = dataclasses.replace(reader, lost={**reader.lost, **found})
-        else:
-            self._count_death("unknown" if code is None else str(code), error)
-        self._start()
-
-    def _count_death(self, code: str, error: RuntimeError) -> None:
-        ended = f"a worker process that decodes was ended with exit code {code}"
-        self._deaths += 1
-        if self._deaths > MOST_DEATHS:
-            raise RunStopped(
-                f"{ended}, {self._deaths} times over the same batch, by the system if it ran out of memory; run again, "
-                "with fewer, as in --config.data.workers=1"
-            ) from error
-        logging.warning("%s; others make its batches anew", ended)
-
-    def __enter__(self) -> "Batches":
-        return self
+        return next(self._batches)
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self) -> None:
-        if not sys.is_finalizing() and hasattr(self, "_pieces"):  # then threads are at a standstill
+        # While Python ends, threads are at a standstill, and modules may be gone.
+        if sys is not None and not sys.is_finalizing() and hasattr(self, "_batches"):
             self.close()
 
     def close(self) -> None:
-        """Ends threads and worker processes, those too that wait for their data; a second time, does nothing."""
-        self._folder.cleanup()
-        self._end_workers()
+        """Ends threads and worker processes, also those that wait for their data; a second time, does nothing."""
+        self._consumer.closed.set()
+        for worker in self._workers:
+            worker.close()
+        self._pieces.close()
+        self._batches.close()
 
 
-class _Joined:
-    """A batch that a thread joins from pieces as they come; it begins at once, or when the batch is asked for.
+def piece_ranges(clips: int, size: int, piece: int, first: int = 0, every: int = 1) -> Iterator[range]:
+    """The indices of each piece: of batch number `first`, of `size` clips, and every `every`-th batch from there on."""
+    for begin in range(first * size, clips, every * size):
+        end = min(begin + size, clips)
+        for start in range(begin, end, piece):
+            yield range(start, min(start + piece, end))
 
-    The thread refers to this object and not to the `Batches`, which so end when they are dropped.
+
+def _make_piece(clips: grain.MapDataset, indices: range) -> Batch:
+    return stack([clips[index] for index in indices])
+
+
+def _serve_piece(clips: grain.MapDataset, reader: ClipReader, request: tuple[range, dict[ClipKey, str]]) -> Batch:
+    """In a worker process: the piece of these indices, without the clips that are blocked by now."""
+    indices, blocked = request
+    reader.blocked.update(blocked)
+    return _make_piece(clips, indices)
+
+
+def _make_piece_guarded(worker: WorkerProcess, reader: ClipReader, indices: range) -> Batch:
+    """A piece made by a worker process; a clip that crashes or hangs it is added to `reader.blocked`.
+
+    A clip that was being decoded when the process ended is tried once more, so that it is not blamed for what the
+    system did.
     """
-
-    def __init__(self, pieces: Iterator[Batch], size: int, begin: bool = True) -> None:
-        self._future: concurrent.futures.Future[Batch] = concurrent.futures.Future()
-        self._stopped = threading.Event()
-        # A daemon: a program that ends does not wait for it.
-        self._thread = threading.Thread(target=self._join, args=(pieces, size), daemon=True)
-        if begin:
-            self._thread.start()
-
-    def _join(self, pieces: Iterator[Batch], size: int) -> None:
+    seconds, suspect, deaths = reader.frames.limits.clock_seconds, None, 0
+    while True:
         try:
-            self._future.set_result(join(pieces, size, self._check))
-        except BaseException as error:
-            self._future.set_exception(error)
-
-    def _check(self) -> None:
-        if self._stopped.is_set():
-            raise _Stopped
-
-    def result(self) -> Batch:
-        """The batch, or the error that came of it; a signal's handler is heard meanwhile."""
-        if self._thread.ident is None:
-            self._thread.start()
-        return self._future.result()
-
-    def stop(self) -> None:
-        """Ends the thread, after the piece that it waits for."""
-        self._stopped.set()
-        if self._thread.ident is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+            return worker((indices, dict(reader.blocked)))
+        except WorkerEnded as ended:
+            if ended.clip is not None and (ended.hung or ended.clip == suspect):
+                late = f"it was not decoded within {seconds:g} s, after which its process was ended"
+                reader.blocked[ended.clip] = late if ended.hung else crash_guard.CRASHED
+                continue
+            suspect, deaths = ended.clip, deaths + 1
+            if deaths > MOST_DEATHS:
+                raise RunStopped(
+                    f"{ended}, {deaths} times over the same batch, by the system if it ran out of memory; run again, "
+                    "with fewer, as in --config.data.workers=1"
+                ) from ended
+            logging.warning("%s; another makes its part of the batch anew", ended)
 
 
-class _Stopped(Exception):
-    """The batch is not wanted any more."""
+def stack(elements: Sequence[Mapping[str, Any]]) -> Batch:
+    """A batch of elements: arrays are stacked, lists (of failures, of ids) are joined."""
+    batch: Batch = {}
+    for key, value in elements[0].items():
+        values = [element[key] for element in elements]
+        batch[key] = list(itertools.chain(*values)) if isinstance(value, list) else np.stack(values)
+    return batch
 
 
-def _in_background(pieces: grain.MapDataset, workers: int, tag: str) -> grain.IterDataset:
-    """Pieces made ahead: by threads of this process, or by worker processes that decode one after the other.
+def join(pieces: Iterator[Batch], size: int) -> Batch:
+    """Takes the pieces of a batch and copies each as it comes, so that no more than one of them is held.
 
-    `tag` is in the names of the memory that the worker processes share.
+    Where the pieces end before there are `size` clips, the batch is filled up with clips that are not `valid`. Raises
+    `StopIteration` where there is no piece.
     """
-    if workers == 0:
-        return pieces.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=THREADS))
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain asks for its own flags; a program without a command line has none
-    elements = pieces.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    elements = grain.experimental.WithOptionsIterDataset(
-        elements, grain.experimental.DatasetOptions(min_shm_size=_LEAST_SHARED)
-    )
-    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
-    return elements.mp_prefetch(options, functools.partial(begin_worker, tag))
+    batch: Batch = {}
+    done = 0
+    while done < size:
+        try:
+            done += _append(batch, next(pieces), done, size)
+        except StopIteration:
+            if not done:
+                raise
+            for value in batch.values():
+                if not isinstance(value, list):
+                    value[done:] = value[done - 1]
+            batch["valid"][done:], batch["index"][done:] = False, -1
+            break
+    return batch
+
+
+def _append(batch: Batch, piece: Batch, done: int, size: int) -> int:
+    """Copies a piece to its place in a batch; returns its number of clips."""
+    count = next(len(value) for value in piece.values() if not isinstance(value, list))
+    for key, value in piece.items():
+        if isinstance(value, list):
+            batch.setdefault(key, []).extend(value)
+            continue
+        if key not in batch:
+            batch[key] = np.empty((size, *value.shape[1:]), value.dtype)
+        batch[key][done : done + count] = value
+    return count

@@ -1,6 +1,10 @@
-"""What encoded media are read from: their bytes, or an open file, of which no more is in memory than is being read.
+"""Encoded media: the limits that decoding one clip keeps to, and how its bytes are opened (PyAV).
 
-An opened file may be read by several readers, each at a place of its own: they do not rely on the file's position.
+A small file can ask for a lot: a header that claims a picture of 60,000 x 60,000 pixels, a time stamp a thousand years
+away, a stream that decodes a thousand times slower than it plays. Real media stay far below the default limits.
+
+FFmpeg knows hundreds of formats, some of which name other files or addresses to read (playlists, session descriptions).
+Only the formats and decoders listed here are used, whatever a file's name and its first bytes say.
 """
 
 import argparse
@@ -16,70 +20,48 @@ import av
 
 from vlab_jax.errors import InputError
 
-# FOLDED vlab_jax/data/media.py: What decoding one clip may take, so that no file, whatever it holds, can fill the
-# memory or occupy a worker for good.  A small file can ask for a lot: a header that claims a picture of 60,000 x
-# 60,000 pixels, a time stamp a thousand years away, a stream that decodes a thousand times slower than it plays.
-# Real media stay far below the defaults.
-
 FIELDS = "data.limits"
+
+# The bytes of a file, or a file opened for reading bytes, at any position.
+Encoded = bytes | io.BufferedReader
 
 
 class DecodeError(ValueError):
-    """Media that cannot be decoded as asked, said in one line."""
+    """Media that cannot be decoded; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MediaLimits:
-    """The most that one clip may take; media that would take more are refused with a `DecodeError` that says so.
+    """The most that one clip may take; media that would take more are refused with a `DecodeError` that says so."""
 
-    Attributes:
-      max_pixels: of a frame, as stored and as resized; the default is twice that of 8K (7680 x 4320), for photographs.
-      max_frames: of a clip; in seconds of 30 frames, the default is a day.
-      max_seconds: that a clip lasts; the default is a day and a bit.
-      max_bytes: of a file that a data set is built of, and of a clip's stored frames; no record can be larger than the
-        default.
-      decode_seconds: of computing for one clip. A worker process that does not come back within twice that time, by the
-        clock, is ended, and the clip counts as one that cannot be decoded.
-    """
-
-    max_pixels: int = 2 * 7680 * 4320
-    max_frames: int = 2_592_000
-    max_seconds: float | int = 90_000.0
-    max_bytes: int = 2**31 - 1
-    decode_seconds: float | int = 600.0
+    max_pixels: int = 2 * 7680 * 4320  # of a frame, as stored and as resized: twice 8K, for photographs
+    max_frames: int = 2_592_000  # of a clip: a day at 30 a second
+    max_seconds: float | int = 90_000.0  # of a clip: a day and a bit
+    max_bytes: int = (
+        2**31 - 1
+    )  # of a file of a data set, and of a clip's stored frames: the largest record there can be
+    decode_seconds: float | int = 600.0  # CPU time for one clip
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             if not getattr(self, field.name) > 0:
                 raise InputError(f"{FIELDS}.{field.name} is {getattr(self, field.name)}; it must be more than 0")
 
-    @classmethod
-    def from_fields(cls, fields: Any) -> "MediaLimits":
-        """The limits that the group `data.limits` of a config says, or a dictionary of the same names."""
-        return cls(**dict(fields))
-
     @property
     def clock_seconds(self) -> float | int:
-        """After how long a worker process that is still at one clip is ended, in seconds."""
+        """How long a worker process may be at one clip, in seconds: then it is ended, and the clip is undecodable."""
         return 2 * self.decode_seconds
-
-    def check_bytes(self, count: int, what: str) -> None:
-        """Raises `DecodeError` where something of so many bytes is too large."""
-        self._check("max_bytes", count, f"{what} of {count:,} bytes")
 
     def check_picture(self, width: int, height: int, what: str = "the media has a picture") -> None:
         """Raises `DecodeError` where a picture has too many pixels."""
-        self._check("max_pixels", width * height, f"{what} of {width:,} x {height:,} pixels")
+        self.check("max_pixels", width * height, f"{what} of {width:,} x {height:,} pixels")
 
     def check_frames(self, count: int) -> None:
         """Raises `DecodeError` where a clip has too many frames."""
-        self._check("max_frames", count, f"the clip has {count:,} frames or more")
+        self.check("max_frames", count, f"the clip has {count:,} frames or more")
 
-    def check_duration(self, seconds: float | int) -> None:
-        """Raises `DecodeError` where a clip lasts too long, or not a number of seconds."""
-        self._check("max_seconds", seconds, f"by its time stamps the clip lasts {seconds:,.0f} s")
-
-    def _check(self, name: str, value: float | int, found: str) -> None:
+    def check(self, name: str, value: float | int, found: str) -> None:
+        """Raises `DecodeError` where a value is above the limit of that name, or is not a number."""
         limit = getattr(self, name)
         if not value <= limit:
             raise DecodeError(f"{found}, and {FIELDS}.{name} allows {limit:,}")
@@ -88,32 +70,37 @@ class MediaLimits:
 DEFAULT_LIMITS = MediaLimits()
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The limits as flags of a command line: `--limits.max_pixels` and so on."""
+def add_limit_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the limits to a command line, as `--limits.max_pixels` and so on."""
     for field in dataclasses.fields(MediaLimits):
-        kind = int if isinstance(field.default, int) else float
-        parser.add_argument(
-            f"--limits.{field.name}", type=kind, default=field.default, help="of one clip (default: %(default)s)"
-        )
+        options = {"type": type(field.default), "default": field.default, "help": "of one clip (default: %(default)s)"}
+        parser.add_argument(f"--limits.{field.name}", **options)
 
 
-def given_limits(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `MediaLimits` that such flags say."""
-    return {field.name: given[f"limits.{field.name}"] for field in dataclasses.fields(MediaLimits)}
+def limit_fields(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `MediaLimits` from the values of these flags."""
+    return {field.name: flags[f"limits.{field.name}"] for field in dataclasses.fields(MediaLimits)}
 
 
-class Watch:
-    """Holds the decoding of one clip to its limits; for the thread that decodes.
+@contextlib.contextmanager
+def opened(path: str | os.PathLike) -> Iterator[Encoded]:
+    """The file at a path; of a pipe, what comes out of it. Raises `OSError`."""
+    with open(path, "rb") as file:
+        yield file if file.seekable() else file.read()
 
-    Attributes:
-      oversized: whether the decoder refused a frame of a size that it did not tell.
-    """
 
-    def __init__(self, limits: MediaLimits) -> None:
+class MediaReader:
+    """The encoded media of one clip, and the limits of decoding it; for the thread that decodes."""
+
+    def __init__(self, media: Encoded, limits: MediaLimits) -> None:
         self.limits = limits
-        self.oversized = False
-        # Time that this thread computes, so that a busy machine is not taken for a bad file.
+        self.oversized = False  # whether the decoder refused a frame without saying its size
+        # CPU time of this thread, so that a busy machine is not taken for a bad file.
         self._end = time.thread_time() + limits.decode_seconds
+        self.in_memory = isinstance(media, bytes)
+        self._file = io.BytesIO(media) if self.in_memory else media
+        self.size = len(media) if self.in_memory else os.fstat(media.fileno()).st_size
+        self.head = self.open().read(12)
 
     def check_time(self) -> None:
         """Raises `DecodeError` where the clip has taken too long."""
@@ -121,72 +108,41 @@ class Watch:
             allowed = f"{FIELDS}.decode_seconds allows {self.limits.decode_seconds:g}"
             raise DecodeError(f"the media takes longer to decode than it may: {allowed} s of computing")
 
-
-# The bytes of a file, or a file opened for reading bytes, at any place.
-Encoded = bytes | io.BufferedReader
-
-
-@contextlib.contextmanager
-def opened(path: str | os.PathLike) -> Iterator[Encoded]:
-    """The file at a path, or what comes out of it where it is a pipe. Raises `OSError`."""
-    with open(path, "rb") as file:
-        yield file if file.seekable() else file.read()
+    def open(self) -> "_Cursor":
+        """A file at its beginning. Several can be read in turns: each has a position of its own."""
+        return _Cursor(self, self._file)
 
 
-def size(media: Encoded) -> int:
-    """How many bytes it has."""
-    return len(media) if isinstance(media, bytes) else os.fstat(media.fileno()).st_size
+class _Cursor(io.IOBase):
+    """A file that checks the time at each read: reading is all that a container's headers can ask for."""
 
-
-def head(media: Encoded, count: int) -> bytes:
-    """The first bytes."""
-    return as_file(media).read(count)
-
-
-def as_file(media: Encoded) -> io.BytesIO | io.BufferedReader:
-    """A file at its beginning."""
-    if isinstance(media, bytes):
-        return io.BytesIO(media)
-    media.seek(0)
-    return media
-
-
-class WatchedReader:
-    """Reads within the time that the clip has: reading is all that a container's headers can ask for."""
-
-    def __init__(self, media: Encoded, watch: Watch) -> None:
-        self._file, self._size, self._watch, self._at = as_file(media), size(media), watch, 0
+    def __init__(self, media: MediaReader, file: io.BytesIO | io.BufferedReader) -> None:
+        self._media, self._file, self._at = media, file, 0
 
     def read(self, count: int = -1) -> bytes:
-        self._watch.check_time()
+        self._media.check_time()
         self._file.seek(self._at)
-        found = self._file.read(count)
-        self._at += len(found)
-        return found
+        data = self._file.read(count)
+        self._at += len(data)
+        return data
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = max(offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence], 0)
+        self._at = max(offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._media.size}[whence], 0)
         return self._at
 
-    def tell(self) -> int:
-        return self._at
-
-    def seekable(self) -> bool:
+    def readable(self) -> bool:
         return True
 
+    seekable = readable
 
-# FOLDED vlab_jax/data/media.py: Media files are opened (PyAV): which kinds are, and that nothing but their own
-# bytes is read.  FFmpeg knows hundreds of formats. Some name other files or addresses for it to read (playlists,
-# lists of parts, session descriptions), and most are of no use here and rarely looked at by anyone. Only the
-# formats and decoders listed here are used, whatever a file's name says and whatever its first bytes claim.
 
-# As FFmpeg calls its demuxers: containers, raw streams, images.
+# FFmpeg's names of demuxers: containers, raw streams, images.
 FORMATS = (
     *("mov", "matroska", "avi", "mpeg", "mpegvideo", "mpegts", "asf", "flv", "ogg", "rm", "mxf", "dv", "nut", "ivf"),
     *("h264", "hevc", "m4v", "obu", "mjpeg"),
     *("gif", "apng", "webp", "webp_anim", "jpeg_pipe", "png_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe"),
 )
-# As FFmpeg calls its decoders.
+# FFmpeg's names of decoders.
 DECODERS = (
     *("h264", "hevc", "vvc", "av1", "libdav1d", "vp3", "theora", "vp6", "vp6a", "vp6f", "vp8", "vp9"),
     *("mpeg1video", "mpeg2video", "mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4", "h263", "h263i", "h263p", "flv"),
@@ -194,61 +150,50 @@ DECODERS = (
     *("msvideo1", "msrle", "rawvideo", "mjpeg", "dvvideo", "dnxhd", "prores", "ffv1", "huffyuv", "ffvhuff", "utvideo"),
     *("gif", "apng", "png", "webp", "libwebp", "libwebp_anim", "bmp", "tiff", "jpeg2000", "qtrle", "rpza"),
 )
-_READ_HERE = "mp4, mov, mkv, webm, avi, mpg, ts, wmv, flv, ogv, rm, mxf, gif, and images"
+_READABLE = "mp4, mov, mkv, webm, avi, mpg, ts, wmv, flv, ogv, rm, mxf, gif, and images"
 
 
 @contextlib.contextmanager
-def open_media(media: Encoded, watch: Watch) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def open_media(media: MediaReader) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """The opened media and its video stream, whose decoder refuses frames that are larger than they may be.
 
     Raises `DecodeError`, and whatever PyAV raises, on media that cannot be opened.
     """
-    if not size(media):
+    if not media.size:
         raise DecodeError("the media is empty (0 bytes)")
-    if isinstance(media, bytes):
-        watch.limits.check_bytes(len(media), "the media is a file")
-    with _opened(media, watch) as container:
-        stream = _video_stream(container)
-        context = stream.codec_context
-        if context is None:
-            raise DecodeError("there is no decoder for the media's video stream")
-        if context.name not in DECODERS:
-            raise DecodeError(f"the media's video is coded as {context.name}, which is not read here; convert it")
-        watch.limits.check_picture(context.width, context.height)
-        context.options = _decoder_options(watch)
-        context.thread_count = 1
-        yield container, stream
-
-
-def _opened(media: Encoded, watch: Watch) -> av.container.InputContainer:
+    if media.in_memory:
+        media.limits.check("max_bytes", media.size, f"the media is a file of {media.size:,} bytes")
     options = {
         # A playlist must not make us read other files: with no protocol allowed, only these bytes can be read.
         "protocol_whitelist": "none",
         "format_whitelist": ",".join(FORMATS),
         "codec_whitelist": ",".join(DECODERS),
     }
+    # Decoders count the edges that they add to a frame, too. Opening may decode a frame.
+    pixels = {"max_pixels": str(min(media.limits.max_pixels * 5 // 4 + 2**17, 2**31 - 1))}
     try:
-        return av.open(
-            WatchedReader(media, watch),
-            metadata_errors="ignore",
-            container_options=options,
-            options=_decoder_options(watch),  # opening may decode a frame
-        )
+        opening = av.open(media.open(), metadata_errors="ignore", container_options=options, options=pixels)
     except av.error.ArgumentError as error:
         raise DecodeError(
-            f"the media is damaged, or of a format that is not read here; read are {_READ_HERE}"
+            f"the media is damaged, or of a format that is not read here; read are {_READABLE}"
         ) from error
+    with opening as container:
+        stream = _video_stream(container)
+        context = stream.codec_context
+        if context is None:
+            raise DecodeError("there is no decoder for the media's video stream")
+        if context.name not in DECODERS:
+            raise DecodeError(f"the media's video is coded as {context.name}, which is not read here; convert it")
+        media.limits.check_picture(context.width, context.height)
+        context.options = pixels
+        context.thread_count = 1
+        yield container, stream
 
 
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
     videos = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
     if not videos:
-        held = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
-        raise DecodeError(f"the media has no video stream: a {container.format.name} file with {held}")
+        kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
+        raise DecodeError(f"the media has no video stream: a {container.format.name} file with {kinds}")
     best = container.streams.best("video")
     return best if best in videos else videos[0]
-
-
-def _decoder_options(watch: Watch) -> dict[str, str]:
-    # Decoders count the edges that they add to a frame, too.
-    return {"max_pixels": str(min(watch.limits.max_pixels * 5 // 4 + 2**17, 2**31 - 1))}

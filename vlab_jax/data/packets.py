@@ -1,10 +1,8 @@
-"""The packets of an interval of a media, and the frames they hold (PyAV).
+"""The packets of an interval of a video, and the frames they hold (PyAV).
 
-Packets are read without decoding (`packet_reader.py`), which gives every frame's time and where the key frames are,
-and only the stretches from a key frame to a wanted frame are decoded.
-
-Where packets carry no usable times (AVI and raw streams with B-frames), the interval is decoded in full, and
-frames are counted as the decoder hands them out.
+Packets are read without decoding, which gives every frame's time and shows where the key frames are; only the packets
+from a key frame to a wanted frame are decoded. Where packets carry no usable times (AVI and raw streams with B-frames),
+the interval is decoded in full, and frames are counted as the decoder returns them.
 """
 
 import bisect
@@ -12,193 +10,168 @@ import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from fractions import Fraction
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import av
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from vlab_jax.data.media import FIELDS, DecodeError, Encoded, Watch, open_media
+from vlab_jax.data.media import FIELDS, DecodeError, MediaReader, open_media
 from vlab_jax.data.sampling import even_times, fill_times
 
-# FOLDED vlab_jax/data/packets.py: The packets of an interval of a media, read without decoding (PyAV).  They
-# are kept, so that going back to a key frame needs no second seek in the file, which many containers do inexactly.
-# Those of a long video can be more than fits into memory: then only what they say of themselves is kept, and those
-# that are wanted are read again, in the same order from the same place on.
-
-_MOST_HELD = 2**28  # bytes of packets
-
-
-@dataclasses.dataclass(frozen=True)
-class Stretch:
-    """Which packets are read: from before `start` to `end`.
-
-    `start`, `end` and `seek`, the time to seek to first (None: the beginning of the file), are seconds from the
-    beginning of the media, which is at `origin` on its streams' clock.
-    """
-
-    origin: Fraction
-    seek: float | None
-    start: float
-    end: float
-
-    def tick(self, stream: av.VideoStream, seconds: float) -> float:
-        """A time on the stream's clock."""
-        return (seconds + float(self.origin)) / float(stream.time_base)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Stamp:
-    """What a packet says of itself, named as in PyAV."""
-
-    pts: int | None
-    dts: int | None
-    duration: int | None
-    is_keyframe: bool
-    is_discard: bool
-
-
-class HeldPackets:
-    """Packets in memory, in decoding order; `stamps` are what they say of themselves."""
-
-    def __init__(self, packets: list[av.Packet]) -> None:
-        self.stamps: Sequence[av.Packet | Stamp] = packets
-
-    def __len__(self) -> int:
-        return len(self.stamps)
-
-    def read(self, first: int, stop: int) -> Iterator[av.Packet]:
-        """Those from one place to before another."""
-        yield from self.stamps[first:stop]
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-class PacketsReadAgain:
-    """Packets that are too many to hold, in decoding order: they are read again, forwards, and anew to go back."""
-
-    def __init__(self, media: Encoded, watch: Watch, stretch: Stretch, stamps: list[Stamp]) -> None:
-        self.stamps: Sequence[av.Packet | Stamp] = stamps
-        self._media, self._watch, self._stretch = media, watch, stretch
-        self._following: Iterator[av.Packet] | None = None
-        self._next = 0
-
-    def __len__(self) -> int:
-        return len(self.stamps)
-
-    def read(self, first: int, stop: int) -> Iterator[av.Packet]:
-        """Those from one place to before another; one reading at a time."""
-        if self._following is None or first < self._next:
-            self.close()
-            self._following, self._next = self._from_the_start(), 0
-        while self._next < stop:
-            packet = next(self._following, None)
-            if packet is None:
-                return
-            self._next += 1
-            if self._next > first:
-                yield packet
-
-    def close(self) -> None:
-        """Closes the media, where it is read."""
-        if self._following is not None:
-            self._following.close()
-        self._following = None
-
-    def _from_the_start(self) -> Iterator[av.Packet]:
-        with open_media(self._media, self._watch) as (container, stream):
-            yield from _following(container, stream, self._stretch)
-
-
-Packets = HeldPackets | PacketsReadAgain
-
-
-def read_packets(
-    media: Encoded, container: av.container.InputContainer, stream: av.VideoStream, watch: Watch, stretch: Stretch
-) -> tuple[Packets, bool]:
-    """Packets from before `stretch.start` to its end, and whether the media ended first.
-
-    There are none where seeking to `stretch.seek` gives no key frame at or before `stretch.start`.
-    """
-    packets: list[av.Packet | Stamp] = []
-    size, ended, until = 0, True, stretch.tick(stream, stretch.end)
-    # Damage ends the reading; what was read before it can still be shown.
-    with contextlib.suppress(av.error.FFmpegError):
-        for packet in _following(container, stream, stretch):
-            if packet.dts is not None and packet.dts >= until:
-                ended = False
-                break
-            if size <= _MOST_HELD < size + packet.size:
-                packets = [_stamp(each) for each in packets]
-            size += packet.size
-            packets.append(packet if size <= _MOST_HELD else _stamp(packet))
-            watch.check_time()
-            watch.limits.check_frames(len(packets))
-    held = size <= _MOST_HELD
-    return HeldPackets(packets) if held else PacketsReadAgain(media, watch, stretch, packets), ended
-
-
-def _stamp(packet: av.Packet) -> Stamp:
-    return Stamp(packet.pts, packet.dts, packet.duration, packet.is_keyframe, packet.is_discard)
-
-
-def _following(container: av.container.InputContainer, stream: av.VideoStream, stretch: Stretch) -> Iterator[av.Packet]:
-    """Packets from the place to seek to on, or from the beginning; none where that is after `stretch.start`."""
-    if stretch.seek is not None:
-        container.seek(math.floor(stretch.tick(stream, stretch.seek)), stream=stream)
-    begun = stretch.seek is None
-    for packet in _demux(container, stream):
-        if not packet.size:
-            continue
-        if not begun:
-            if not packet.is_keyframe:  # MPEG streams are cut anywhere
-                continue
-            if packet.pts is None or packet.pts > stretch.tick(stream, stretch.start):
-                return
-            begun = True
-        yield packet
-
-
-def _demux(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
-    while True:
-        try:
-            yield from container.demux(stream)
-            return
-        except IndexError:  # PyAV does not expect a stream that first appears late, as MPEG files allow
-            continue
-
-
+_MOST_HELD = 2**28  # bytes of packets in memory
 # How far before the start of an interval to seek, in seconds, until a key frame lies before it.
 _SEEK_MARGINS = (0.0, 2.0, 20.0)
 _DEFAULT_RATE = 25
+_ALL = 2**63 - 1
 
 T = TypeVar("T")
-C = TypeVar("C", bound=Collection)
+# Gets the times (seconds, increasing) at which frames start, and when the last one ends; returns which ones to take.
+Choose = Callable[[Float[np.ndarray, " n"], float], Int[np.ndarray, " t"]]
 
 
 class UnreliableTimes(Exception):
     """The decoder's order of frames contradicts the packets' time stamps: use `with_decoded_times`."""
 
 
+class Stamp(NamedTuple):
+    """What a packet says of its frame, named as in PyAV."""
+
+    pts: int | None
+    duration: int | None
+    is_keyframe: bool
+    is_discard: bool
+
+
+class Packets:
+    """The packets from before `start` to `end` (seconds from the beginning of the media), in decoding order.
+
+    They are held in memory, so that going back to a key frame needs no second seek in the file, which many containers
+    do inexactly. Where they are too large for that, `read` reads them anew from the same place on. There are none
+    where seeking to `seek` seconds (None: the beginning) finds no key frame at or before `start`.
+
+    `stamps` says what each packet says of its frame, `ended` whether the media ended before `end`, `origin` where the
+    media begins on the stream's clock, in seconds, and `mean_step` the mean time between two frames, in ticks, as the
+    header says.
+    """
+
+    def __init__(
+        self, media: MediaReader, stream: av.VideoStream, start: float, end: float, seek: float | None
+    ) -> None:
+        self.media, self.stream = media, stream
+        rate = stream.average_rate or stream.guessed_rate or _DEFAULT_RATE
+        self.mean_step = float(1 / (rate * stream.time_base))
+        streams = (*stream.container.streams.video, *stream.container.streams.audio)
+        starts = [s.start_time * s.time_base for s in streams if s.start_time is not None and s.time_base]
+        self.origin = min(starts, default=Fraction(0))  # exact, unlike the container's own, rounded one
+        start, end = self._ticks(start), self._ticks(end)
+        self._demuxed = None if seek is None else self._ticks(seek), start
+        self._reading: Iterator[av.Packet] | None = None
+        self._next = 0
+        self.stamps: list[Stamp] = []
+        self._held: list[av.Packet] | None = []
+        self.ended, size = True, 0
+        # Damage ends the reading; what was read before it can still be shown.
+        with contextlib.suppress(av.error.FFmpegError):
+            for packet in _demux(stream, *self._demuxed):
+                if packet.dts is not None and packet.dts >= end:
+                    self.ended = False
+                    break
+                self.stamps.append(Stamp(packet.pts, packet.duration, packet.is_keyframe, packet.is_discard))
+                size += packet.size
+                if size > _MOST_HELD:
+                    self._held = None
+                else:
+                    self._held.append(packet)
+                media.check_time()
+                media.limits.check_frames(len(self.stamps))
+
+    @property
+    def stores_no_times(self) -> bool:
+        """Whether the container has no presentation times, so that they are made up from the order of packets."""
+        return self.stream.container.format.name == "avi"
+
+    def _ticks(self, seconds: float) -> float:
+        return (seconds + float(self.origin)) / float(self.stream.time_base)
+
+    def read(self, first: int = 0, stop: int = _ALL) -> Iterator[av.Packet]:
+        """The packets from one place to before another; use them up before the next call."""
+        if self._held is not None:
+            yield from self._held[first:stop]
+            return
+        if self._reading is None or first < self._next:
+            self._reading, self._next = _demux_again(self.media, *self._demuxed), 0
+        while self._next < min(stop, len(self.stamps)) and (packet := next(self._reading, None)) is not None:
+            self._next += 1
+            if self._next > first:
+                yield packet
+
+    def decode(self, first: int = 0, stop: int = _ALL, stamps: Collection[int] = ()) -> Iterator[av.VideoFrame]:
+        """The frames of the packets that `read` reads, in display order; packets that the decoder rejects are skipped.
+
+        Where time stamps are given, other frames may be left out: those that no frame refers to are not decoded, which
+        saves about a third of the work where there are B-frames.
+
+        Raises `DecodeError` where a frame is larger than it may be, whatever the header says, or time is up.
+        """
+        media, context = self.media, self.stream.codec_context
+        context.flush_buffers()
+        for packet in itertools.chain(self.read(first, stop), [None]):
+            spare = stamps and packet is not None and packet.pts not in stamps
+            context.skip_frame = "NONREF" if spare else "DEFAULT"
+            media.check_time()
+            width = context.width
+            try:
+                for frame in context.decode(packet):
+                    media.limits.check_picture(frame.width, frame.height)
+                    yield frame
+            except av.error.FFmpegError as error:
+                media.limits.check_picture(context.width, context.height)
+                # Most decoders forget the size that they refuse, and dav1d calls it out of range.
+                media.oversized |= width > context.width or isinstance(error, OverflowError)
+
+
+def _demux_again(media: MediaReader, seek: float | None, start: float) -> Iterator[av.Packet]:
+    with open_media(media) as (_, stream):
+        yield from _demux(stream, seek, start)
+
+
+def _demux(stream: av.VideoStream, seek: float | None, start: float) -> Iterator[av.Packet]:
+    """Packets from `seek` on (ticks, as `start`); see `Packets`."""
+    if seek is not None:
+        stream.container.seek(math.floor(seek), stream=stream)
+    begun = seek is None
+    for packet in _demux_all(stream):
+        if not packet.size or not (begun or packet.is_keyframe):  # MPEG streams are cut anywhere
+            continue
+        if not begun and (packet.pts is None or packet.pts > start):
+            return
+        begun = True
+        yield packet
+
+
+def _demux_all(stream: av.VideoStream) -> Iterator[av.Packet]:
+    while True:
+        try:
+            yield from stream.container.demux(stream)
+            return
+        except IndexError:  # PyAV does not expect a stream that first appears late, as MPEG files allow
+            continue
+
+
 @dataclasses.dataclass(frozen=True)
 class Interval:
     """The packets that show an interval of a media, and when their frames are shown.
 
-    `packets` are in decoding order. `times` are the frames' times in display order, in seconds from the
-    beginning of the media; `stop` is the time at which the last one ends, infinite where the media goes on.
-    `origin` is the beginning of the media on the stream's clock, in seconds; `watch` holds the decoding to its limits.
-
-    `stamps` holds each frame's time stamp, in ticks, and `places` the place of its packet in `packets`. Both
-    are None where packets do not tell which frame they hold; frames are then counted as they are decoded.
+    `times` are the frames' times in display order, in seconds from the beginning of the media; `stop` is the time at
+    which the last one ends, infinite where the media goes on. `stamps` holds each frame's time stamp, in ticks, and
+    `places` the place of its packet in `packets`. Both are None where packets do not say which frame they hold; frames
+    are then counted as they are decoded.
     """
 
-    stream: av.VideoStream
     packets: Packets
-    watch: Watch
-    origin: Fraction
     times: Float[np.ndarray, " n"]
     stop: float
     stamps: list[int] | None = None
@@ -206,128 +179,83 @@ class Interval:
 
 
 @contextlib.contextmanager
-def open_interval(media: Encoded, start: float, end: float, watch: Watch) -> Iterator[Interval]:
+def open_interval(media: MediaReader, start: float, end: float) -> Iterator[Interval]:
     """The packets that show [start, end), in seconds: from a key frame before `start` on.
 
     Raises `DecodeError`, and whatever PyAV raises, on media that cannot be read.
     """
     for seek in [start - margin for margin in _SEEK_MARGINS if start > margin] + [None]:
-        with open_media(media, watch) as (container, stream):
-            origin = _origin(container)
-            packets, ended = read_packets(media, container, stream, watch, Stretch(origin, seek, start, end))
-            if len(packets) or seek is None:
-                with contextlib.closing(packets):
-                    yield _with_packet_times(stream, packets, watch, origin, ended)
+        with open_media(media) as (_, stream):
+            packets = Packets(media, stream, start, end, seek)
+            if packets.stamps or seek is None:
+                yield _with_packet_times(packets)
                 return
 
 
-def decode_packets(
-    context: av.VideoCodecContext, packets: Iterable[av.Packet], watch: Watch, wanted: Container[int] | None = None
-) -> Iterator[av.VideoFrame]:
-    """The frames of consecutive packets, in display order; packets that the decoder rejects are passed over.
+def decode_frames(interval: Interval, choose: Choose, take: Callable[[av.VideoFrame], T]) -> list[T]:
+    """What `take` makes of the frames that `choose` picks, each decoded from the key frame before it.
 
-    Raises `DecodeError` where a frame is larger than it may be, whatever the header said, or time is up.
-
-    With `wanted` (time stamps), other frames may be left out: those that no frame refers to are not decoded,
-    which saves about a third of the work where there are B-frames.
+    Frames are freed as soon as they are taken, so memory holds what `take` returns. A damaged frame is replaced by the
+    nearest earlier one that is sound, or else by the nearest later one. Raises `UnreliableTimes`, and `DecodeError`
+    where none of the frames can be decoded.
     """
-    context.flush_buffers()
-    for packet in itertools.chain(packets, [None]):
-        spare = wanted is not None and packet is not None and packet.pts not in wanted
-        context.skip_frame = "NONREF" if spare else "DEFAULT"
-        watch.check_time()
-        width = context.width
-        try:
-            for frame in context.decode(packet):
-                watch.limits.check_picture(frame.width, frame.height)
-                yield frame
-        except av.error.FFmpegError as error:
-            watch.limits.check_picture(context.width, context.height)
-            # Most decoders forget the size that they refuse, and dav1d calls it out of range.
-            watch.oversized |= width > context.width or isinstance(error, OverflowError)
-
-
-def decode_all(interval: Interval) -> Iterator[av.VideoFrame]:
-    """The frames of all packets of an interval, in display order; see `decode_packets`."""
-    packets = interval.packets.read(0, len(interval.packets))
-    return decode_packets(interval.stream.codec_context, packets, interval.watch)
-
-
-def decode_frames(interval: Interval, wanted: Sequence[int], take: Callable[[av.VideoFrame], T]) -> dict[int, T]:
-    """What `take` makes of the frames at these places in display order, each decoded from the key frame before it.
-
-    A frame is let go of as soon as it is taken, so memory holds what `take` returns. A frame that is damaged is
-    replaced by the nearest earlier one that is not, or else by the nearest later.
-
-    Raises:
-        UnreliableTimes: the decoder's order of frames contradicts the packets' times.
-        DecodeError: none of the frames can be decoded.
-    """
-    wanted = sorted(set(wanted))
+    chosen, packets = choose(interval.times, interval.stop).tolist(), interval.packets
+    wanted = sorted(set(chosen))
     if interval.places is None:
-        counted = enumerate(decode_all(interval))
-        return _some(_collect(counted, wanted, take)[0], interval.watch)
-    frames: dict[int, T] = {}
-    damaged: list[int] = []
+        frames, _ = _collect(enumerate(packets.decode()), wanted, take)
+    else:
+        frames = _decode_from_key_frames(interval, wanted, take)
+    _check_decoded(frames, packets.media)
+    return [frames[number] for number in chosen]
+
+
+def _decode_from_key_frames(
+    interval: Interval, wanted: Sequence[int], take: Callable[[av.VideoFrame], T]
+) -> dict[int, T]:
+    packets, frames, damaged = interval.packets, {}, []
     for key, group in itertools.groupby(wanted, key=lambda frame: _key_place(interval, frame)):
         targets = list(group)
-        last = max(interval.places[target] for target in targets)
-        stretch = interval.packets.read(key, last + 1)
-        stamps = {interval.stamps[target] for target in targets}
+        stop = max(interval.places[target] for target in targets) + 1
         # AVI's stamps are checked against the decoder's order, which takes every frame.
-        wanted_only = None if _stores_no_times(interval.stream) else stamps
-        found, inexact = _collect(_decode_numbered(interval, stretch, wanted_only), targets, take)
-        frames |= found
+        stamps = () if packets.stores_no_times else {interval.stamps[target] for target in targets}
+        taken, inexact = _collect(_number(interval, packets.decode(key, stop, stamps)), targets, take)
+        frames |= taken
         damaged += inexact
     # An open GOP, or a key frame that is damaged itself, can need packets from before the key frame.
     if damaged:
-        every = interval.packets.read(0, len(interval.packets))
-        frames |= _collect(_decode_numbered(interval, every, None), damaged, take)[0]
-    return _some(frames, interval.watch)
-
-
-def _some(frames: C, watch: Watch) -> C:
-    if not frames:
-        raise DecodeError(no_frame(watch))
+        frames |= _collect(_number(interval, packets.decode()), damaged, take)[0]
     return frames
 
 
-def no_frame(watch: Watch) -> str:
-    """What to say of media of which no frame can be decoded."""
-    limit = f"{FIELDS}.max_pixels={watch.limits.max_pixels:,}"
-    return f"no frame of the media can be decoded{f', or each has more than {limit} pixels' if watch.oversized else ''}"
+def _check_decoded(frames: Collection, media: MediaReader) -> None:
+    if not frames:
+        limit = f"{FIELDS}.max_pixels={media.limits.max_pixels:,}"
+        larger = f", or each has more than {limit} pixels" if media.oversized else ""
+        raise DecodeError(f"no frame of the media can be decoded{larger}")
 
 
 def with_decoded_times(interval: Interval) -> Interval:
     """The same interval with times taken from its decoded frames: all its packets are decoded once.
 
-    Frames keep the decoder's order; their times are their presentation stamps where these increase, else
-    their decoding stamps, else they are counted at the mean rate.
+    Frames keep the decoder's order. Their times are their presentation stamps where these increase, else their decoding
+    stamps, else they are counted at the mean rate.
     """
-    frames = _some([(frame.pts, frame.dts) for frame in decode_all(interval)], interval.watch)
-    step = _mean_step(interval.stream)
+    packets = interval.packets
+    frames = [(frame.pts, frame.dts) for frame in packets.decode()]
+    _check_decoded(frames, packets.media)
     for stamps in (*zip(*frames, strict=True), [None] * len(frames)):
-        ticks = fill_times(stamps, step)
+        ticks = fill_times(stamps, packets.mean_step)
         if (np.diff(ticks) > 0).all():
             break
-    times, stop = _seconds(interval.stream, ticks, interval.watch, interval.origin, step)
+    times, stop = _seconds(packets, ticks, packets.mean_step)
     if stop <= 0:  # stamps that contradict the beginning of the media: it begins with its first frame
         times, stop = times - times[0], stop - float(times[0])
-    return dataclasses.replace(interval, times=times, stop=max(stop, interval.stop), stamps=None, places=None)
+    return Interval(packets, times, max(stop, interval.stop))
 
 
-def _origin(container: av.container.InputContainer) -> Fraction:
-    """The beginning of the media on its streams' clock, in seconds; exact, where the container rounds it."""
-    streams = (*container.streams.video, *container.streams.audio)
-    starts = [s.start_time * s.time_base for s in streams if s.start_time is not None and s.time_base]
-    return min(starts, default=Fraction(0))
-
-
-def _with_packet_times(
-    stream: av.VideoStream, packets: Packets, watch: Watch, origin: Fraction, ended: bool
-) -> Interval:
-    """The interval with times from its packets, or without any where these do not tell."""
-    stop, stamped = 0.0 if ended else math.inf, packets.stamps
+def _with_packet_times(packets: Packets) -> Interval:
+    """The interval with times from its packets, or without any where these have none."""
+    stop, stamped = 0.0 if packets.ended else math.inf, packets.stamps
     # A frame that comes before the first key frame refers to frames that are not there.
     first = stamped[0].pts if stamped and stamped[0].is_keyframe else None
     shown = [
@@ -337,66 +265,53 @@ def _with_packet_times(
     ]
     if not shown:
         raise DecodeError("the media holds no frame in the interval")
-    if not _tell_times(stream, [stamped[place].pts for place in shown]):
-        return Interval(stream, packets, watch, origin, np.zeros(0), stop)
+    if not _have_times(packets, [stamped[place].pts for place in shown]):
+        return Interval(packets, np.zeros(0), stop)
     places = sorted(shown, key=lambda place: stamped[place].pts)
     stamps = [stamped[place].pts for place in places]
     duration = float(stamped[places[-1]].duration or 0)
-    times, shown_until = _seconds(stream, np.array(stamps, dtype=np.float64), watch, origin, duration)
-    return Interval(stream, packets, watch, origin, times, max(stop, shown_until), stamps, places)
+    times, shown_until = _seconds(packets, np.array(stamps, dtype=np.float64), duration)
+    return Interval(packets, times, max(stop, shown_until), stamps, places)
 
 
-def _tell_times(stream: av.VideoStream, stamps: list[int | None]) -> bool:
-    """Whether the packets' stamps (in decoding order) are the times of their frames."""
+def _have_times(packets: Packets, stamps: list[int | None]) -> bool:
+    """Whether the packets' stamps, in decoding order, are the times of their frames."""
     if None in stamps or len(set(stamps)) < len(stamps):
         return False
     # In a stream with B-frames, time stamps that follow the decoding order cannot be presentation times.
-    return not (_stores_no_times(stream) and stream.codec_context.has_b_frames and stamps == sorted(stamps))
-
-
-def _stores_no_times(stream: av.VideoStream) -> bool:
-    """Whether the container has no presentation times, so that they are made up from the order of packets."""
-    return stream.container.format.name == "avi"
-
-
-def _mean_step(stream: av.VideoStream) -> float:
-    """The mean time between two frames, in ticks, as the header says."""
-    rate = stream.average_rate or stream.guessed_rate or _DEFAULT_RATE
-    return float(1 / (rate * stream.time_base))
+    has_b_frames = packets.stream.codec_context.has_b_frames
+    return not (packets.stores_no_times and has_b_frames and stamps == sorted(stamps))
 
 
 def _seconds(
-    stream: av.VideoStream, ticks: Float[np.ndarray, " n"], watch: Watch, origin: Fraction, duration: float
+    packets: Packets, ticks: Float[np.ndarray, " n"], duration: float
 ) -> tuple[Float[np.ndarray, " n"], float]:
     """Times of frames, and the end of the last one, in seconds; `duration` is the last one's, in ticks."""
-    resolution = float(stream.time_base)
-    times, step = even_times(ticks * resolution - float(origin), resolution)
+    resolution = float(packets.stream.time_base)
+    times, step = even_times(ticks * resolution - float(packets.origin), resolution)
     last = duration * resolution
     # A last frame that is held counts; one that a muxer cut short would make a constant rate look uneven.
     if step is not None and last < 1.5 * step:
         last = step
-    stop = float(times[-1]) + (last or _mean_step(stream) * resolution)
-    watch.limits.check_duration(stop - float(times[0]))
+    stop = float(times[-1]) + (last or packets.mean_step * resolution)
+    length = stop - float(times[0])
+    packets.media.limits.check("max_seconds", length, f"by its time stamps the clip lasts {length:,.0f} s")
     return times, stop
 
 
 def _key_place(interval: Interval, frame: int) -> int:
     """The packet to decode from: the last key frame that is neither stored nor shown after `frame`."""
-    place, stamp = interval.places[frame], interval.stamps[frame]
-    while place > 0:
+    for place in range(interval.places[frame], 0, -1):
         packet = interval.packets.stamps[place]
-        if packet.is_keyframe and packet.pts is not None and packet.pts <= stamp:
+        if packet.is_keyframe and packet.pts is not None and packet.pts <= interval.stamps[frame]:
             return place
-        place -= 1
     return 0
 
 
-def _decode_numbered(
-    interval: Interval, packets: Iterable[av.Packet], wanted: Container[int] | None
-) -> Iterator[tuple[int, av.VideoFrame]]:
+def _number(interval: Interval, decoded: Iterable[av.VideoFrame]) -> Iterator[tuple[int, av.VideoFrame]]:
     """Frames of some of the interval's packets, with their places in display order."""
     stamps, previous = interval.stamps, -1
-    for frame in decode_packets(interval.stream.codec_context, packets, interval.watch, wanted):
+    for frame in decoded:
         if frame.pts is not None and frame.pts < stamps[0]:
             continue
         number = bisect.bisect_left(stamps, frame.pts) if frame.pts is not None else len(stamps)

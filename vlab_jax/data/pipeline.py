@@ -1,9 +1,8 @@
-"""Batches of clips: TFDS data sources, shuffled and mixed, decoded in worker processes.
+"""Batches of clips from data sources: shuffled, mixed and decoded.
 
-Which clips a training batch holds, which frames, which of their captions: all of it is a function of (seed, number of
-the batch). A run that resumes asks for the batches from where it stopped and gets what it would have got.
-
-Dimensions: `b` clips of this process, `T` frames, `S` pixels, `L` text tokens.
+The clips, frames and captions of a training batch are a function of (seed, number of the batch): a run that resumes
+continues with the batches that it would have had.
+Dimensions: `b` clips of this process, `T` frames, `S` pixels, `L` text tokens, `Q` questions.
 """
 
 import collections
@@ -17,9 +16,8 @@ import grain
 import numpy as np
 
 from vlab_jax.data import schema
-from vlab_jax.data.batches import Batches, ClipReader, FrameOptions, Unreadable
-from vlab_jax.data.pieces import DEFAULT_MEMORY, Pieces, PrefetchMemory, plan_prefetch
-from vlab_jax.data.sources import identity
+from vlab_jax.data.batches import DEFAULT_MEMORY, Batches, ClipReader, FrameOptions, PrefetchMemory, Unreadable
+from vlab_jax.data.sources import clip_hash
 from vlab_jax.data.tokenizer import Tokenizer
 from vlab_jax.errors import InputError
 
@@ -28,31 +26,28 @@ ATTEMPTS = 10  # clips tried in place of one that cannot be decoded
 
 @dataclasses.dataclass(frozen=True)
 class ReadForTraining:
-    """Reads an element (number of the source, index in it): random frames, one random caption, its tokens.
+    """Reads an element (number of the source, index in it): random frames, and the tokens of one random caption.
 
-    A clip that cannot be decoded is replaced by another of the same source, drawn from the element's generator, and
-    its name and reason are handed on in `failures`. So many `questions` come along, of other types than those in
-    `without`, one of each type before a second of any. Without `captions`, nothing is learned from those, and a clip
-    may have none. `datasets` names each source's data set; empty: all are of one.
+    A clip that cannot be decoded is replaced by another of the same source, drawn with the element's generator, and
+    `failures` says which and why. The fields are those of `training_batches`.
     """
 
     reader: ClipReader
     tokenizer: Tokenizer
-    questions: int = 0
-    without: tuple[str, ...] = ()
-    captions: bool = True
-    datasets: tuple[str, ...] = ()
+    questions: int
+    without: tuple[str, ...]
+    captions: bool
+    datasets: tuple[str, ...]
 
     def __call__(self, element: tuple[int, int], rng: np.random.Generator) -> dict[str, Any]:
         number, index = element
-        source = self.reader.sources[number]
         failures = []
         for _ in range(ATTEMPTS):
             try:
                 clip, frames = self.reader.read(number, index, rng)
             except Unreadable as error:
                 failures.append(str(error))
-                index = int(rng.integers(len(source)))
+                index = int(rng.integers(len(self.reader.sources[number])))
                 continue
             if self.captions and not clip.captions:
                 raise InputError(
@@ -61,39 +56,38 @@ class ReadForTraining:
                 )
             caption = clip.captions[rng.integers(len(clip.captions))] if clip.captions else ""
             tokens, lengths = self.tokenizer([caption])
+            # The first data set's clips are hashed as where it stands alone.
+            other = "" if not self.datasets or self.datasets[number] == self.datasets[0] else self.datasets[number]
             return {
                 "video": frames,
                 "tokens": tokens[0],
                 "lengths": lengths[0],
-                "clip": identity(clip.id, self._dataset(number)),
+                "clip": clip_hash(clip.id, other),
                 "ids": [clip.id],
                 "failures": failures,
-                **(self._asked(clip, rng) if self.questions else {}),
+                **(self._draw_questions(clip, rng) if self.questions else {}),
             }
         raise InputError(f"{ATTEMPTS} clips in a row cannot be decoded; the last: {failures[-1]}")
 
-    def _dataset(self, number: int) -> str:
-        """A source's data set, as `identity` takes it."""
-        return "" if not self.datasets or self.datasets[number] == self.datasets[0] else self.datasets[number]
-
-    def _asked(self, clip: schema.ClipRecord, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """The tokens of different questions with their answers'; where the clip has too few, nothing to learn from."""
-        known = [question for question in clip.questions if question.type not in self.without]
-        chosen = _types_in_turns([known[i] for i in rng.permutation(len(known))])[: self.questions]
+    def _draw_questions(self, clip: schema.ClipRecord, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """The tokens of distinct questions and their answers, padded with questions that have no answer tokens."""
+        allowed = [question for question in clip.questions if question.type not in self.without]
+        chosen = _alternate_types([allowed[i] for i in rng.permutation(len(allowed))])[: self.questions]
         padded = chosen + [schema.Question("", "")] * (self.questions - len(chosen))
         tokens, lengths, starts = self.tokenizer.pairs([q.question for q in padded], [q.answer for q in padded])
         lengths[len(chosen) :] = starts[len(chosen) :]
         return {"question_tokens": tokens, "question_lengths": lengths, "answer_starts": starts}
 
 
-def _types_in_turns(questions: Sequence[schema.Question]) -> list[schema.Question]:
+def _alternate_types(questions: Sequence[schema.Question]) -> list[schema.Question]:
     """The questions, first one of each type, then a second of each: many of one type do not crowd out the others."""
-    seen = collections.Counter()
-    turns = []
-    for question in questions:
-        turns.append(seen[question.type])
-        seen[question.type] += 1
-    return [question for _, question in sorted(zip(turns, questions, strict=True), key=lambda pair: pair[0])]
+    turns: collections.Counter[str] = collections.Counter()
+
+    def turn(question: schema.Question) -> int:
+        turns[question.type] += 1
+        return turns[question.type]
+
+    return sorted(questions, key=turn)
 
 
 def training_batches(
@@ -114,26 +108,25 @@ def training_batches(
     captions: bool = True,
     datasets: Sequence[str] = (),
 ) -> Batches:
-    """An endless iterator over training batches, from number `first` on; to be closed when done with.
+    """An endless iterator over training batches, from number `first` on; close it when done.
 
     Args:
       sources: data sources of the schema, each with its weight in the mixture.
       batch_size: clips of a batch over all processes; this process gets `batch_size / processes` of them.
-      workers: processes that decode, at most; 0 decodes in threads of this one.
-      memory: what batches that are made ahead may take.
-      questions: how many come along with each clip, of other types than those in `without`.
-      captions: whether captions are learned from; without, a clip may have none.
-      datasets: the data set of each source (`mixtures.dataset_names`): equal ids in two of them are two clips. Empty:
+      workers, memory: as in `Batches`.
+      questions: how many are drawn of each clip, one of each type before a second of any.
+      without: types of questions that are not drawn.
+      captions: whether each clip must have a caption.
+      datasets: the data set of each source (`sources.dataset_names`): equal ids in two of them are two clips. Empty:
         all sources are of one.
 
     Yields:
       `video` uint8 `[b, T, S, S, 3]`, `tokens` int32 `[b, L]`, `lengths` int32 `[b]`, `clip` int32 `[b]` (equal
-      for equal clips), `ids` (the clips') and `failures` (strings: what could not be decoded and was replaced); with
-      `questions` also `question_tokens` int32 `[b, Q, L]`, `question_lengths` and `answer_starts` int32 `[b, Q]`, equal
-      where a clip has no further question.
+      for equal clips), `ids` (the clips') and `failures` (strings: clips that could not be decoded and were replaced);
+      with `questions` also `question_tokens` int32 `[b, Q, L]`, `question_lengths` and `answer_starts` int32 `[b, Q]`,
+      which are equal where a clip has no further question.
 
-    Raises:
-      InputError: a source is empty, the batch does not divide over the processes, or the memory is too little.
+    Raises `InputError` where a source is empty, and where the batch does not divide over the processes.
     """
     if batch_size % processes:
         raise InputError(f"a batch of {batch_size} clips does not divide over {processes} processes")
@@ -147,36 +140,25 @@ def training_batches(
         for number, source in enumerate(sources)
     ]
     mixed = grain.MapDataset.mix(streams, weights=list(weights)) if len(streams) > 1 else streams[0]
-
-    size = batch_size // processes
-    prefetch = plan_prefetch(memory, batch=size, frame_bytes=frames.nbytes, workers=workers)
-
-    def make(reader: ClipReader) -> Pieces:
-        read = ReadForTraining(reader, tokenizer, questions, without, captions, tuple(datasets))
-        clips = mixed.random_map(read, seed=seed)
-        return Pieces(clips, size, prefetch.piece, first * processes + process, processes)
-
-    return Batches(make, ClipReader(tuple(sources), frames), size, prefetch)
+    reader = ClipReader(sources, frames)
+    read = ReadForTraining(reader, tokenizer, questions, without, captions, tuple(datasets))
+    clips, first = mixed.random_map(read, seed=seed), first * processes + process
+    return Batches(clips, reader, batch_size // processes, memory, workers, first, processes)
 
 
 def _numbered(number: int, index: int) -> tuple[int, int]:
     return number, index
 
 
-@dataclasses.dataclass(frozen=True)
-class ReadForEvaluation:
+def read_for_evaluation(reader: ClipReader, index: int) -> dict[str, Any]:
     """Reads an index of a source: centre frames; a clip that cannot be decoded is black and not `valid`."""
-
-    reader: ClipReader
-
-    def __call__(self, index: int) -> dict[str, Any]:
-        try:
-            frames, failures = self.reader.read(0, index, None)[1], []
-        except Unreadable as error:
-            asked = self.reader.frames
-            frames = np.zeros((asked.num_frames, asked.size, asked.size, 3), np.uint8)
-            failures = [str(error)]
-        return {"video": frames, "index": np.int32(index), "valid": not failures, "failures": failures}
+    try:
+        frames, failures = reader.read(0, index, None)[1], []
+    except Unreadable as error:
+        options = reader.frames
+        frames = np.zeros((options.num_frames, options.size, options.size, 3), np.uint8)
+        failures = [str(error)]
+    return {"video": frames, "index": np.int32(index), "valid": not failures, "failures": failures}
 
 
 def evaluation_batches(
@@ -189,45 +171,31 @@ def evaluation_batches(
     processes: int = 1,
     memory: PrefetchMemory = DEFAULT_MEMORY,
 ) -> Batches:
-    """Every clip of a source once, in order, in batches of one size; to be closed when done with.
+    """Every clip of a source once, in order, in batches of one size; close the iterator when done.
 
-    Args:
-      process, processes: each of several gets its share of the batches, which are the same whatever their number, and
-        so is what is computed of them, to the bit.
-      workers, memory: as of `training_batches`.
+    Each process gets its share of the batches, which do not depend on the number of processes. `workers` and `memory`
+    are as in `Batches`, with its errors.
 
     Yields:
       `video` uint8 `[b, T, S, S, 3]`, `index` int32 `[b]` (-1 for padding), `valid` bool `[b]` and `failures`.
-
-    Raises:
-      InputError: the memory is too little.
     """
-    indices = grain.MapDataset.range(len(source))
-    prefetch = plan_prefetch(memory, batch=batch_size, frame_bytes=frames.nbytes, workers=workers)
-
-    def make(reader: ClipReader) -> Pieces:
-        return Pieces(indices.map(ReadForEvaluation(reader)), batch_size, prefetch.piece, process, processes)
-
-    return Batches(make, ClipReader((source,), frames), batch_size, prefetch)
+    reader = ClipReader([source], frames)
+    clips = grain.MapDataset.range(len(source)).map(functools.partial(read_for_evaluation, reader))
+    return Batches(clips, reader, batch_size, memory, workers, process, processes)
 
 
 @dataclasses.dataclass
 class FailureCount:
-    """Counts the clips that could not be decoded, names each once in the log, and stops over a share.
+    """Counts the clips that could not be decoded, logs each once, and stops the run when they are too many.
 
-    Attributes:
-      limit: the largest share of failed clips, of the clips seen (of `whole` where that is more, and of 1,000 where
-        it is less).
-      seen, failed: clips so far; saved with a checkpoint.
-      whole: clips that there are in all, where they are known before.
-      last: how the last failure was told.
+    `limit` is the largest share of failed clips, of the clips seen, of `whole` or of 1,000, whichever is the most.
     """
 
     limit: float
-    seen: int = 0
+    seen: int = 0  # clips so far, saved with a checkpoint, as `failed`
     failed: int = 0
-    whole: int = 0
-    last: str = ""
+    whole: int = 0  # all clips, where their number is known beforehand
+    last: str = ""  # the last failure, in words
     named: set[str] = dataclasses.field(default_factory=set)
     _joined: tuple[int, int] = dataclasses.field(init=False)
 
@@ -235,11 +203,7 @@ class FailureCount:
         self._joined = (self.seen, self.failed)
 
     def update(self, clips: int, failures: Sequence[str]) -> None:
-        """Counts a batch.
-
-        Raises:
-          InputError: more than `limit` of the clips failed.
-        """
+        """Counts a batch; raises `InputError` where more than `limit` of the clips failed."""
         self.seen += clips + len(failures)
         self.failed += len(failures)
         for failure in failures:
@@ -251,13 +215,9 @@ class FailureCount:
             self._check()
 
     def join(self, gathered: Callable[[tuple[int, int, str]], list[tuple[int, int, str]]]) -> None:
-        """Adds what other processes have counted since the last time, or since the start; judges all of it.
+        """Adds what all processes have counted since the last time, or since the start; raises as `update`.
 
-        Args:
-          gathered: of a value of this process, those of all.
-
-        Raises:
-          InputError: as `update`, in all processes alike.
+        `gathered` returns all processes' values for this process's.
         """
         seen, failed = self._joined
         counts = gathered((self.seen - seen, self.failed - failed, self.last))

@@ -1,9 +1,8 @@
-"""Which frames a clip shows: pure arithmetic on times and indices, without any decoding.
+"""Which frames a clip shows: arithmetic on times and indices, without decoding.
 
-A clip of `num_frames` is sampled segment by segment (TSN, arXiv 1608.00859, section 3.1): the interval is
-divided into equal segments, and one time is taken in each. Evaluation takes the centres, and takes them so
-that a clip played backwards shows the same frames in reverse order; a model that ignores order then scores
-exactly the same on both.
+A clip is sampled segment by segment (TSN, arXiv 1608.00859, section 3.1). Evaluation takes the segments' centres, such
+that a clip played backwards shows the same frames in reverse order; a model that ignores order then scores exactly the
+same on both.
 """
 
 from collections.abc import Sequence
@@ -23,20 +22,16 @@ def segment_times(
 ) -> Float[np.ndarray, " t"]:
     """One time, in seconds, in each of `num_frames` equal segments of [start, end), in increasing order.
 
-    With an `rng` the time is uniformly random in its segment; without, it is the segment's centre. Centres in
-    the first half are moved earlier, and the others later, by a ten-millionth of a segment: a centre that
-    falls between two frames then shows the outer one, and sampling is symmetric under time reversal
-    (reconstruction).
+    With an `rng` the time is uniformly random in its segment; without, it is the segment's centre. Centres in the first
+    half are moved earlier, and the others later, by a ten-millionth of a segment: a centre between two frames then
+    shows the outer one, and sampling is symmetric under time reversal (reconstruction).
 
     Raises `InputError` where `num_frames` is below 1.
     """
     _check_count("num_frames", num_frames)
     order = np.arange(num_frames)
-    if rng is None:
-        outward = np.where(2 * order + 1 < num_frames, -_NUDGE, _NUDGE)
-        offsets = 0.5 + outward
-    else:
-        offsets = rng.random(num_frames)
+    centres = 0.5 + np.where(2 * order + 1 < num_frames, -_NUDGE, _NUDGE)
+    offsets = centres if rng is None else rng.random(num_frames)
     return start + (order + offsets) * ((end - start) / num_frames)
 
 
@@ -49,13 +44,11 @@ def frames_at(times: Float[np.ndarray, " t"], frame_times: Float[np.ndarray, " n
 
 
 def even_times(frame_times: Float[np.ndarray, " n"], resolution: float) -> tuple[Float[np.ndarray, " n"], float | None]:
-    """Frame times with the container's rounding taken out, and the constant time between two frames
-    (seconds).
+    """Frame times without the container's rounding, and the constant time between two frames (seconds).
 
-    Containers round time stamps to multiples of `resolution` seconds (Matroska: 0.001), so that a constant
-    rate looks uneven and two frames' boundary is not where it belongs. Times that lie on an even grid but for
-    rounding are put on that grid. A variable rate comes back unchanged, with None, and so does a single
-    frame.
+    Containers round time stamps to multiples of `resolution` seconds (Matroska: 0.001), which makes a constant rate
+    uneven. Times that lie on an even grid but for rounding are put on that grid. A variable rate is returned unchanged,
+    with None, and so is a single frame.
     """
     if len(frame_times) < 2:
         return frame_times, None
@@ -68,10 +61,9 @@ def even_times(frame_times: Float[np.ndarray, " n"], resolution: float) -> tuple
 
 
 def fill_times(stamps: Sequence[int | None], step: float) -> Float[np.ndarray, " n"]:
-    """Time stamps (ticks, in display order) where some frames have none: interpolated, and continued by
-    `step`.
+    """Time stamps (ticks, in display order) with missing ones interpolated, and continued by `step` at the ends.
 
-    Without any stamp at all, frames are counted from 0.
+    Without any stamp, frames are counted from 0.
     """
     order = np.arange(len(stamps))
     known = np.array([i for i, stamp in enumerate(stamps) if stamp is not None], dtype=np.int64)
@@ -86,11 +78,11 @@ def fill_times(stamps: Sequence[int | None], step: float) -> Float[np.ndarray, "
 def sample_image_frames(num_frames: int, num_image_frames: int) -> tuple[int, ...]:
     """Which of a clip's `num_frames` sampled frames the image stream sees: increasing and evenly spread.
 
-    The frame at the centre of each of `num_image_frames` equal segments; a centre between two frames takes
-    the outer one, so the choice is symmetric under time reversal (the middle frame of an odd choice among an
-    even number is the one exception; it takes the later). Reconstruction.
+    The frame at the centre of each of `num_image_frames` equal segments, as `segment_times` has them, so the choice is
+    symmetric under time reversal (except the middle frame of an odd choice among an even number, which is the later
+    one). Reconstruction.
 
-    Raises `InputError` where there are fewer frames than are asked for, or a count is below 1.
+    Raises `InputError` where `num_image_frames` is larger than `num_frames`, or a count is below 1.
     """
     _check_count("num_frames", num_frames)
     _check_count("num_image_frames", num_image_frames)
@@ -99,11 +91,7 @@ def sample_image_frames(num_frames: int, num_image_frames: int) -> tuple[int, ..
             f"num_image_frames is {num_image_frames}, but a clip has num_frames = {num_frames}: "
             "the image stream sees a part of the clip's frames, so lower num_image_frames"
         )
-    # Integers throughout: ceil(centre) - 1 is floor(centre), but the earlier frame where the centre is a
-    # boundary.
-    half = [-(-(2 * i + 1) * num_frames // (2 * num_image_frames)) - 1 for i in range(num_image_frames // 2)]
-    middle = [num_frames // 2] if num_image_frames % 2 else []
-    return tuple(half + middle + [num_frames - 1 - i for i in reversed(half)])
+    return tuple(segment_times(0, num_frames, num_image_frames).astype(int).tolist())
 
 
 def _check_count(name: str, value: int) -> None:

@@ -1,9 +1,4 @@
-"""The one schema that every data set has, so that nothing downstream asks which data set it reads.
-
-A TFDS example and a `Clip` say the same thing; `to_example` and `from_example` convert. Two spellings need a
-word: `options` is stored as a JSON list in one string, because TFDS without TensorFlow cannot write a list of
-lists of strings, and `end` is infinite where the clip runs to the end of its media.
-"""
+"""The one schema of all data sets, so that nothing downstream asks which data set it reads."""
 
 import dataclasses
 import json
@@ -17,9 +12,9 @@ import tensorflow_datasets as tfds
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question on a clip.
+    """A question on a clip: with `options`, `answer` is one of them; without, it is open-ended.
 
-    `type` groups questions for reports. With `options`, `answer` is one of them; without, it is open-ended.
+    `type` groups questions for reports.
     """
 
     question: str
@@ -28,13 +23,16 @@ class Question:
     options: tuple[str, ...] = ()
 
 
+_QUESTION = tuple(field.name for field in dataclasses.fields(Question))
+
+
 @dataclasses.dataclass(frozen=True)
 class ClipRecord:
     """A clip with its texts.
 
-    `media` is the encoded file as obtained (a video, or an image: a one-frame video), or, in the `frames`
-    variant, one JPEG per frame in display order; of a clip that is not stored yet, it may be the file's path.
-    `start` and `end` are seconds within the media as obtained; `end` is `math.inf` where the clip ends with its media.
+    `media` is the original encoded file (a video, or an image: a one-frame video), or, in the `frames` variant, one
+    JPEG per frame in display order; before a clip is stored, it may be the file's path. `start` and `end` are seconds
+    within the original media; `end` is `math.inf` where the clip ends with its media.
     """
 
     id: str
@@ -46,10 +44,11 @@ class ClipRecord:
 
 
 def features(variant: str = "file") -> tfds.features.FeaturesDict:
-    """The TFDS features of a data set; `variant` is `file` (encoded files) or `frames` (lists of JPEGs)."""
+    """The TFDS features of a data set; `variant` is `file` (encoded files) or `frames` (lists of JPEGs).
+
+    `options` is a JSON list in one string, because TFDS without TensorFlow cannot write a list of lists of strings.
+    """
     encoded = tfds.features.Tensor(shape=(), dtype=np.object_)
-    if variant not in ("file", "frames"):
-        raise ValueError(f"variant is {variant!r}; it must be 'file' or 'frames'")
     return tfds.features.FeaturesDict(
         {
             "id": tfds.features.Text(),
@@ -57,42 +56,26 @@ def features(variant: str = "file") -> tfds.features.FeaturesDict:
             "start": np.float32,
             "end": np.float32,
             "captions": tfds.features.Sequence(tfds.features.Text()),
-            "questions": tfds.features.Sequence(
-                {
-                    "question": tfds.features.Text(),
-                    "answer": tfds.features.Text(),
-                    "type": tfds.features.Text(),
-                    "options": tfds.features.Text(),
-                }
-            ),
+            "questions": tfds.features.Sequence({column: tfds.features.Text() for column in _QUESTION}),
         }
     )
 
 
 def to_example(clip: ClipRecord) -> dict[str, Any]:
-    """The clip as the dictionary that a TFDS builder yields; its media are given, not their path."""
+    """The clip as the dictionary that a TFDS builder yields; its media are bytes, not a path."""
     return {
         "id": clip.id,
         "media": clip.media if isinstance(clip.media, bytes) else list(clip.media),
         "start": clip.start,
         "end": clip.end,
         "captions": list(clip.captions),
-        "questions": [
-            {
-                "question": q.question,
-                "answer": q.answer,
-                "type": q.type,
-                "options": json.dumps(list(q.options)),
-            }
-            for q in clip.questions
-        ],
+        "questions": [{**dataclasses.asdict(q), "options": json.dumps(list(q.options))} for q in clip.questions],
     }
 
 
 def from_example(example: Mapping[str, Any]) -> ClipRecord:
-    """The clip that a `tfds.data_source` of this schema yields as a dictionary."""
-    asked = example["questions"]
-    columns = (asked["question"], asked["answer"], asked["type"], asked["options"])
+    """The clip of a dictionary that a `tfds.data_source` of this schema yields."""
+    columns = [example["questions"][column] for column in _QUESTION]
     media = example["media"]
     return ClipRecord(
         id=example["id"].decode(),

@@ -1,13 +1,13 @@
-"""Finds the media of a name below a user's folders: flat or in subfolders, of any extension.
+"""Finds media by name below a user's folders: flat or in subfolders, with any extension.
 
-Names come from annotation files, paths from listing the folders: a name is compared with what is there and never made
-into a path, so no annotation can lead out of the folders. Links that lie in the folders are the user's own: files are
-taken, and directories are walked, each once, but for those that hold the folder itself.
+Names come from annotation files, paths from listing the folders. A name is compared with the paths and never made into
+one, so no annotation can lead out of the folders. Links in the folders are the user's own: they are followed, each
+directory once, but not to a directory that holds the folder itself.
 
-The list is kept in an SQLite database, so that memory does not grow with it: in a temporary one, or in one on the disk
-that `scan` goes on with after the process was killed.
+The list is in a temporary SQLite table, so memory does not grow with it.
 """
 
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -15,8 +15,8 @@ import posixpath
 import re
 import sqlite3
 import stat
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, NoReturn
 
 from vlab_jax.datasets.text_files import quoted
 from vlab_jax.errors import InputError
@@ -26,102 +26,88 @@ IMAGES = "jpg|jpeg|jfif|png|webp|bmp|tif|tiff|avif"
 _EXTENSIONS = re.compile(rf"(\.({VIDEOS}|{IMAGES})?)+\Z", re.IGNORECASE)
 _IMAGE = re.compile(rf"\.({IMAGES})\Z", re.IGNORECASE)
 _UNUSABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-_COMMIT_EVERY = 100_000  # files
-
-_TABLES = """
-CREATE TABLE IF NOT EXISTS directory (
-    number INTEGER PRIMARY KEY, real TEXT UNIQUE, shown TEXT, folder INTEGER, listed INTEGER DEFAULT 0, time INTEGER);
-CREATE TABLE IF NOT EXISTS media (
-    number INTEGER PRIMARY KEY, stem TEXT, suffix TEXT, directory INTEGER, size INTEGER, time INTEGER);
-"""
-_MEDIA = (
-    "SELECT media.number, shown || '/' || stem || suffix, size, media.time FROM media "
-    "JOIN directory ON directory.number = media.directory"
-)
 
 
 class Media(NamedTuple):
-    """A media file: its number in the index, its path, its bytes, and when it was changed (in ns)."""
+    """A media file: its number in the index, its path, and its size in bytes."""
 
     number: int
     path: str
     size: int
-    time: int
-
-
-def without_extension(name: str) -> str:
-    """A media's name without extension; of several (`a.mov.mp4`) without each, and without a dot that ends it."""
-    return _EXTENSIONS.sub("", name) or name
 
 
 class MediaIndex:
     """The media files below some folders, by name.
 
     Args:
-      folders: walked in this order; of media of one name, those of the first come first.
-      database: where the list is kept; None: in a temporary file.
+      folders: in order of preference.
+      database: gets the temporary table `media` (number, stem, folder, path, size, time); None: a database of its own.
 
     Attributes:
-      files: how many media files have been found.
+      files: the number of media files.
     """
 
     def __init__(self, folders: Sequence[pathlib.Path], database: sqlite3.Connection | None = None) -> None:
         self.folders = [os.path.abspath(folder) for folder in folders]
-        self._real = [os.path.realpath(folder) for folder in folders]
-        self.database = database or sqlite3.connect("", check_same_thread=False)
-        self.database.executescript(_TABLES)
-        (self.files,) = self.database.execute("SELECT count(*) FROM media").fetchone()
+        self.files = 0
+        self._database = database or sqlite3.connect("", check_same_thread=False)
+        self._database.execute(
+            "CREATE TEMP TABLE media "
+            "(number INTEGER PRIMARY KEY, stem TEXT, folder INTEGER, path TEXT, size INTEGER, time INTEGER)"
+        )
 
     def scan(self, update: Callable[[int], object] = lambda files: None) -> "MediaIndex":
-        """Lists the folders, or what is left of them; afterwards, `find` finds.
+        """Lists the folders; afterwards, `find` finds.
 
         Args:
-          update: told how many more media files have been found.
+          update: gets the number of media files in each directory, for a progress bar.
+
+        Raises:
+          InputError: a directory cannot be listed, or a name is not UTF-8.
         """
-        for number, (real, shown) in enumerate(zip(self._real, self.folders, strict=True)):
-            self._add_directory(real, shown, number)
-        pending = 0
-        while True:
-            rows = self.database.execute(
-                "SELECT number, real, shown, folder FROM directory WHERE NOT listed ORDER BY number LIMIT 1000"
-            ).fetchall()
-            if not rows:
-                break
-            for row in rows:
-                found = self._list(*row)
-                update(found)
-                self.files += found
-                pending += found
-                if pending >= _COMMIT_EVERY:
-                    self.database.commit()
-                    pending = 0
-        self.database.execute("CREATE INDEX IF NOT EXISTS media_stem ON media (stem)")
-        self.database.commit()
+        tops = [os.path.realpath(folder) for folder in self.folders]
+        entered = set(tops)
+
+        def enter(directory: str) -> bool:
+            real = os.path.realpath(directory)
+            if real in entered or any(top.startswith(f"{real.rstrip('/')}/") for top in tops):
+                return False
+            entered.add(real)
+            return True
+
+        for number, top in enumerate(self.folders):
+            for folder, directories, files in os.walk(top, onerror=_refuse_directory, followlinks=True):
+                directories[:] = [name for name in _named(folder, directories) if enter(f"{folder}/{name}")]
+                media = [(stem, number, *row) for stem, *row in _list_media(folder, _named(folder, files))]
+                query = "INSERT INTO media (stem, folder, path, size, time) VALUES (?, ?, ?, ?, ?)"
+                self._database.executemany(query, media)
+                self.files += len(media)
+                update(len(media))
+        self._database.execute("CREATE INDEX temp.media_stem ON media (stem)")
+        self._database.commit()
         return self
 
-    def changed(self) -> bool:
-        """Whether a directory that was listed has been changed since, by files that were added or taken away."""
-        for shown, time in self.database.execute("SELECT shown, time FROM directory WHERE listed"):
-            try:
-                if os.stat(shown).st_mtime_ns != time:
-                    return True
-            except OSError:
-                return True
-        return False
-
     def find(self, *names: str) -> Media | None:
-        """The media of the first of these names that there are any of.
+        """The media of the first of these names that any file has.
 
-        A name is that of a file without its extension; one with folders, as in `00017/000170042`, has to stand at the
-        end of the file's path. Where several files have it, the first of these counts: one that is not empty; one that
-        has the extension, where the name has one; one of the first folder; one that stands where the name says, counted
-        from the folder; a video; one in fewer subfolders; the first by path.
+        A name is that of a file without its extension; one with folders, as in `00017/000170042`, must be the end of
+        the file's path. If several files have it, the choice is by these rules, in this order: not empty; with the
+        extension that the name has, if any; of the first folder; at the path that the name is, counted from the folder;
+        a video; in fewer subfolders; the first by path.
 
         Raises:
           InputError: a name leads out of the folder.
         """
+        query = "SELECT folder, number, path, size FROM media WHERE stem = ?"
         for name in names:
-            found = list(self._named(checked_name(name), name))
+            stem, found = checked_name(name), []
+            for folder, *row in self._database.execute(query, (posixpath.basename(stem),)):
+                media = Media(*row)
+                inside = os.path.relpath(media.path, self.folders[folder])
+                inside_stem = without_extension(inside)
+                if f"/{inside_stem}".endswith(f"/{stem}"):
+                    rank = (not media.size, inside != name, folder, inside_stem != stem, bool(_IMAGE.search(inside)))
+                    found.append((*rank, inside.count("/"), media.path, media))
             if found:
                 return min(found)[-1]
         return None
@@ -129,67 +115,43 @@ class MediaIndex:
     def fingerprint(self) -> str:
         """A short hash of the path, size and time of every media file, in whatever order they are listed."""
         total = 0
-        for media in self:
-            digest = hashlib.blake2b(f"{media.path}\0{media.size}\0{media.time}".encode(), digest_size=16).digest()
+        for path, size, time in self._database.execute("SELECT path, size, time FROM media"):
+            digest = hashlib.blake2b(f"{path}\0{size}\0{time}".encode(), digest_size=16).digest()
             total += int.from_bytes(digest)
         return f"{total % 2**128:032x}"
 
-    def __iter__(self) -> Iterator[Media]:
-        return map(Media._make, self.database.execute(_MEDIA))
 
-    def __getitem__(self, number: int) -> Media:
-        return Media._make(self.database.execute(f"{_MEDIA} WHERE media.number = ?", (number,)).fetchone())
+def _refuse_directory(error: OSError) -> NoReturn:
+    raise InputError(f"{error.filename} cannot be listed ({error.strerror}); make it readable") from error
 
-    def _named(self, name: str, given: str) -> Iterator[tuple[bool, bool, int, bool, bool, int, str, Media]]:
-        """The media of a name, each behind what it is ranked by; `given` is the name before its extension was lost."""
-        rows = self.database.execute(
-            "SELECT media.number, shown, folder, suffix, size, media.time FROM media "
-            "JOIN directory ON directory.number = media.directory WHERE stem = ?",
-            (posixpath.basename(name),),
-        )
-        for number, shown, folder, suffix, size, time in rows.fetchall():
-            stem = f"{shown}/{posixpath.basename(name)}"
-            inside = os.path.relpath(stem, self.folders[folder])
-            if f"/{inside}".endswith(f"/{name}"):
-                media = Media(number, stem + suffix, size, time)
-                where = (folder, inside != name)
-                image, depth = bool(_IMAGE.search(suffix)), inside.count("/")
-                yield not size, inside + suffix != given, *where, image, depth, media.path, media
 
-    def _list(self, number: int, real: str, shown: str, folder: int) -> int:
-        """Lists one directory; returns how many media files it holds."""
-        found = []
-        try:
-            # Taken before the listing: what is added meanwhile changes it.
-            time = os.stat(real).st_mtime_ns
-            with os.scandir(real) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    if not is_utf8(entry.name):
-                        raise InputError(f"the name of {shown}/{entry.name!a} is not UTF-8; rename it")
-                    if entry.is_dir():
-                        below = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
-                        self._add_directory(below, f"{shown}/{entry.name}", folder)
-                    elif match := _EXTENSIONS.search(entry.name):
-                        found += _row(entry, match.start(), number)
-        except OSError as error:
-            raise InputError(f"{shown} cannot be listed ({error.strerror}); make it readable") from error
-        self.database.executemany(
-            "INSERT INTO media (stem, suffix, directory, size, time) VALUES (?, ?, ?, ?, ?)", found
-        )
-        self.database.execute("UPDATE directory SET listed = 1, time = ? WHERE number = ?", (time, number))
-        return len(found)
+def _named(folder: str, names: list[str]) -> Iterator[str]:
+    """The names that are not hidden. Raises `InputError` if one is not UTF-8."""
+    for name in names:
+        if not name.startswith("."):
+            if not is_utf8(name):
+                raise InputError(f"the name of {folder}/{name!a} is not UTF-8; rename it")
+            yield name
 
-    def _add_directory(self, real: str, shown: str, folder: int) -> None:
-        """Notes a directory that is to be listed, unless it is noted already or holds a folder."""
-        if not any(each.startswith(real.rstrip("/") + "/") for each in self._real):
-            row = (real, shown, folder)
-            self.database.execute("INSERT OR IGNORE INTO directory (real, shown, folder) VALUES (?, ?, ?)", row)
+
+def _list_media(folder: str, names: Iterable[str]) -> Iterator[tuple[str, str, int, int]]:
+    """Stem, path, size and time of the media; pipes, and links that lead nowhere, are no media."""
+    for name in names:
+        path, stem = f"{folder}/{name}", without_extension(name)
+        if stem != name:
+            with contextlib.suppress(OSError):
+                found = os.stat(path)
+                if stat.S_ISREG(found.st_mode):
+                    yield stem, path, found.st_size, found.st_mtime_ns
+
+
+def without_extension(name: str) -> str:
+    """A media's name without its extensions (`a.mov.mp4` has two), and without a dot at its end."""
+    return _EXTENSIONS.sub("", name) or name
 
 
 def checked_name(name: str) -> str:
-    """The name of a media, normalised, without its extension. Raises InputError where it leads out, or is no name."""
+    """A media's name, normalised, without its extension. Raises `InputError` if it leads out, or is no name."""
     parts = name.replace("\\", "/").split("/")
     if name.startswith("/") or ".." in parts or not name.strip("./"):
         raise InputError(f"the annotations name the media {quoted(name)}, which leads out of the folder; mend them")
@@ -199,20 +161,9 @@ def checked_name(name: str) -> str:
 
 
 def is_utf8(name: str) -> bool:
-    """Whether the name can be written down; the system hands out other bytes as lone surrogates."""
+    """Whether a file's name is UTF-8; the system represents other bytes as lone surrogates."""
     try:
         name.encode()
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _row(entry: os.DirEntry, cut: int, directory: int) -> list[tuple[str, str, int, int, int]]:
-    """The row of a file, if it is one; a pipe is none, nor is a link that leads nowhere."""
-    try:
-        found = entry.stat()
-    except OSError:
-        return []
-    name = entry.name
-    is_media = cut and stat.S_ISREG(found.st_mode)
-    return [(name[:cut], name[cut:], directory, found.st_size, found.st_mtime_ns)] if is_media else []

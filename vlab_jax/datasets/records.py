@@ -1,10 +1,12 @@
-"""A prepared data set on a disk: ArrayRecord files, what TFDS needs to read them, and the list of what failed.
+"""A prepared data set on a disk: ArrayRecord files, what TFDS needs to read them, and a list of what failed.
 
-TFDS's own writer is not used: over a gigabyte a split it needs TensorFlow, and twice the room on the disk. What is
-written is the same: `tfds.builder_from_directory` reads it, and the clips of a shard are in the order in which TFDS
-shuffles them.
+TFDS's own writer is not used: over a gigabyte a split it needs TensorFlow, and twice the room on the disk. The files
+are the same: `tfds.builder_from_directory` reads them, and the clips of a shard are in the order in which TFDS shuffles
+them. A clip whose media cannot be read or decoded is stored without media, so that every variant of a data set holds
+the same clips; a run counts and names it, like a file that cannot be decoded.
 """
 
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -12,8 +14,8 @@ import logging
 import os
 import pathlib
 import shutil
-import uuid
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
@@ -24,21 +26,26 @@ from tensorflow_datasets.core.dataset_info import DatasetIdentity
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from tensorflow_datasets.core.hashing import Hasher
 from tensorflow_datasets.core.naming import ShardedFileTemplate
+from tqdm import tqdm
 
-from vlab_jax.data import frames, schema, video
-from vlab_jax.data.media import DEFAULT_LIMITS, MediaLimits
+from vlab_jax.data import schema, video
+from vlab_jax.data.crash_guard import CRASHED, map_in_order
+from vlab_jax.data.media import DEFAULT_LIMITS, DecodeError, MediaLimits
 from vlab_jax.errors import InputError
 
-# FOLDED vlab_jax/datasets/records.py: Where data sets are read from and written to, and in which form: what
-# `prepare` needs to know besides a spec.
-
 VARIANTS = ("file", "frames")
+SHARD_BYTES = 1 << 30
+# Beside the records: a line for each clip that is stored without media, with split, id and reason.
+FAILURES = "failures.tsv"
+
 _RANGES = {
     "frame_rate": (0.01, 1000.0),
     "short_side": (16, 65500),  # as much as JPEG allows
     "jpeg_quality": (1, 100),
     "workers": (-1, 1024),
 }
+_LOGGED_FAILURES = 10
+_ENOUGH_TO_JUDGE = 100  # clips; if all of them fail, the build ends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,16 +53,16 @@ class BuildOptions:
     """How data sets are prepared.
 
     Attributes:
-      directory: where prepared data sets live, made if missing; empty: TFDS's default (`TFDS_DATA_DIR`, or
+      directory: where prepared data sets are, made if missing; empty: TFDS's default (`TFDS_DATA_DIR`, or
         `~/tensorflow_datasets`).
-      manual_dir: where official annotation files and media lie: `<manual_dir>/<data set name>/`, or `manual_dir`
+      manual_dir: where official annotation files and media are: `<manual_dir>/<data set name>/`, or `manual_dir`
         itself.
       allow_missing: leave out clips whose media are missing, instead of refusing to build.
       variant: `file`: encoded files as obtained; `frames`: resized JPEG frames.
-      frame_rate: of the frames variant: frames a second, at most.
-      short_side: of the frames variant: pixels of the short side, at most.
-      jpeg_quality: of the frames variant: 1 to 100.
-      workers: of the frames variant: processes that decode; -1: one for each core; 0: this process.
+      frame_rate: frames a second, at most (variant `frames`).
+      short_side: pixels of the short side, at most (variant `frames`).
+      jpeg_quality: 1 to 100 (variant `frames`).
+      workers: processes that decode (variant `frames`); -1: one for each core; 0: this process.
       limits: what reading and decoding one clip may take.
     """
 
@@ -77,104 +84,134 @@ class BuildOptions:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be from {low} to {high}")
 
     @property
-    def form(self) -> str:
-        """What a directory's name ends with, so that each form has its own; nothing for the variant `file`."""
+    def variant_suffix(self) -> str:
+        """The end of a prepared data set's directory name, which differs by variant, rate, size and quality."""
         if self.variant == "file":
             return ""
         return f"-{self.variant}_{self.frame_rate:g}fps_{self.short_side}px_q{self.jpeg_quality}"
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> "BuildOptions":
-        """The options that the `data` fields of a config say (`config.build_fields`); other fields are passed over."""
+        """The options in the `data` fields of a config; other fields are ignored."""
         plain = {field.name: fields[field.name] for field in dataclasses.fields(cls) if field.name != "limits"}
-        return cls(**plain, limits=MediaLimits.from_fields(fields["limits"]))
+        return cls(**plain, limits=MediaLimits(**fields["limits"]))
 
 
-# FOLDED vlab_jax/datasets/records.py: Whole files, on a disk or, where their path has `://` in it, in a store that Apache
-# Beam knows (gs, s3, hdfs).
+@dataclasses.dataclass(frozen=True)
+class ClipDataset:
+    """One configuration of a data set, before it is prepared.
+
+    Attributes:
+      name, config, version: its files are in the directory `name/config/version`.
+      clips: makes the clips of each split, one at a time; media may be paths. Raises `InputError`.
+      num_clips: the number of clips in all splits, for a progress bar; None: unknown.
+    """
+
+    name: str
+    config: str
+    clips: Callable[[], dict[str, Iterator[schema.ClipRecord]]]
+    description: str
+    config_description: str | None = None
+    version: str = "1.0.0"
+    license: str = ""
+    homepage: str = ""
+    num_clips: int | None = None
+
+    def files(self, options: BuildOptions) -> pathlib.Path:
+        """The directory of the prepared files."""
+        return pathlib.Path(options.directory, self.name, self.config + options.variant_suffix, self.version)
+
+    def progress_title(self, options: BuildOptions) -> str:
+        """The words before a progress bar."""
+        as_frames = " as frames" if options.variant == "frames" else ""
+        return f"preparing {self.name}/{self.config}/{self.version}{as_frames}"
 
 
-def read_file(path: str, most: int | None = None) -> bytes:
-    """What the file holds. Raises `OSError`, also where it is more than `most` bytes."""
-    with _file_systems().open(path) if _is_remote(path) else open(path, "rb") as file:
-        if most is None:
-            return file.read()
-        size = 0 if _is_remote(path) else os.fstat(file.fileno()).st_size
-        content = file.read(most + 1) if size <= most else b""
-    if max(size, len(content)) > most:
-        raise OSError(errno.EFBIG, f"is larger than {most:,} bytes, which data.limits.max_bytes allows", path)
-    return content
+def build(dataset: ClipDataset, files: pathlib.Path, options: BuildOptions) -> None:
+    """Writes the data set into the directory `files`, which appears when it is complete.
+
+    Worker processes encode the clips, and this process writes them in order. Memory does not grow with the data set.
+
+    Raises:
+      InputError: `dataset.clips` raises it; no clip has media that can be decoded; two clips have the same id; the
+        directory exists already.
+      RunStopped: worker processes cannot be started.
+    """
+    if files.exists():
+        raise InputError(
+            f"{files} holds an unfinished data set, begun with --beam; finish it with the same command, or remove it"
+        )
+    for leftover in files.parent.glob(f"incomplete.*_{files.name}"):  # of killed builds; only one build runs at a time
+        shutil.rmtree(leftover)
+    workers = options.workers if options.workers >= 0 else os.cpu_count() or 1
+    clips_by_split = dataset.clips()  # before the bar, since it may log much
+    folder = files.parent / f"incomplete.{os.getpid()}_{files.name}"
+    folder.mkdir(parents=True)
+    try:
+        failures, splits = FailureLog(folder), []
+        with progress_bar(dataset.progress_title(options), " clips", dataset.num_clips) as bar:
+            for split, clips in clips_by_split.items():
+                encoded = map_in_order(
+                    functools.partial(encode_clip, options=options),
+                    clips,
+                    workers if options.variant == "frames" else 0,  # files are only read
+                    functools.partial(encode_clip, options=options, failure=CRASHED),
+                    options.limits.clock_seconds,
+                )
+                with contextlib.closing(encoded):
+                    splits.append(write_split(_counted(encoded, split, failures, bar), folder, dataset.name, split))
+        failures.finish(files)
+        write_description(dataset, options.variant, folder, splits)
+        folder.rename(files)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def exists(path: str) -> bool:
-    """Whether there is such a file."""
-    return _file_systems().exists(path) if _is_remote(path) else os.path.exists(path)
+def progress_bar(title: str, unit: str, total: int | None = None) -> tqdm:
+    """A bar that is redrawn twice a second in a terminal, and every ten seconds in a log."""
+    return tqdm(desc=title, unit=unit, total=total, mininterval=0.5 if sys.stderr.isatty() else 10.0)
 
 
-def put_file(local: pathlib.Path, path: str) -> None:
-    """Copies a local file to `path`, where it appears when it is complete. Raises `OSError`."""
-    if _is_remote(path):
-        with local.open("rb") as source, _file_systems().create(path) as target:
-            shutil.copyfileobj(source, target, 1 << 20)
-        return
-    beside = f"{path}.{uuid.uuid4().hex}.part"  # two machines may write the same
-    shutil.copyfile(local, beside)
-    os.replace(beside, path)
+def is_prepared(files: pathlib.Path) -> bool:
+    """Whether the directory holds a complete data set; its description is written last."""
+    return (files / DATASET_INFO_FILENAME).exists()
 
 
-def _is_remote(path: str) -> bool:
-    return "://" in path
-
-
-def _file_systems() -> Any:
-    from apache_beam.io.filesystems import FileSystems  # an optional package, which such paths come from
-
-    return FileSystems
-
-
-SHARD_BYTES = 1 << 30
-# Beside the records: a line for each clip that is stored without media, of split, id and reason.
-FAILURES = "failures.tsv"
-# FOLDED vlab_jax/datasets/records.py: How a clip is stored: its media read, or made into frames, and all of it
-# as one record.  A clip whose media cannot be read or decoded is stored without any, so that every variant of a
-# data set holds the same clips: whoever reads it is told, counts it, and names it, as with a file that cannot be
-# decoded.
-
-
-class Stored(NamedTuple):
-    """A clip as a record, and why it has no media, where it has none."""
+class EncodedClip(NamedTuple):
+    """A clip as a record, and the reason if it has no media."""
 
     id: str
     record: bytes
     failure: str = ""
 
 
-def store(clip: schema.ClipRecord, options: BuildOptions) -> Stored:
-    """The clip in the form that `options` say."""
+def encode_clip(clip: schema.ClipRecord, options: BuildOptions, failure: str = "") -> EncodedClip:
+    """The clip with its media read, or made into frames; without media if they fail, or for the reason `failure`."""
+    media: bytes | tuple[bytes, ...] = b"" if options.variant == "file" else ()
     try:
-        media = read(clip.media, options.limits.max_bytes)
-        if options.variant == "frames" and isinstance(media, bytes):
-            form = {"frame_rate": options.frame_rate, "short_side": options.short_side, "quality": options.jpeg_quality}
-            media = tuple(frames.store(media, start=clip.start, end=clip.end, limits=options.limits, **form))
-    except (OSError, video.DecodeError) as error:
-        return without_media(clip, options, " ".join(str(error).split()))
-    return _stored(clip, media, options.variant)
+        if not failure:
+            media = _encode_media(clip, options)
+    except (OSError, DecodeError) as error:
+        failure = " ".join(str(error).split())
+    features, serializer = _serializer(options.variant)
+    example = features.encode_example(schema.to_example(dataclasses.replace(clip, media=media)))
+    return EncodedClip(clip.id, serializer.serialize_example(example), failure)
 
 
-def without_media(clip: schema.ClipRecord, options: BuildOptions, failure: str) -> Stored:
-    """The clip without the media that cannot be had, for the reason `failure`."""
-    return _stored(clip, b"" if options.variant == "file" else (), options.variant)._replace(failure=failure)
-
-
-def read(media: bytes | tuple[bytes, ...] | str, most: int | None = None) -> bytes | tuple[bytes, ...]:
-    """The media of a clip that is not stored yet: given, or those of a file, of `most` bytes. Raises `OSError`."""
-    return read_file(media, most) if isinstance(media, str) else media
-
-
-def _stored(clip: schema.ClipRecord, media: bytes | tuple[bytes, ...], variant: str) -> Stored:
-    features, serializer = _serializer(variant)
-    example = schema.to_example(dataclasses.replace(clip, media=media))
-    return Stored(clip.id, serializer.serialize_example(features.encode_example(example)))
+def _encode_media(clip: schema.ClipRecord, options: BuildOptions) -> bytes | tuple[bytes, ...]:
+    media = read_file(clip.media, options.limits.max_bytes) if isinstance(clip.media, str) else clip.media
+    if options.variant == "file":
+        return media
+    stored = video.store_frames(
+        media,
+        start=clip.start,
+        end=clip.end,
+        frame_rate=options.frame_rate,
+        short_side=options.short_side,
+        quality=options.jpeg_quality,
+        limits=options.limits,
+    )
+    return tuple(stored)
 
 
 @functools.cache
@@ -183,34 +220,67 @@ def _serializer(variant: str) -> tuple[tfds.features.FeaturesDict, ExampleSerial
     return features, ExampleSerializer(features.get_serialized_info())
 
 
-_NAMED_IN_LOG = 10
-_HOPELESS = 100
+def read_file(path: str, max_bytes: int | None = None) -> bytes:
+    """The content of a file on a disk or in a store of Apache Beam (`gs://`, `s3://`, `hdfs://`).
+
+    Raises `OSError`, also if the file has more than `max_bytes` bytes.
+    """
+    with beam_files().open(path) if is_remote(path) else open(path, "rb") as file:
+        if max_bytes is None:
+            return file.read()
+        size = 0 if is_remote(path) else os.fstat(file.fileno()).st_size
+        content = file.read(max_bytes + 1) if size <= max_bytes else b""
+    if max(size, len(content)) > max_bytes:
+        raise OSError(errno.EFBIG, f"is larger than {max_bytes:,} bytes, which data.limits.max_bytes allows", path)
+    return content
 
 
-def is_prepared(files: pathlib.Path) -> bool:
-    """Whether the directory holds a data set that is complete; its description is written last."""
-    return (files / DATASET_INFO_FILENAME).exists()
+def is_remote(path: str) -> bool:
+    """Whether the path is that of a store, which Apache Beam opens."""
+    return "://" in path
 
 
-def split_info(folder: pathlib.Path, name: str, split: str, shards: Sequence[tuple[int, int]]) -> tfds.core.SplitInfo:
-    """What TFDS needs to know of a split of data set `name`: clips and bytes of each of its shards."""
-    return tfds.core.SplitInfo(
-        name=split,
-        shard_lengths=[clips for clips, _ in shards],
-        num_bytes=sum(size for _, size in shards),
-        filename_template=ShardedFileTemplate(
-            epath.Path(folder), dataset_name=name, split=split, filetype_suffix="array_record"
-        ),
-    )
+def beam_files() -> Any:
+    """Apache Beam's `FileSystems`."""
+    from apache_beam.io.filesystems import FileSystems  # an optional package, from which remote paths come
+
+    return FileSystems
 
 
-def shard_path(split: tfds.core.SplitInfo, shard: int, shards: int) -> pathlib.Path:
-    """The file of one of so many shards of a split."""
-    return pathlib.Path(split.filename_template.sharded_filepath(shard_index=shard, num_shards=shards))
+def write_split(clips: Iterable[EncodedClip], folder: pathlib.Path, name: str, split: str) -> tfds.core.SplitInfo:
+    """Writes the shards of a split, one after the other; memory holds one shard.
+
+    Raises `InputError` if two clips of a shard have the same id.
+    """
+    hasher = Hasher(split)
+    shards: dict[pathlib.Path, tuple[int, int]] = {}
+    pending: dict[int, bytes] = {}
+    size = 0
+
+    def flush() -> None:
+        path = folder / f"{split}-{len(shards):05d}.part"
+        shards[path] = write_shard(path, (pending[key] for key in sorted(pending)))
+        pending.clear()
+
+    for clip in clips:
+        key = hasher.hash_key(clip.id)
+        if key in pending:
+            raise InputError(f"data set {name}: two clips of split {split} have the id {clip.id!r}; ids must differ")
+        pending[key] = clip.record
+        size += len(clip.record)
+        if size >= SHARD_BYTES:
+            flush()
+            size = 0
+    if pending:
+        flush()
+    info = split_info(folder, name, split, list(shards.values()))
+    for part, path in zip(shards, info.filepaths, strict=True):
+        part.rename(path)
+    return info
 
 
 def write_shard(path: pathlib.Path, records: Iterable[bytes]) -> tuple[int, int]:
-    """Writes an ArrayRecord file; returns how many records, and their bytes."""
+    """Writes an ArrayRecord file; returns the numbers of records and of their bytes."""
     clips = size = 0
     writer = ArrayRecordWriter(str(path), "group_size:1")  # each record is read by itself
     for record in records:
@@ -220,102 +290,88 @@ def write_shard(path: pathlib.Path, records: Iterable[bytes]) -> tuple[int, int]
     return clips, size
 
 
-def write_split(stored: Iterable[Stored], folder: pathlib.Path, name: str, split: str) -> tfds.core.SplitInfo:
-    """Writes the shards of a split, one after the other; memory holds a shard.
-
-    Raises `InputError` where two clips of a shard have one id.
-    """
-    hasher = Hasher(split)
-    written: list[tuple[int, int]] = []
-    pending: dict[int, bytes] = {}
-    size = 0
-
-    def write() -> None:
-        path = folder / f"{split}-{len(written):05d}.part"
-        written.append(write_shard(path, (pending[key] for key in sorted(pending))))
-        pending.clear()
-
-    for clip in stored:
-        key = hasher.hash_key(clip.id)
-        if key in pending:
-            raise InputError(f"data set {name}: two clips of split {split} have the id {clip.id!r}; ids must differ")
-        pending[key] = clip.record
-        size += len(clip.record)
-        if size >= SHARD_BYTES:
-            write()
-            size = 0
-    if pending:
-        write()
-    info = split_info(folder, name, split, written)
-    for shard in range(len(written)):
-        (folder / f"{split}-{shard:05d}.part").rename(shard_path(info, shard, len(written)))
-    return info
+def split_info(folder: pathlib.Path, name: str, split: str, shards: Sequence[tuple[int, int]]) -> tfds.core.SplitInfo:
+    """A split of data set `name` as TFDS describes it, from the numbers of clips and of bytes of each shard."""
+    template = ShardedFileTemplate(epath.Path(folder), dataset_name=name, split=split, filetype_suffix="array_record")
+    return tfds.core.SplitInfo(
+        name=split,
+        shard_lengths=[clips for clips, _ in shards],
+        num_bytes=sum(size for _, size in shards),
+        filename_template=template,
+    )
 
 
 def write_description(
-    builder: tfds.core.DatasetBuilder, variant: str, folder: pathlib.Path, splits: Sequence[tfds.core.SplitInfo]
+    dataset: ClipDataset, variant: str, folder: pathlib.Path, splits: Sequence[tfds.core.SplitInfo]
 ) -> None:
-    """Writes what makes the files in `folder` a data set of TFDS; splits without clips are left out.
+    """Writes the files that make a TFDS data set of the shards in `folder`; splits without clips are left out.
 
-    Raises `InputError` where no split has any.
+    Raises `InputError` if no split has clips.
     """
     splits = [split for split in splits if split.num_examples]
     if not splits:
-        raise InputError(f"data set {builder.info.full_name} has no clip at all")
-    described = builder.info
-    identity = DatasetIdentity.from_builder(builder)
-    identity.data_dir, identity.module_name = str(folder), ""
+        raise InputError(f"no clip of data set {dataset.name}/{dataset.config} has a caption or a question")
+    identity = DatasetIdentity(
+        name=dataset.name,
+        version=tfds.core.Version(dataset.version),
+        data_dir=str(folder),
+        module_name="",
+        config_name=dataset.config,
+        config_description=dataset.config_description,
+    )
     info = tfds.core.DatasetInfo(
         builder=identity,
-        description=described.description,
+        description=dataset.description,
         features=schema.features(variant),
-        homepage=next(iter(described.as_proto.location.urls), None),  # `homepage` makes one up
-        citation=described.citation,
-        license=described.redistribution_info.license,
+        homepage=dataset.homepage or None,
+        license=dataset.license or None,
     )
     info.set_file_format("array_record")
     info.set_splits(tfds.core.splits.SplitDict(splits))
     info.write_to_directory(folder)
 
 
-class Failures:
-    """Counts the clips that are stored without media, and lists them in a file.
-
-    Attributes:
-      clips, failed: of all splits, so far.
-    """
+class FailureLog:
+    """Counts the clips that are stored without media, and lists them in the file `FAILURES` in `folder`."""
 
     def __init__(self, folder: pathlib.Path) -> None:
-        self.clips = self.failed = 0
+        self._clips = self._failed = 0
         self._file = folder / FAILURES
         self._last = ""
 
-    def count(self, split: str, clips: int, failures: Sequence[tuple[str, str]]) -> None:
+    def add(self, split: str, clips: int, failures: Iterable[tuple[str, str]]) -> None:
         """Counts clips of a split; `failures` are the ids of those without media, and the reasons.
 
-        Raises `InputError` where none of the first hundred has any.
+        Raises `InputError` if none of the first hundred clips has media.
         """
-        self.clips += clips
+        self._clips += clips
         for name, reason in failures:
-            self.failed += 1
+            self._failed += 1
             self._last = f"{name}: {reason}"
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(f"{split}\t{name}\t{reason}\n")
-            if self.failed <= _NAMED_IN_LOG:
+            if self._failed <= _LOGGED_FAILURES:
                 logging.warning("stored without media: %s", self._last)
-        if self.clips >= _HOPELESS:
-            self._refuse_if_all()
+        if self._clips >= _ENOUGH_TO_JUDGE:
+            self._refuse_if_all_failed()
 
     def finish(self, files: pathlib.Path) -> None:
-        """Says where the list will be: in `files`.
+        """Logs the number of failures, and that the list will be in `files`.
 
-        Raises `InputError` where no clip has media.
+        Raises `InputError` if no clip has media.
         """
-        self._refuse_if_all()
-        if self.failed:
-            told = (self.failed, self.clips, files / FAILURES)
-            logging.warning("%d of %d clips are stored without media; listed in %s", *told)
+        self._refuse_if_all_failed()
+        if self._failed:
+            message = "%d of %d clips are stored without media; listed in %s"
+            logging.warning(message, self._failed, self._clips, files / FAILURES)
 
-    def _refuse_if_all(self) -> None:
-        if self.failed and self.failed == self.clips:
-            raise InputError(f"none of {self.clips} clips has media that can be decoded; the last, {self._last}")
+    def _refuse_if_all_failed(self) -> None:
+        if self._failed and self._failed == self._clips:
+            raise InputError(f"none of {self._clips} clips has media that can be decoded; the last, {self._last}")
+
+
+def _counted(clips: Iterable[EncodedClip], split: str, failures: FailureLog, bar: tqdm) -> Iterator[EncodedClip]:
+    for clip in clips:
+        failures.add(split, 1, [(clip.id, clip.failure)] if clip.failure else [])
+        yield clip
+        bar.update()

@@ -1,97 +1,108 @@
-"""The data sets by name, and one door to each: prepared on first use, then read at random.
+"""The data sets by name, which are prepared on first use, and then read at random.
 
-A data set is named by its spec: `motion`, `msrvtt/captioning` (a configuration), `folder:/path/to/clips`.
+A data set is named by its spec: `motion`, `msrvtt/captioning` (a configuration), `folder:/path/to/clips`. To add one,
+write its file and add it to `_OFFICIAL`.
 """
 
-import contextlib
 import dataclasses
-import difflib
-import fcntl
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+import textwrap
+from collections.abc import Callable
 from typing import Any
 
+import filelock
 import tensorflow_datasets as tfds
-from absl import logging
 from tensorflow_datasets.core.constants import get_default_data_dir
 
-from vlab_jax.data.sources import Patient
-from vlab_jax.datasets import clip_builder, records
-from vlab_jax.datasets.activitynet import Activitynet
-from vlab_jax.datasets.clip_builder import ClipBuilder
-from vlab_jax.datasets.didemo import Didemo
-from vlab_jax.datasets.folder import Folder
-from vlab_jax.datasets.image_text import Cc3m, ImageText
-from vlab_jax.datasets.motion.builder import Motion
-from vlab_jax.datasets.msrvtt import Msrvtt
-from vlab_jax.datasets.msvd import Msvd
-from vlab_jax.datasets.official import Official
+from vlab_jax.data.sources import RetryingSource
+from vlab_jax.datasets import records
+from vlab_jax.datasets.activitynet import ACTIVITYNET
+from vlab_jax.datasets.didemo import DIDEMO
+from vlab_jax.datasets.folder import FOLDER, FolderDataset, suggest
+from vlab_jax.datasets.image_text import CC3M, IMAGE_TEXT
+from vlab_jax.datasets.motion.dataset import MOTION, MotionDataset
+from vlab_jax.datasets.msrvtt import MSRVTT
+from vlab_jax.datasets.msvd import MSVD
+from vlab_jax.datasets.official import OfficialDataset
 from vlab_jax.datasets.records import BuildOptions
-from vlab_jax.datasets.tgif import Tgif, TgifQa
-from vlab_jax.datasets.vatex import Vatex
-from vlab_jax.datasets.webvid import Webvid
-from vlab_jax.datasets.xu_qa import MsrvttQa, MsvdQa
+from vlab_jax.datasets.tgif import TGIF, TGIF_QA
+from vlab_jax.datasets.vatex import VATEX
+from vlab_jax.datasets.webvid import WEBVID
+from vlab_jax.datasets.xu_qa import MSRVTT_QA, MSVD_QA
 from vlab_jax.errors import InputError
 
-BUILDERS: dict[str, type[ClipBuilder]] = {
-    each.name: each
-    for each in (
-        Motion,
-        Folder,
-        Msrvtt,
-        MsrvttQa,
-        Msvd,
-        MsvdQa,
-        Tgif,
-        TgifQa,
-        Didemo,
-        Activitynet,
-        Vatex,
-        Webvid,
-        Cc3m,
-        ImageText,
-    )
-}
-# Writes the files of a data set into a directory.
-Build = Callable[[ClipBuilder, pathlib.Path, BuildOptions], None]
+# Each has a `name`; `configs`, the names of its configurations, the default first (none if any directory is one, as in
+# `folder:/path/to/clips`); `dataset(config, options)` to be prepared; `annotation_source(config, manual_dir)` to be
+# checked.
+DatasetFamily = MotionDataset | FolderDataset | OfficialDataset
+_OFFICIAL = (MSRVTT, MSRVTT_QA, MSVD, MSVD_QA, TGIF, TGIF_QA, DIDEMO, ACTIVITYNET, VATEX, WEBVID, CC3M, IMAGE_TEXT)
+DATASETS: dict[str, DatasetFamily] = {family.name: family for family in (MOTION, FOLDER, *_OFFICIAL)}
 
 
-def prepare(spec: str, options: BuildOptions, build: Build = clip_builder.build) -> tfds.core.DatasetBuilder:
-    """The builder of a data set, its files written below `options.directory` if they are not there yet.
+def known_specs() -> list[str]:
+    """The specs of all data sets with all configurations, and `folder:path/to/directory`."""
+    return [
+        f"{name}/{config}" if config else f"{name}:path/to/directory"
+        for name, family in DATASETS.items()
+        for config in family.configs or ("",)
+    ]
 
-    Processes that ask for the same data at once wait for the first of them to build it.
 
-    Args:
-      spec: `name`, `name/configuration` or `folder:directory`.
-      options: where from, where to, in which form.
-      build: what writes the files.
+def specs_help() -> str:
+    """The end of the help text of commands with a flag `--dataset`."""
+    names = textwrap.fill(", ".join(known_specs()), 116, break_on_hyphens=False)
+    return f"Data sets (the first configuration of each is its default):\n\n{textwrap.indent(names, '    ')}"
+
+
+def find(spec: str) -> tuple[DatasetFamily, str]:
+    """The data set that a spec names, and its configuration (empty for the default) or directory.
 
     Raises:
-      InputError: no such data set or configuration, or its source has errors.
+      InputError: no such data set or configuration.
+    """
+    name, mark, config = re.fullmatch(r"([^:/]*)([:/]?)(.*)", spec, re.DOTALL).groups()
+    if name not in DATASETS:
+        known = ", ".join(name if family.configs else f"{name}:path/to/directory" for name, family in DATASETS.items())
+        raise InputError(f"there is no data set {name!r}{suggest(name, DATASETS)}; known: {known}")
+    family = DATASETS[name]
+    if not family.configs:
+        if mark != ":" or not config:
+            raise InputError(f"data set {spec!r} lacks its directory; write {name}:path/to/directory")
+    elif mark == ":" or (mark and config not in family.configs):
+        raise InputError(
+            f"data set {spec!r}: {name} has no configuration {config!r}{suggest(config, family.configs)}; "
+            f"it has: {', '.join(family.configs)}"
+        )
+    return family, config
+
+
+def prepare(spec: str, options: BuildOptions, build: Callable[..., None] = records.build) -> tfds.core.DatasetBuilder:
+    """A prepared data set; `build` writes its files below `options.directory` if they do not exist yet.
+
+    Processes that want the same data at once wait for the first of them to build it.
+
+    Raises:
+      InputError: no such data set or configuration, or its sources have errors.
     """
     directory = pathlib.Path(options.directory or get_default_data_dir()).expanduser().resolve()
     options = dataclasses.replace(options, directory=str(directory))
-    builder = _builder(spec, options)
-    files = _files(builder, options)
+    family, config = find(spec)
+    dataset = family.dataset(config, options)
+    files = dataset.files(options)
     if not records.is_prepared(files):
-        with _lock(files):
+        files.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(files.parent / f".{files.name}.lock"):
             if not records.is_prepared(files):
-                build(builder, files, options)
+                build(dataset, files, options)
     return tfds.builder_from_directory(files)
 
 
-def _files(builder: ClipBuilder, options: BuildOptions) -> pathlib.Path:
-    """Where the data set is: of the frames variant, in a directory for each rate, size and quality."""
-    files = pathlib.Path(builder.data_dir)
-    return files.parent.with_name(files.parent.name + options.form) / files.name
-
-
 def open_split(spec: str, split: str, options: BuildOptions, retry_seconds: float | None = None) -> Any:
-    """A split as a `tfds.data_source`: a sequence of examples as dictionaries; random access; can be pickled.
+    """A split as a `tfds.data_source`: a sequence of examples as dictionaries, with random access, that can be pickled.
 
     Args:
-      retry_seconds: how long its files may be out of reach when they are read (`patience.Patient`); None: not at all.
+      retry_seconds: how long reads are retried while the files are out of reach (`RetryingSource`); None: not at all.
 
     Raises:
       InputError: as `prepare`; no such split.
@@ -103,63 +114,4 @@ def open_split(spec: str, split: str, options: BuildOptions, retry_seconds: floa
     source = builder.as_data_source(split=split)
     if retry_seconds is None:
         return source
-    return Patient(source, retry_seconds, f"split {split!r} of {spec!r} in {builder.data_dir}")
-
-
-def _builder(spec: str, options: BuildOptions) -> ClipBuilder:
-    """The builder that `spec` names, not yet built."""
-    builder_class, rest = find(spec)
-    if builder_class is Folder:
-        config = Folder.config_of(rest)
-    elif issubclass(builder_class, Official):
-        config = builder_class.config_of(builder_class.protocol_of(rest), options)
-    else:
-        config = rest or None
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # TFDS prints each configuration that is not in its own list
-    try:
-        return builder_class(config=config, data_dir=options.directory, file_format="array_record")
-    finally:
-        logging.set_verbosity(verbosity)
-
-
-def find(spec: str) -> tuple[type[ClipBuilder], str]:
-    """The builder's class and what follows its name: a configuration, empty for the default, or a directory.
-
-    Raises:
-      InputError: no such data set or configuration.
-    """
-    name, mark, rest = re.fullmatch(r"([^:/]*)([:/]?)(.*)", spec, re.DOTALL).groups()
-    if name not in BUILDERS:
-        raise InputError(f"there is no data set {name!r}{_nearest(name, BUILDERS)}; known: {', '.join(_known())}")
-    builder_class = BUILDERS[name]
-    if builder_class is Folder:
-        if mark != ":" or not rest:
-            raise InputError(f"data set {spec!r} lacks its directory; write {name}:path/to/directory")
-        return builder_class, rest
-    if issubclass(builder_class, Official):
-        configs = [protocol.name for protocol in builder_class.PROTOCOLS]
-    else:
-        configs = list(builder_class.builder_configs)
-    if mark == ":" or (mark and rest not in configs):
-        near = _nearest(rest, configs)
-        raise InputError(f"data set {spec!r}: {name} has no configuration {rest!r}{near}; it has: {', '.join(configs)}")
-    return builder_class, rest
-
-
-def _known() -> list[str]:
-    return [f"{name}:path/to/directory" if each is Folder else name for name, each in BUILDERS.items()]
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
-
-
-@contextlib.contextmanager
-def _lock(files: pathlib.Path) -> Iterator[None]:
-    """One process at a time; the system frees the lock of a process that dies."""
-    files.parent.mkdir(parents=True, exist_ok=True)
-    with open(files.parent / f".{files.name}.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return RetryingSource(source, retry_seconds, f"split {split!r} of {spec!r} in {builder.data_dir}")

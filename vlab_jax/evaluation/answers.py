@@ -1,217 +1,216 @@
-"""The answers of a model to the questions on the clips of a split, by every convention, and how they are scored.
+"""Scores of answers to questions: pure functions of texts and likelihoods, no model.
 
-Open-ended questions are answered in the model's own words (free generation), and by ranking a closed list of answers
-by likelihood; questions with options by ranking these. What a clip's frames give is computed once, whatever the
-number of its questions and answers.
+An open-ended answer is right if it equals the question's answer after `normalise`: a question of a video QA set has one
+answer, so VQA's vote of ten annotators has no counterpart. An answer that normalises to nothing is never right.
 
-Dimensions: `Q` questions of a step, `R` texts to rank.
+Ties are broken pessimistically: if two different answers share the highest score, none is chosen. So a model that
+scores everything alike gets nothing, and not the share of the most frequent answer. Scores in bfloat16 tie often:
+compute them in float32.
 """
 
-import dataclasses
-import itertools
+import collections
+import functools
+import json
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
 
-import jax
 import numpy as np
+from jaxtyping import Float
 
-from vlab_jax.data import schema
-from vlab_jax.data.pieces import Batch
 from vlab_jax.data.schema import Question
 from vlab_jax.errors import InputError
-from vlab_jax.evaluation import question_answering as scoring
-from vlab_jax.evaluation.encoder import Encoder, without_media
-from vlab_jax.evaluation.question_answering import count_error
-from vlab_jax.models import generation
-from vlab_jax.models.decoder import Memory
-from vlab_jax.models.generation import Search
-from vlab_jax.models.likelihood import chunks, stacked, text_likelihoods
-from vlab_jax.runtime import sharding
+from vlab_jax.runtime.disk import write_text
+
+# The normalisation of VQA's evaluation (Antol et al., ICCV 2015), whose steps visualqa.org/evaluation.html lists and
+# `vqaEval.py` computes. Where the two differ, the list is followed: the code judges a comma or a hyphen by the whole
+# answer, not by its place.
+_ARTICLES = frozenset(("a", "an", "the"))
+_NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(_NUMBER_WORDS)}
+# Without those that are another word without the apostrophe: its, well, were, hell, shell, ill, id, wed, lets.
+_CONTRACTED = (
+    "ain't aren't can't couldn't didn't doesn't don't hadn't hasn't haven't isn't mightn't mustn't needn't shan't "
+    "shouldn't wasn't weren't won't wouldn't could've might've must've should've would've i'm i've you're you've "
+    "you'll we've they're they've they'll they'd he's she's it'll that's that'll there's here's what's where's who's "
+    "how's ma'am o'clock y'all"
+)
+_CONTRACTIONS = {word.replace("'", ""): word for word in _CONTRACTED.split()}
+# The last is one character, which NFKC splits into an apostrophe of this kind and a letter.
+_APOSTROPHES = str.maketrans({**dict.fromkeys("\u2018\u2019\u02bc\u00b4", "'"), "\u0149": "'n"})
 
 
-class Answered(NamedTuple):
-    """A question, its clip's id and index in the source, and what the model made of it.
+@functools.lru_cache(2**16)  # answers repeat
+def normalise(answer: str) -> str:
+    """The form in which answers are compared, such as `2 t shirts` for "The two T-shirts."; idempotent.
 
-    `generated` is its own words (None where there are options), `scores` the log-likelihoods of the options, or of
-    the closed list (None where there is neither).
+    The steps, in this order, with their differences from VQA:
+
+    1. Typographic apostrophes become `'`, and the text is put into Unicode's NFKC (VQA has neither) and lower case.
+    2. A comma between digits is removed: 1,000 is 1000. A colon between digits is kept: 2:50 (in VQA, every colon).
+    3. All other punctuation becomes a space, except for points, apostrophes and `% & #`.
+    4. A point is kept before a digit (1.5) and else removed: u.s. is us. (Several in a row are a space; not in VQA.)
+    5. An apostrophe is kept within a word, so that girl's is not girls; quotation marks are removed (kept in VQA).
+    6. Number words up to ten become digits, as far as VQA goes, and "none" becomes 0.
+    7. A contraction without its apostrophe gets it: dont is don't.
+    8. The articles a, an, the are removed, unless nothing else is there, such as the letter A (VQA leaves nothing).
+    9. One space is kept between words, none around them.
     """
-
-    clip: str
-    index: int
-    question: Question
-    generated: str | None
-    scores: np.ndarray | None
-
-
-class Scored(NamedTuple):
-    """What `evaluate_question_answering` found: figures, and the headline answer to each question, right or not."""
-
-    metrics: dict[str, float]
-    answered: list[Answered]
-    headline: list[str]
-    right: list[bool]
+    text = unicodedata.normalize("NFKC", answer.translate(_APOSTROPHES)).lower()
+    text = re.sub(r"(?<=\d),(?=\d)", "", text)
+    text = re.sub(r"(?<!\d):|:(?!\d)|\.{2,}", " ", text)
+    marks = [c for c in set(text) if c in "=+<>`~^|" or (unicodedata.category(c)[0] == "P" and c not in "%&#.':")]
+    text = text.translate(dict.fromkeys(map(ord, marks), " "))
+    text = re.sub(r"\.(?!\d)", "", text)
+    text = re.sub(r"(?<!\w)'|'(?!\w)", "", text)
+    # Once more: a removed character may have stood between a letter and its accent.
+    words = unicodedata.normalize("NFKC", text).split()
+    words = [_CONTRACTIONS.get(word, _NUMBERS.get(word, word)) for word in words]
+    return " ".join([word for word in words if word not in _ARTICLES] or words)
 
 
-def answer_questions(
-    encoder: Encoder,
-    source: Sequence,
-    search: Search,
-    *,
-    closed_list: Sequence[str] = (),
-    without: Sequence[str] = (),
-    max_failed_share: float = 0.01,
-    update: Callable[[int], None] = lambda done: None,
-) -> list[Answered]:
-    """Every question of the clips that can be decoded, in the order of the source.
-
-    Args:
-      source: a data source of the schema.
-      search: for free generation; an answer has the tokenizer's `answer_room` at most.
-      closed_list: the answers to rank for open-ended questions.
-      without: types of questions to leave out.
-      update: called with the number of clips done.
-    """
-
-    def answer(batch: Batch, video: jax.Array) -> Iterator[tuple[int, Answered]]:
-        reader = QuestionAnswerer(encoder, encoder.remember(video), search)
-        indices = {row: int(batch["index"][row]) for row in np.flatnonzero(batch["valid"]).tolist()}
-        clips = {row: without_media(source, index) for row, index in indices.items()}
-        asked = [(row, q) for row, clip in clips.items() for q in clip.questions if q.type not in without]
-        answers = reader.answer(asked, closed_list)
-        for (row, question), made in zip(asked, answers, strict=True):
-            yield indices[row], Answered(clips[row].id, indices[row], question, *made)
-
-    return [answered for _, answered in encoder.of_clips(source, answer, max_failed_share, update)]
+def exact_match(predictions: Sequence[str], questions: Sequence[Question]) -> list[bool]:
+    """Whether each prediction is the answer, both normalised; an empty prediction is wrong."""
+    pairs = [(normalise(p), normalise(q.answer)) for p, q in zip(predictions, questions, strict=True)]
+    return [bool(predicted) and predicted == answer for predicted, answer in pairs]
 
 
-class QuestionAnswerer:
-    """A model that looks at some clips, and can be asked about them."""
-
-    def __init__(self, encoder: Encoder, memory: Memory, search: Search):
-        self._encoder, self._memory = encoder, memory
-        self._longest = encoder.tokenizer.answer_room
-        self._search = dataclasses.replace(search, max_tokens=min(search.max_tokens, self._longest))
-
-    def answer(
-        self, asked: Sequence[tuple[int, Question]], closed_list: Sequence[str]
-    ) -> list[tuple[str | None, np.ndarray | None]]:
-        """For each (row of a clip, question): the generated answer and the scores, as `Answered` has them."""
-        made: list[tuple[str | None, np.ndarray | None]] = [(None, None)] * len(asked)
-        listed = stacked([self._encoder.tokenizer.answers(closed_list)], self._longest) if closed_list else None
-        open_ended = [place for place, (_, question) in enumerate(asked) if not question.options]
-        for places in chunks(open_ended, self._encoder.batch):
-            rows, questions = self._padded([asked[place] for place in places])
-            words = self._generate(rows, questions)
-            scores = self._rank(rows, questions, self._to_all(listed)) if closed_list else itertools.repeat(None)
-            for place, text, score in zip(places, words, scores, strict=False):
-                made[place] = (text, score)
-        closed = [place for place, (_, question) in enumerate(asked) if question.options]
-        for places in chunks(closed, self._encoder.batch):
-            rows, questions = self._padded([asked[place] for place in places])
-            options = stacked(
-                [self._encoder.tokenizer.answers(question.options) for question in questions], self._longest
-            )
-            scores = self._rank(rows, questions, options)
-            for place, score, question in zip(places, scores, questions, strict=False):
-                made[place] = (None, score[: len(question.options)])
-        return made
-
-    def _padded(self, asked: Sequence[tuple[int, Question]]) -> tuple[np.ndarray, list[Question]]:
-        """Rows and questions, repeated up to the size that is compiled for."""
-        full = [asked[place % len(asked)] for place in range(self._encoder.batch)]
-        return np.array([row for row, _ in full], np.int32), [question for _, question in full]
-
-    def _prefix(self, questions: Sequence[Question]) -> tuple[np.ndarray, np.ndarray]:
-        return self._encoder.tokenizer.questions([question.question for question in questions])
-
-    def _generate(self, rows: np.ndarray, questions: Sequence[Question]) -> list[str]:
-        model, parameters = self._encoder.model, self._encoder.parameters["decoder"]
-        texts = generation.write(model, self._search, parameters, self._memory, rows, *self._prefix(questions))
-        return [self._encoder.tokenizer.decode(row) for row in np.asarray(texts.tokens)]
-
-    def _rank(
-        self, rows: np.ndarray, questions: Sequence[Question], texts: tuple[np.ndarray, np.ndarray]
-    ) -> np.ndarray:
-        """Log-likelihoods `[Q, R]` of each question's texts; where a question has fewer than others, `-inf`."""
-        model, parameters = self._encoder.model, self._encoder.parameters["decoder"]
-        return text_likelihoods(model, parameters, self._memory, rows, self._prefix(questions), texts)
-
-    def _to_all(self, texts: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """The texts of one row for each."""
-        ids, lengths = (np.broadcast_to(each, (self._encoder.batch, *each.shape[1:])) for each in texts)
-        return ids, lengths
+def mean_by_type(correct: Sequence[bool], types: Sequence[str]) -> dict[str, float]:
+    """The percentage (0 to 100) of right answers by question type, in alphabetical order."""
+    right, labels = np.asarray(correct), np.asarray(types, dtype=object)
+    return {name: 100.0 * float(np.mean(right[labels == name])) for name in sorted(set(types))}
 
 
-def evaluate_question_answering(
-    encoder: Encoder,
-    source: Sequence,
-    search: Search,
-    training: Sequence[Sequence],
-    *,
-    list_size: int,
-    answers: Sequence[str] = (),
-    without: Sequence[str],
-    folder: pathlib.Path | None,
-    max_failed_share: float = 0.01,
-    update: Callable[[int], None] = lambda done: None,
-) -> Scored:
-    """Accuracy, in percent: `QA <type>` and `QA all` of the headline convention, and of the others.
-
-    The headline is exact match of free generation for open-ended questions, and the likeliest option for others.
-    `QA ranked` is the accuracy of ranking the closed list, `QA ceiling` the share of answers that it holds; counts have
-    `QA count MSE` besides.
-
-    Args:
-      training: the splits trained on, of whose questions the closed list is made.
-      list_size: answers in the list; 0: none is ranked.
-      answers: a list to rank instead.
-      without: types of questions to leave out.
-      folder: where `questions.jsonl` goes, a line for each question; None: nowhere.
+def accuracy_by_type(correct: Sequence[bool], types: Sequence[str]) -> dict[str, float]:
+    """`mean_by_type` of one or more questions, and the mean over all of them, `all`, at the end.
 
     Raises:
-      InputError: no clip of the split has a question.
+      InputError: a type is called `all`.
     """
-    listed, spelled = sharding.agreed(lambda: _closed_list(training, without, list_size, answers))
-    given = {"closed_list": spelled, "without": without, "max_failed_share": max_failed_share, "update": update}
-    answered = answer_questions(encoder, source, search, **given)
-    if not answered:
-        raise InputError("no clip of the split has a question to answer")
-    headline = _headline(answered)
-    questions = [each.question for each in answered]
-    right = scoring.exact_match(headline, questions)
-    accuracy = scoring.accuracy_by_type(right, [question.type for question in questions])
-    metrics = {f"QA {kind}": share for kind, share in accuracy.items()} | count_error(headline, questions)
-    conventions = {"headline": headline}
-    open_ended = [each for each in answered if not each.question.options]
-    if spelled and open_ended:
-        ranked = scoring.by_ranking(np.stack([each.scores for each in open_ended]), spelled)
-        asked = [each.question for each in open_ended]
-        metrics["QA ranked"] = 100 * float(np.mean(scoring.exact_match(ranked, asked)))
-        metrics["QA ceiling"] = scoring.ceiling(listed, asked)
-        of_open = iter(ranked)
-        conventions["ranked"] = [next(of_open) if not q.options else "" for q in questions]
-    if folder is not None:
-        scoring.save_predictions(folder / "questions.jsonl", questions, [each.clip for each in answered], conventions)
-    return Scored(metrics, answered, headline, right)
+    if "all" in types:
+        raise InputError("a question type is called 'all', which is the name of the mean over types; rename it")
+    return {**mean_by_type(correct, types), "all": 100.0 * float(np.mean(correct))}
 
 
-def _headline(answered: Sequence[Answered]) -> list[str]:
-    """The model's own words for open-ended questions, the likeliest option for others."""
-    closed = [each for each in answered if each.question.options]
-    chosen = iter(scoring.chosen_options([each.scores for each in closed], [each.question for each in closed]))
-    return [next(chosen) if each.question.options else each.generated or "" for each in answered]
+def closed_list(questions: Sequence[Question], size: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """At most `size` answers, normalised, most frequent first, equals in alphabetical order; and how each is spelled.
+
+    That is its most frequent spelling (`two` for `2`): a model trained on these gives them its likelihood, and hardly
+    any to the normalised forms.
+
+    Args:
+      questions: of the training splits; those of other splits would leak into the list.
+
+    Raises:
+      InputError: no question has an answer.
+    """
+    found: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for question in questions:
+        found[normalise(question.answer)][question.answer] += 1
+    found.pop("", None)
+    if not found:
+        raise InputError(f"none of {len(questions)} questions has an answer: there is no answer list; check the split")
+    listed = sorted(found, key=lambda answer: (-found[answer].total(), answer))[:size]
+    spelled = [min(found[answer].items(), key=lambda pair: (-pair[1], pair[0]))[0] for answer in listed]
+    return tuple(listed), tuple(spelled)
 
 
-def _closed_list(
-    training: Sequence[Sequence], without: Sequence[str], size: int, answers: Sequence[str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The answers to rank, normalised where they are those of training, and their spellings."""
-    trained = _questions(training, without) if size and not answers else []
-    listed = scoring.answer_list(trained, size) if trained else tuple(answers)
-    return listed, scoring.spellings(listed, trained)
+def ceiling(answers: Sequence[str], questions: Sequence[Question]) -> float:
+    """The percentage (0 to 100) of questions whose answer is in a list: the best that ranking the list can reach.
+
+    Args:
+      answers: a closed list, normalised or not.
+      questions: one or more; one with an empty answer is out of reach.
+    """
+    reachable = {normalise(answer) for answer in answers} - {""}
+    return 100.0 * float(np.mean([normalise(question.answer) in reachable for question in questions]))
 
 
-def _questions(sources: Sequence[Sequence], without: Sequence[str]) -> list[Question]:
-    clips = (schema.from_example(source[index]) for source in sources for index in range(len(source)))
-    return [question for clip in clips for question in clip.questions if question.type not in without]
+def by_ranking(scores: Float[np.ndarray, "Q A"], answers: Sequence[str]) -> list[str]:
+    """The likeliest of `A` answers to each of `Q` questions; in a tie the empty text, which is never right.
+
+    Args:
+      scores: higher is likelier; -inf is allowed, NaN is not.
+
+    Raises:
+      InputError: a score is NaN.
+    """
+    return [_highest(row, answers, place) for place, row in enumerate(scores)]
+
+
+def chosen_options(scores: Sequence[np.ndarray], questions: Sequence[Question]) -> list[str]:
+    """The option with the highest score for each question; in a tie the empty text, which is never right.
+
+    Options of the same text are one.
+
+    Args:
+      scores: per question, one score per option; higher is likelier; -inf is allowed, NaN is not.
+      questions: with options, of which the answer is one; numbers of options may differ.
+
+    Raises:
+      InputError: a score is NaN, or a question's answer is not among its options.
+    """
+    for place, question in enumerate(questions):
+        if question.answer not in question.options:
+            raise InputError(f"question {place}: the answer {question.answer!r} is not among the options; add it")
+    return [_highest(row, q.options, place) for place, (row, q) in enumerate(zip(scores, questions, strict=True))]
+
+
+def _highest(scores: np.ndarray, texts: Sequence[str], question: int) -> str:
+    if np.isnan(highest := scores.max()):
+        raise InputError(f"question {question} has a NaN among its scores; the model or its input is not finite")
+    best = {texts[place] for place in np.flatnonzero(scores == highest)}
+    return best.pop() if len(best) == 1 else ""
+
+
+def count_error(predictions: Sequence[str], questions: Sequence[Question]) -> dict[str, float]:
+    """`QA count MSE`: the mean squared error of the questions of type `count`; nothing if there are none.
+
+    TGIF-QA reports counts by it (Jang et al., CVPR 2017). A prediction is normalised ("three" is 3). One that is not a
+    number counts as 0: published models always return a number, so that this can only hurt a model of words.
+    """
+    errors = [
+        (_number(prediction) - _number(question.answer)) ** 2
+        for prediction, question in zip(predictions, questions, strict=True)
+        if question.type == "count"
+    ]
+    return {"QA count MSE": float(np.mean(errors))} if errors else {}
+
+
+def _number(text: str) -> int:
+    words = normalise(text)
+    # No count of TGIF-QA has three digits; more would let one slip decide the mean.
+    return int(words) if words.isdecimal() and words.isascii() and len(words) < 3 else 0
+
+
+def save_predictions(
+    path: pathlib.Path,
+    questions: Sequence[Question],
+    clip_ids: Sequence[str],
+    predictions_by_convention: Mapping[str, Sequence[str]],
+) -> None:
+    """Writes a line of JSON for each question and its clip, in one move.
+
+    A line is `{"clip": "video7010", "question": ..., "type": ..., "answer": ..., "predictions": {"generation":
+    {"answer": "a guitar", "right": true}}}`, with `options` if the question has some; UTF-8, no escapes.
+
+    Args:
+      predictions_by_convention: answers by how they were obtained (generation, ranking).
+
+    Raises:
+      CannotWrite: the disk is full or read-only; the old file is as it was.
+    """
+    right = {name: exact_match(predictions, questions) for name, predictions in predictions_by_convention.items()}
+    lines = []
+    for place, (clip, question) in enumerate(zip(clip_ids, questions, strict=True)):
+        record = {"clip": clip, "question": question.question, "type": question.type, "answer": question.answer}
+        if question.options:
+            record["options"] = list(question.options)
+        record["predictions"] = {
+            name: {"answer": predictions[place], "right": right[name][place]}
+            for name, predictions in predictions_by_convention.items()
+        }
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    # JSON can escape half of a surrogate pair, which UTF-8 cannot hold.
+    write_text(path, "".join(lines).encode(errors="backslashreplace").decode())

@@ -1,307 +1,157 @@
-"""Scores of video question answering: pure functions of answers and likelihoods, no model.
+"""Question answering: the answers of a model to the questions on the clips of a split, and their scores.
 
-Open-ended answers are right by exact match after `normalise`: a question of a video QA set has one answer, so VQA's
-vote of ten annotators has no counterpart. An answer of which normalising leaves nothing is never right.
-
-Ties are broken pessimistically, as in `retrieval`: where two different answers share the highest score, none is
-chosen. A model that scores everything alike so gets nothing, and not the share of the most frequent answer. Scores
-in bfloat16 tie often: compute them in float32.
-
-Letters in shapes: `Q` questions, `A` answers of a closed list.
+Open-ended questions are answered by free generation, and by ranking a closed list of answers by likelihood; questions
+with options by ranking these. A clip's visual cache is computed once for all its questions and answers.
 """
 
-import collections
-import contextlib
-import json
-import os
+import dataclasses
+import itertools
 import pathlib
-import re
-import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+import jax
 import numpy as np
-from jaxtyping import Float
 
+from vlab_jax.data import schema
+from vlab_jax.data.batches import Batch
 from vlab_jax.data.schema import Question
+from vlab_jax.datasets.text_files import read_answer_list
 from vlab_jax.errors import InputError
-from vlab_jax.evaluation import retrieval
-from vlab_jax.runtime.disk import cannot_write, number_of
-
-# FOLDED vlab_jax/evaluation/question_answering.py: The form in which open-ended answers are compared: the
-# normalisation of VQA's evaluation.  Source: VQA (Antol et al., ICCV 2015), whose steps
-# visualqa.org/evaluation.html lists and `vqaEval.py` computes. Where the two differ, the list is followed: the code
-# judges a comma or a hyphen by the whole answer, not by its place.
-
-_ARTICLES = frozenset(("a", "an", "the"))
-# As far as VQA goes.
-_NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(_NUMBER_WORDS)}
-# Without those that are another word once the apostrophe is gone: its, well, were, hell, shell, ill, id, wed, lets.
-_CONTRACTED = (
-    "ain't aren't can't couldn't didn't doesn't don't hadn't hasn't haven't isn't mightn't mustn't needn't shan't "
-    "shouldn't wasn't weren't won't wouldn't could've might've must've should've would've i'm i've you're you've "
-    "you'll we've they're they've they'll they'd he's she's it'll that's that'll there's here's what's where's who's "
-    "how's ma'am o'clock y'all"
-)
-_CONTRACTIONS = {word.replace("'", ""): word for word in _CONTRACTED.split()}
-# The last is one character in Unicode, which NFKC takes apart into an apostrophe of this kind and a letter.
-_APOSTROPHES = str.maketrans({**dict.fromkeys("\u2018\u2019\u02bc\u00b4", "'"), "\u0149": "'n"})
+from vlab_jax.evaluation import answers as scoring
+from vlab_jax.evaluation import sheets
+from vlab_jax.evaluation.encoder import Encoder, without_media
+from vlab_jax.evaluation.plan import Plan, TaskResult
+from vlab_jax.models.decoder import VisualCache
+from vlab_jax.models.generation import GenerationConfig, chunks, generate_texts, stack_texts, text_likelihoods
+from vlab_jax.runtime import sharding
 
 
-def normalise(answer: str) -> str:
-    """The form in which answers are compared, such as `2 t shirts` for "The two T-shirts."; idempotent.
+class Answered(NamedTuple):
+    """A question, its clip's id and index in the source, and the model's answer.
 
-    In this order; a step that VQA lacks says so.
-
-    1. Typographic apostrophes become `'`, and the text Unicode's NFKC (VQA has neither); then it is lower-cased.
-    2. A comma between digits goes: 1,000 is 1000. A colon between digits stays: 2:50. (VQA lets every colon stay.)
-    3. All other punctuation becomes a space, but for points, apostrophes and `% & #`.
-    4. A point stays before a digit (1.5) and else goes: u.s. is us. (Several on end are a space, unlike in VQA.)
-    5. An apostrophe stays within a word, so that girl's is not girls; quotation marks go. (VQA lets them stay.)
-    6. Number words up to ten become digits, and "none" becomes 0.
-    7. A contraction without its apostrophe gets it: dont is don't.
-    8. The articles a, an, the go, unless there is nothing else, such as the letter A. (VQA leaves nothing.)
-    9. One space stays between words, none around them.
+    `generated` is the freely generated answer (None for a question with options), `scores` the log-likelihoods of the
+    options, or of the closed list (None if there is neither).
     """
-    text = unicodedata.normalize("NFKC", answer.translate(_APOSTROPHES)).lower()
-    text = re.sub(r"(?<=\d),(?=\d)", "", text)
-    text = re.sub(r"(?<!\d):|:(?!\d)|\.{2,}", " ", text)
-    text = "".join(" " if _is_punctuation(character) else character for character in text)
-    text = re.sub(r"\.(?!\d)", "", text)
-    text = re.sub(r"(?<!\w)'|'(?!\w)", "", text)
-    # Once more: what went may have stood between a letter and its accent.
-    words = unicodedata.normalize("NFKC", text).split()
-    words = [_CONTRACTIONS.get(word, _NUMBERS.get(word, word)) for word in words]
-    return " ".join([word for word in words if word not in _ARTICLES] or words)
+
+    clip: str
+    index: int
+    question: Question
+    generated: str | None
+    scores: np.ndarray | None
 
 
-def _is_punctuation(character: str) -> bool:
-    if character in "%&#.':":
-        return False
-    return character in "=+<>`~^|" or unicodedata.category(character).startswith("P")
+def evaluate(encoder: Encoder, source: Sequence, plan: Plan, folder: pathlib.Path | None) -> TaskResult:
+    """Runs the task; see `registry`. Its figures, in percent, are `QA <type>` and `QA all` of the headline convention.
 
-
-def exact_match(predictions: Sequence[str], questions: Sequence[Question]) -> list[bool]:
-    """Whether each prediction is the answer, both normalised; an empty prediction is wrong.
+    The headline is exact match of free generation for open-ended questions, and the likeliest option for others.
+    `QA ranked` is the accuracy of ranking the closed list, `QA ceiling` the share of answers in it; questions of type
+    `count` also have `QA count MSE`. The answers go into `questions.jsonl` in `folder`, a line for each question.
 
     Raises:
-        InputError: there are more or fewer predictions than questions.
+      InputError: no clip of the split has a question.
     """
-    _check_lengths("predictions", predictions, questions)
-    pairs = [(normalise(p), normalise(q.answer)) for p, q in zip(predictions, questions, strict=True)]
-    return [bool(predicted) and predicted == answer for predicted, answer in pairs]
+    if plan.answer_list:
+        listed = spelled = read_answer_list(plan.answer_list)
+    else:
+        listed, spelled = sharding.from_primary(lambda: _training_answers(plan))
+    answered = answer_questions(encoder, source, plan.search, spelled, plan.multiple_choice)
+    if not answered:
+        raise InputError("no clip of the split has a question to answer")
+    questions = [each.question for each in answered]
+    closed = [each for each in answered if each.question.options]
+    chosen = iter(scoring.chosen_options([each.scores for each in closed], [each.question for each in closed]))
+    headline = [next(chosen) if each.question.options else each.generated for each in answered]
+    right = scoring.exact_match(headline, questions)
+    accuracy = scoring.accuracy_by_type(right, [question.type for question in questions])
+    metrics = {f"QA {kind}": share for kind, share in accuracy.items()} | scoring.count_error(headline, questions)
+    conventions = {"headline": headline}
+    open_ended = [each for each in answered if not each.question.options]
+    if spelled and open_ended:
+        ranked = scoring.by_ranking(np.stack([each.scores for each in open_ended]), spelled)
+        open_questions = [each.question for each in open_ended]
+        metrics["QA ranked"] = 100 * float(np.mean(scoring.exact_match(ranked, open_questions)))
+        metrics["QA ceiling"] = scoring.ceiling(listed, open_questions)
+        of_open = iter(ranked)
+        conventions["ranked"] = [next(of_open) if not q.options else "" for q in questions]
+    if folder is not None:
+        scoring.save_predictions(folder / "questions.jsonl", questions, [each.clip for each in answered], conventions)
+    lines: dict[int, list[tuple[str, str]]] = {}
+    for each, answer, is_right in zip(answered, headline, right, strict=True):
+        verdict = "right" if is_right else f"wrong, it is: {each.question.answer}"
+        text = f"→ {answer or '(empty)'}  ({verdict})"
+        colour = sheets.GREEN if is_right else sheets.RED
+        lines.setdefault(each.index, []).extend([(each.question.question, sheets.INK), (text, colour)])
+    return TaskResult(metrics, lines=lines)
 
 
-def accuracy_by_type(correct: Sequence[bool], types: Sequence[str]) -> dict[str, float]:
-    """Percent (0 to 100) of right answers by question type, types in alphabetical order, and over `all` at the end.
-
-    Raises:
-        InputError: no question, lengths differ, or a type is called `all`.
-    """
-    _check_lengths("judgements", correct, types)
-    if not types:
-        raise InputError("no question to answer: accuracy is undefined; check the split and the types asked for")
-    if "all" in types:
-        raise InputError("a question type is called 'all', which is the name of the mean over types; rename it")
-    # To `by_type`, a judged answer is a choice between right and wrong that has been made.
-    judged = [(float(right), float(not right)) for right in correct]
-    return {**retrieval.by_type(judged, [0] * len(judged), types), "all": 100.0 * float(np.mean(correct))}
+def _training_answers(plan: Plan) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The closed list of the training splits and its spellings; empty if it is off, or they have no question."""
+    sources = plan.training() if plan.closed_list else []
+    clips = (schema.from_example(source[index]) for source in sources for index in range(len(source)))
+    questions = [question for clip in clips for question in clip.questions if question.type not in plan.multiple_choice]
+    return scoring.closed_list(questions, plan.closed_list) if questions else ((), ())
 
 
-def answer_list(questions: Sequence[Question], size: int) -> tuple[str, ...]:
-    """The closed list: the `size` most frequent answers, normalised, most frequent first.
-
-    Answers of one frequency stand in alphabetical order; there may be fewer than `size`. What a model is to score
-    is their `spellings`.
+def answer_questions(
+    encoder: Encoder,
+    source: Sequence,
+    search: GenerationConfig,
+    closed_list: Sequence[str] = (),
+    without: Sequence[str] = (),
+) -> list[Answered]:
+    """Answers every question of the clips that can be decoded, in the order of the source.
 
     Args:
-        questions: those trained on; of other splits the list would know what it must not.
-
-    Raises:
-        InputError: `size` is less than 1, no question, or none with an answer.
+      source: a data source of the schema.
+      search: for free generation; an answer has the tokenizer's `max_answer_tokens` at most.
+      closed_list: the answers to rank for open-ended questions.
+      without: types of questions to leave out.
     """
-    if size < 1:
-        raise InputError(f"the size of the answer list is {size}; it must be 1 or more")
-    counts = collections.Counter(normalise(question.answer) for question in questions)
-    del counts[""]
-    if not counts:
-        raise InputError(f"none of {len(questions)} questions has an answer: there is no answer list; check the split")
-    return tuple(sorted(counts, key=lambda answer: (-counts[answer], answer))[:size])
+
+    def answer(batch: Batch, video: jax.Array) -> Iterator[tuple[int, Answered]]:
+        indices = {row: int(batch["index"][row]) for row in np.flatnonzero(batch["valid"]).tolist()}
+        clips = {row: without_media(source, index) for row, index in indices.items()}
+        pairs = [(row, q) for row, clip in clips.items() for q in clip.questions if q.type not in without]
+        answers = answer_batch(encoder, encoder.cache_visual(video), search, pairs, closed_list)
+        for (row, question), pair in zip(pairs, answers, strict=True):
+            yield indices[row], Answered(clips[row].id, indices[row], question, *pair)
+
+    return [answered for _, answered in encoder.map_clips(source, "answer", answer)]
 
 
-def spellings(answers: Sequence[str], questions: Sequence[Question]) -> tuple[str, ...]:
-    """Each answer of a list as `questions` most often spell it (`two` for `2`), else as it is.
-
-    A model trained on these spellings gives them its likelihood, and hardly any to the normalised forms.
-
-    Args:
-        answers: normalised, as `answer_list` returns them.
-        questions: those trained on.
-    """
-    found: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    for question in questions:
-        found[normalise(question.answer)][question.answer] += 1
-    best = {answer: min(counts, key=lambda text: (-counts[text], text)) for answer, counts in found.items()}
-    return tuple(best.get(answer, answer) for answer in answers)
-
-
-def ceiling(answers: Sequence[str], questions: Sequence[Question]) -> float:
-    """Percent (0 to 100) of questions whose answer is in a list: the best that ranking the list can reach.
-
-    Args:
-        answers: a closed list, normalised or not.
-        questions: those to be answered; one with an empty answer is out of reach.
-
-    Raises:
-        InputError: no question, or no answer in the list.
-    """
-    if not questions:
-        raise InputError("no question to answer: the ceiling of an answer list is undefined; check the split")
-    if not answers:
-        raise InputError("the answer list is empty; give at least one answer")
-    reachable = {normalise(answer) for answer in answers} - {""}
-    return 100.0 * float(np.mean([normalise(question.answer) in reachable for question in questions]))
-
-
-def by_ranking(scores: Float[np.ndarray, "Q A"], answers: Sequence[str]) -> list[str]:
-    """The answer of highest score for each question; the empty text, which is never right, where several tie.
-
-    Args:
-        scores: higher is likelier; -inf is allowed, NaN is not.
-        answers: the text of each column.
-
-    Raises:
-        InputError: a score is NaN, columns are not as many as answers, or there are none.
-    """
-    if scores.shape[1] != len(answers):
-        raise InputError(
-            f"questions have {scores.shape[1]} scores each, but the answer list has {len(answers)} answers"
-        )
-    return [_highest(row, answers, place) for place, row in enumerate(scores)]
-
-
-def chosen_options(scores: Sequence[np.ndarray], questions: Sequence[Question]) -> list[str]:
-    """The option of highest score for each question; the empty text, which is never right, where several tie.
-
-    Options of the same text are one.
-
-    Args:
-        scores: per question, one score per option; higher is likelier; -inf is allowed, NaN is not.
-        questions: with options, of which the answer is one; numbers of options may differ.
-
-    Raises:
-        InputError: lengths differ, a score is NaN, or a question's answer is not among its options.
-    """
-    _check_lengths("lists of scores", scores, questions)
-    for place, (row, question) in enumerate(zip(scores, questions, strict=True)):
-        if row.shape != (len(question.options),):
-            raise InputError(f"question {place} has {len(question.options)} options, but scores of shape {row.shape}")
-        if question.answer not in question.options:
-            raise InputError(f"question {place}: the answer {question.answer!r} is not among the options; add it")
-    return [_highest(row, q.options, place) for place, (row, q) in enumerate(zip(scores, questions, strict=True))]
-
-
-def _highest(scores: np.ndarray, texts: Sequence[str], question: int) -> str:
-    if not len(texts):
-        raise InputError(f"question {question} has no answer to choose from; give at least one")
-    if np.isnan(highest := scores.max()):
-        raise InputError(f"question {question} has a NaN among its scores; the model or its input is not finite")
-    best = {texts[place] for place in np.flatnonzero(scores == highest)}
-    return best.pop() if len(best) == 1 else ""
-
-
-def multiple_choice(scores: Sequence[np.ndarray], questions: Sequence[Question]) -> list[bool]:
-    """Whether the right option of each question scores above all others; a tie is wrong.
-
-    It is `retrieval.multiple_choice_hits` for questions with texts, where the right option may occur twice.
-    Arguments and errors are those of `chosen_options`.
-    """
-    chosen = chosen_options(scores, questions)
-    return [option == question.answer and option != "" for option, question in zip(chosen, questions, strict=True)]
-
-
-def save_predictions(
-    path: str | os.PathLike[str],
-    questions: Sequence[Question],
-    clip_ids: Sequence[str],
-    predictions_by_convention: Mapping[str, Sequence[str]],
-) -> None:
-    """Writes a JSON object per line and question, in one move: a kill leaves the old file or the new one.
-
-    A line is `{"clip": "video7010", "question": ..., "type": ..., "answer": ..., "predictions": {"generation":
-    {"answer": "a guitar", "right": true}}}`, with `options` where the question has some; UTF-8, no escapes.
-
-    Args:
-        path: its folder is made if missing.
-        clip_ids: the clip of each question.
-        predictions_by_convention: answers by the name of the way they were obtained (generation, ranking).
-
-    Raises:
-        InputError: lengths differ, or the file cannot be there.
-        CannotWrite: the disk is full or read-only.
-    """
-    path = pathlib.Path(path)
-    _check_lengths("clip ids", clip_ids, questions)
-    for convention, predictions in predictions_by_convention.items():
-        _check_lengths(f"predictions by {convention}", predictions, questions)
-    temporary = path.parent / f"{path.name}.tmp"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # JSON can escape half of a surrogate pair, which UTF-8 cannot hold.
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            for record in _records(questions, clip_ids, predictions_by_convention):
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if number_of(error) is not None:
-            raise cannot_write(path, error) from error
-        raise InputError(f"{path} cannot be written ({error.strerror}); choose another place for it") from error
-
-
-def _records(
-    questions: Sequence[Question], clip_ids: Sequence[str], predictions_by_convention: Mapping[str, Sequence[str]]
-) -> Iterator[dict[str, Any]]:
-    right = {name: exact_match(predictions, questions) for name, predictions in predictions_by_convention.items()}
-    for place, (clip, asked) in enumerate(zip(clip_ids, questions, strict=True)):
-        record = {"clip": clip, "question": asked.question, "type": asked.type, "answer": asked.answer}
-        if asked.options:
-            record["options"] = list(asked.options)
-        record["predictions"] = {
-            name: {"answer": predictions[place], "right": right[name][place]}
-            for name, predictions in predictions_by_convention.items()
-        }
-        yield record
-
-
-def _check_lengths(what: str, values: Sequence, questions: Sequence) -> None:
-    if len(values) != len(questions):
-        raise InputError(f"there are {len(values)} {what} for {len(questions)} questions; give one for each")
-
-
-# FOLDED vlab_jax/evaluation/question_answering.py: How far counts are from right: what TGIF-QA's task `count` is reported by
-# (Jang et al., CVPR 2017).
-
-COUNT, ERROR = "count", "QA count MSE"
-
-
-def count_error(predictions: Sequence[str], questions: Sequence[Question]) -> dict[str, float]:
-    """The mean squared error of the questions of type `count`, as `QA count MSE`; nothing where there is none.
-
-    A prediction is the number that it is after normalising ("three" is 3). One that is no number counts as 0: published
-    models put out a number always, so that this can only count against a model of words.
-    """
-    errors = [
-        (_number(prediction) - _number(question.answer)) ** 2
-        for prediction, question in zip(predictions, questions, strict=True)
-        if question.type == COUNT
-    ]
-    return {ERROR: float(np.mean(errors))} if errors else {}
-
-
-def _number(text: str) -> int:
-    words = normalise(text)
-    # No count of TGIF-QA has three digits; more would let one slip decide the mean.
-    return int(words) if words.isdecimal() and words.isascii() and len(words) < 3 else 0
+def answer_batch(
+    encoder: Encoder,
+    visual: VisualCache,
+    search: GenerationConfig,
+    pairs: Sequence[tuple[int, Question]],
+    closed_list: Sequence[str] = (),
+) -> list[tuple[str | None, np.ndarray | None]]:
+    """For each (row of a clip in a visual cache, question): the generated answer and the scores, as in `Answered`."""
+    tokenizer, model, decoder = encoder.tokenizer, encoder.model, encoder.parameters["decoder"]
+    longest = tokenizer.max_answer_tokens
+    search = dataclasses.replace(search, max_tokens=min(search.max_tokens, longest))
+    listed = None
+    if closed_list:
+        one_row = stack_texts([tokenizer.answers(closed_list)], longest)
+        listed = tuple(np.broadcast_to(array, (encoder.batch, *array.shape[1:])) for array in one_row)
+    answers: list[tuple[str | None, np.ndarray | None]] = [(None, None)] * len(pairs)
+    for has_options in (False, True):
+        of_kind = [place for place, (_, question) in enumerate(pairs) if bool(question.options) == has_options]
+        for places in chunks(of_kind, encoder.batch):
+            # Repeated up to the compiled size.
+            full = [pairs[place] for place, _ in zip(itertools.cycle(places), range(encoder.batch), strict=False)]
+            rows, questions = np.array([row for row, _ in full], np.int32), [question for _, question in full]
+            prefix, texts = tokenizer.questions([question.question for question in questions]), listed
+            generated = scores = itertools.repeat(None)
+            if has_options:
+                texts = stack_texts([tokenizer.answers(question.options) for question in questions], longest)
+            else:
+                tokens = generate_texts(model, search, decoder, visual, rows, *prefix).tokens
+                generated = [tokenizer.decode(row) for row in np.asarray(tokens)]
+            if texts:
+                scores = text_likelihoods(model, decoder, visual, rows, prefix, texts)
+            for place, question, text, line in zip(places, questions, generated, scores, strict=False):
+                # A question with fewer options than others has a score of -inf for each that it lacks.
+                answers[place] = (text, line[: len(question.options)] if has_options else line)
+    return answers

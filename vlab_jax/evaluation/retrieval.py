@@ -1,233 +1,209 @@
-"""Retrieval and multiple-choice metrics: pure functions of similarity matrices.
+"""Text-to-video and video-to-text retrieval: by embeddings, and with the best clips re-ranked by the decoder.
 
-Ties are broken pessimistically: a wrong candidate that scores as high as the right one ranks above it, so a
-model that scores everything alike gets nothing. Each query yields exactly one rank, under ties too; CLIP4Clip
-finds ranks by matching values (`metrics.py`, `compute_metrics`) and so counts a tied query several times.
+The decoder, which reads a query with a clip's tokens before it, says how likely the query is as a caption of the clip.
+Only text to video is re-ranked: likelihoods of one text under several clips compare; those of several texts under one
+clip favour short and common texts.
 
-Letters in shapes: `q` queries, `c` candidates; `C` captions, `V` videos.
+Dimensions: `C` captions, `V` clips, `E` embedding width, `k` clips of a query that are re-ranked.
 """
 
-import operator
-from collections.abc import Mapping, Sequence
-from typing import SupportsFloat, SupportsIndex
+import collections
+import dataclasses
+import functools
+import logging
+import math
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
 
+import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 
-DIRECTIONS = {"text_to_video": "text to video", "video_to_text": "video to text"}
-COLUMNS = {"R@1": "R@1", "R@5": "R@5", "R@10": "R@10", "median_rank": "MdR", "mean_rank": "MnR"}
-LOWER_IS_BETTER = ("median_rank", "mean_rank", "QA count MSE")
+from vlab_jax.data import schema
+from vlab_jax.data.batches import Batch
+from vlab_jax.errors import InputError
+from vlab_jax.evaluation import sheets
+from vlab_jax.evaluation.answers import chosen_options, mean_by_type
+from vlab_jax.evaluation.encoder import Encoder, all_without_media
+from vlab_jax.evaluation.plan import Plan, TaskResult
+from vlab_jax.evaluation.retrieval_metrics import (
+    DUAL_SOFTMAX,
+    METHODS,
+    QUERYBANK,
+    direction_metrics,
+    dual_softmax_metrics,
+    querybank,
+    ranks,
+    retrieval_metrics,
+)
+from vlab_jax.models.generation import TEXTS_AT_ONCE, chunks, stack_texts, text_likelihoods
+from vlab_jax.runtime import sharding
 
-# Rows ranked at a time: bounds the temporary arrays, which are as wide as there are candidates.
-_BLOCK = 4096
+
+@dataclasses.dataclass(frozen=True)
+class Retrieval:
+    """The outcome of a retrieval evaluation.
+
+    Attributes:
+      metrics: as `retrieval_metrics`, and `<type>_accuracy` of multiple choice.
+      captions: the `C` queries; clip_of_caption: the row of each one's clip.
+      similarity: cosine of caption and clip, `[C, V]`.
+      indices: each clip's index in the source, `[V]`.
+      embeddings: the clips', `[V, E]`.
+    """
+
+    metrics: dict[str, float]
+    captions: tuple[str, ...]
+    clip_of_caption: np.ndarray
+    similarity: np.ndarray
+    indices: np.ndarray
+    embeddings: np.ndarray
+
+    def best_clips(self, captions: np.ndarray | slice, count: int) -> np.ndarray:
+        """The columns of the `count` most similar clips of some captions, best first: `[captions, count]`."""
+        return np.argsort(-self.similarity[captions], axis=1, kind="stable")[:, :count]
 
 
-def ranks(similarity: Float[np.ndarray, "q c"], positives: Bool[np.ndarray, "q c"]) -> Int[np.ndarray, " q"]:
-    """1-based rank of each query's best-scoring positive; ties with negatives count against it.
+def evaluate(encoder: Encoder, source: Sequence, plan: Plan, folder: pathlib.Path | None) -> TaskResult:
+    """Runs the task; see `registry`. The rows are those of query normalisation and of re-ranking."""
+    found = evaluate_retrieval(encoder, source, plan.multiple_choice)
+    rows = normalised_rows(encoder, found, plan)
+    if plan.rerank:
+        rows[f"best {plan.rerank} re-ranked"] = rerank(encoder, source, found, plan.rerank)
+    sheet = ("Retrieval", "retrieval.png", functools.partial(draw_sheet, found))
+    return TaskResult(found.metrics, rows, sheets=[sheet])
 
-    Other positives never count against the best one.
 
-    Args:
-        similarity: higher is more alike; -inf is allowed, NaN is not.
-        positives: which candidates are right for a query; at least one each.
+def evaluate_retrieval(encoder: Encoder, source: Sequence, multiple_choice: Sequence[str] = ()) -> Retrieval:
+    """Every caption is a query; `multiple_choice` names the types of questions to answer by similarity.
 
     Raises:
-        ValueError: a similarity is NaN, or a query has no positive.
+      InputError: the split is empty, or none of its clips has a caption.
     """
-    blocks = [
-        _block_ranks(similarity[start : start + _BLOCK], positives[start : start + _BLOCK], start)
-        for start in range(0, len(similarity), _BLOCK)
-    ]
-    return np.concatenate(blocks) if blocks else np.zeros(0, np.int64)
+    if not len(source):
+        raise InputError("the split to evaluate is empty")
+    embeddings, indices = encoder.embed_clips(source)
+    clips = all_without_media(source, indices.tolist())
+    captions = [caption for clip in clips for caption in clip.captions]
+    if not captions:
+        raise InputError("no clip of the split to evaluate has a caption")
+    clip_of_caption = np.repeat(np.arange(len(clips)), [len(clip.captions) for clip in clips])
+    pairs = [(row, q) for row, clip in enumerate(clips) for q in clip.questions if q.type in multiple_choice]
+    pairs = [(row, question) for row, question in pairs if question.options]
+    texts = list(dict.fromkeys([*captions, *(option for _, question in pairs for option in question.options)]))
+    place = {text: row for row, text in enumerate(texts)}
+    embedded = encoder.embed_texts(texts)
+    similarity = embedded[[place[caption] for caption in captions]] @ embeddings.T
+    metrics = retrieval_metrics(similarity, clip_of_caption)
+    if pairs:
+        scores = [embedded[[place[option] for option in q.options]] @ embeddings[row] for row, q in pairs]
+        questions = [question for _, question in pairs]
+        chosen = chosen_options(scores, questions)
+        hits = [option == question.answer for option, question in zip(chosen, questions, strict=True)]
+        accuracy = mean_by_type(hits, [question.type for question in questions])
+        metrics |= {f"{kind}_accuracy": share for kind, share in accuracy.items()}
+    logging.info("evaluated %d clips with %d captions", len(clips), len(captions))
+    return Retrieval(metrics, tuple(captions), clip_of_caption, similarity, indices, embeddings)
 
 
-def _block_ranks(similarity: np.ndarray, positives: np.ndarray, first_query: int) -> np.ndarray:
-    if (bad := np.argwhere(np.isnan(similarity))).size:
-        query, candidate = bad[0]
-        raise ValueError(f"similarity of query {first_query + query} and candidate {candidate} is NaN")
-    if (lonely := np.flatnonzero(~positives.any(axis=1))).size:
-        raise ValueError(f"query {first_query + lonely[0]} has no positive candidate, so it has no rank")
-    best = np.max(similarity, axis=1, where=positives, initial=-np.inf, keepdims=True)
-    return 1 + np.count_nonzero((similarity >= best) & ~positives, axis=1)
+def normalised_rows(encoder: Encoder, found: Retrieval, plan: Plan) -> dict[str, dict[str, float]]:
+    """The rows of normalised queries by name: figures of `retrieval_metrics`, of QB-Norm text to video alone."""
+    rows = {}
+    if DUAL_SOFTMAX in plan.query_normalisation:
+        figures = dual_softmax_metrics(found.similarity, found.clip_of_caption, plan.dual_softmax_temperature)
+        rows[METHODS[DUAL_SOFTMAX]] = figures
+    if QUERYBANK in plan.query_normalisation:
+        captions = sharding.from_primary(lambda: choose_captions(plan.training(), plan.querybank_size))
+        bank = encoder.embed_texts(captions) @ found.embeddings.T
+        normalised = querybank(found.similarity, bank, plan.querybank_beta)
+        rows[METHODS[QUERYBANK]] = direction_metrics(normalised, found.clip_of_caption, "text_to_video")
+    return rows
 
 
-def retrieval_metrics(
-    similarity: Float[np.ndarray, "C V"], video_of_caption: Int[np.ndarray, " C"]
-) -> dict[str, float]:
-    """Recall and ranks in both directions, several captions per video allowed.
-
-    Every caption is a text-to-video query. Video to text takes the best-ranked of a video's captions. A video
-    without a caption is a distractor: a candidate for captions, never a query.
-
-    Args:
-        similarity: captions by videos.
-        video_of_caption: column of the video that a caption describes.
-
-    Returns:
-        `text_to_video/` and `video_to_text/` times `R@1`, `R@5`, `R@10` (percent, 0 to 100), `median_rank`
-        and `mean_rank` (1 is best).
+def choose_captions(sources: Sequence[Sequence], size: int, seed: int = 0) -> list[str]:
+    """At most `size` captions of training splits for the bank: of clips in random order, equally many from each.
 
     Raises:
-        ValueError: no caption, a NaN, or an index that names no video.
+      InputError: there is none.
     """
-    return {
-        name: value
-        for direction in DIRECTIONS
-        for name, value in direction_metrics(similarity, video_of_caption, direction).items()
-    }
+    rng = np.random.default_rng(seed)
+    places = [(source, index) for source in sources for index in range(len(source))]
+    each = math.ceil(size / len(places)) if places else 0
+    chosen: list[str] = []
+    for place in rng.permutation(len(places)):
+        if len(chosen) >= size:
+            break
+        source, index = places[place]
+        captions = schema.from_example(source[index]).captions
+        chosen += [captions[number] for number in rng.permutation(len(captions))[:each]]
+    if not chosen:
+        raise InputError("no training clip has a caption, so config.evaluation.query_normalisation has no bank")
+    return chosen[:size]
 
 
-def direction_metrics(
-    similarity: Float[np.ndarray, "C V"], video_of_caption: Int[np.ndarray, " C"], direction: str
-) -> dict[str, float]:
-    """`retrieval_metrics` of one of `DIRECTIONS`; arguments and errors are the same."""
-    captions, videos = similarity.shape
-    if captions == 0:
-        raise ValueError("no caption to retrieve with: the similarity matrix has no rows")
-    if video_of_caption.min() < 0 or video_of_caption.max() >= videos:
-        wrong = int(np.flatnonzero((video_of_caption < 0) | (video_of_caption >= videos))[0])
-        raise ValueError(f"caption {wrong} belongs to video {video_of_caption[wrong]}, but there are {videos} videos")
-    positives = video_of_caption[:, None] == np.arange(videos)
-    if direction == "text_to_video":
-        query_ranks = ranks(similarity, positives)
-    else:
-        described = positives.any(axis=0)
-        query_ranks = ranks(similarity[:, described].T, positives[:, described].T)
-    return {f"{direction}/{name}": value for name, value in _summary(query_ranks).items()}
+def rerank(encoder: Encoder, source: Sequence, found: Retrieval, best: int) -> dict[str, float]:
+    """Figures of `retrieval_metrics`, of text to video alone, with the `best` clips of each query re-ranked.
+
+    All other clips keep their order, behind them.
+    """
+    likelihood = candidate_likelihoods(encoder, source, found, best)
+    return direction_metrics(put_first(found.similarity, likelihood), found.clip_of_caption, "text_to_video")
 
 
-def _summary(query_ranks: np.ndarray) -> dict[str, float]:
-    recalls = {f"R@{k}": 100.0 * float(np.mean(query_ranks <= k)) for k in (1, 5, 10)}
-    return {**recalls, "median_rank": float(np.median(query_ranks)), "mean_rank": float(np.mean(query_ranks))}
-
-
-def multiple_choice_hits(
-    scores: Sequence[Sequence[SupportsFloat] | np.ndarray], answers: Sequence[SupportsIndex] | np.ndarray
-) -> Bool[np.ndarray, " q"]:
-    """Whether the right option of each question scores above all others; a tie is a miss.
+def put_first(similarity: Float[np.ndarray, "C V"], likelihood: Float[np.ndarray, "C V"]) -> Float[np.ndarray, "C V"]:
+    """Scores that rank candidates with a likelihood by it, and behind them the rest by similarity.
 
     Args:
-        scores: per question, one score per option; numbers of options may differ.
-        answers: per question, the index of its right option.
-
-    Raises:
-        ValueError: lengths differ, a question has fewer than two options, a score is NaN, or an answer names
-            no option.
+      similarity: cosines, -1 to 1.
+      likelihood: of the candidates; NaN elsewhere. Equal ones stay equal, so that ties count as everywhere.
     """
-    if len(scores) != len(answers):
-        raise ValueError(f"{len(scores)} questions have scores, but {len(answers)} have answers")
-    return np.array([_hit(i, *pair) for i, pair in enumerate(zip(scores, answers, strict=True))], dtype=bool)
+    lowest = np.nanmin(likelihood, axis=1, keepdims=True)
+    return np.where(np.isnan(likelihood), lowest - 3.0 + similarity, likelihood)
 
 
-def _hit(question: int, scores: Sequence[SupportsFloat] | np.ndarray, answer: SupportsIndex) -> bool:
-    options, answer = np.asarray(scores, dtype=np.float64), operator.index(answer)
-    if options.ndim != 1 or options.size < 2:
-        raise ValueError(f"question {question} needs a list of at least two scores, not shape {options.shape}")
-    if np.isnan(options).any():
-        raise ValueError(f"question {question} has a NaN among its scores")
-    if not 0 <= answer < options.size:
-        raise ValueError(f"question {question} has {options.size} options, but its answer is option {answer}")
-    return bool(np.delete(options, answer).max() < options[answer])
+def candidate_likelihoods(encoder: Encoder, source: Sequence, found: Retrieval, best: int) -> Float[np.ndarray, "C V"]:
+    """The log-likelihood of each caption given each of its `best` clips; NaN for other clips."""
+    likelihood = np.full(found.similarity.shape, np.nan)
+    # [C, k]; of one process for all, because other processors may round similarities differently.
+    candidates = sharding.from_primary(lambda: found.best_clips(slice(None), best))
+    captions_of: dict[int, list[int]] = collections.defaultdict(list)
+    for caption, columns in enumerate(candidates):
+        for column in columns.tolist():
+            captions_of[column].append(caption)
+    at_once = max(1, TEXTS_AT_ONCE // encoder.batch)
+    column_of = {int(index): column for column, index in enumerate(found.indices)}
+    tokenizer, decoder = encoder.tokenizer, encoder.parameters["decoder"]
+    prefix = np.full((encoder.batch, 1), tokenizer.start, np.int32), np.ones(encoder.batch, np.int32)
+
+    def score(batch: Batch, video: jax.Array) -> Iterator[tuple[int, tuple[Sequence[int], np.ndarray]]]:
+        queries = []
+        for row in np.flatnonzero(batch["valid"]).tolist():
+            column = column_of[int(batch["index"][row])]
+            queries += [(row, part) for part in chunks(captions_of[column], at_once)]
+        visual = encoder.cache_visual(video)
+        for chunk in chunks(queries, encoder.batch):
+            rows = np.zeros(encoder.batch, np.int32)
+            rows[: len(chunk)] = [row for row, _ in chunk]
+            texts = [tokenizer.encode_without_bos([found.captions[caption] for caption in part]) for _, part in chunk]
+            ids = stack_texts(texts + [[]] * (encoder.batch - len(chunk)), tokenizer.context_length - 1)
+            scores = text_likelihoods(encoder.model, decoder, visual, rows, prefix, ids)
+            for (row, part), line in zip(chunk, scores, strict=False):
+                yield int(batch["index"][row]), (part, line[: len(part)])
+
+    for index, (part, scores) in encoder.map_clips(source, "re-rank", score):
+        likelihood[part, column_of[index]] = scores
+    return likelihood
 
 
-def multiple_choice_accuracy(
-    scores: Sequence[Sequence[SupportsFloat] | np.ndarray], answers: Sequence[SupportsIndex] | np.ndarray
-) -> float:
-    """Percent (0 to 100) of questions whose right option scores above all others; a tie is a miss.
-
-    It serves twin accuracy (two options) and MSRVTT multiple choice (five). Arguments and errors are those of
-    `multiple_choice_hits`; no question at all is a ValueError too.
-    """
-    if len(scores) == 0:
-        raise ValueError("no question to answer: accuracy is undefined")
-    return 100.0 * float(np.mean(multiple_choice_hits(scores, answers)))
-
-
-def by_type(
-    scores: Sequence[Sequence[SupportsFloat] | np.ndarray],
-    answers: Sequence[SupportsIndex] | np.ndarray,
-    types: Sequence[str],
-) -> dict[str, float]:
-    """`multiple_choice_accuracy` of each question type, in percent, types in alphabetical order."""
-    hits = multiple_choice_hits(scores, answers)
-    if len(types) != len(hits):
-        raise ValueError(f"{len(hits)} questions have scores, but {len(types)} have a type")
-    labels = np.asarray(types, dtype=object)
-    return {name: 100.0 * float(np.mean(hits[labels == name])) for name in sorted(set(types))}
-
-
-def table(
-    results: Mapping[str, Mapping[str, SupportsFloat]],
-) -> tuple[list[str], list[str], list[list[str]]]:
-    """The cells of a results table: columns of retrieval in the usual order, then whatever else there is.
-
-    Args:
-        results: metrics of each row (a stage, a protocol), by row name.
-
-    Returns:
-        Headings (`R@1`), the group that each belongs to (`text to video`; empty for other columns), and the
-        rows; a metric that a row lacks is `-`.
-    """
-    present = dict.fromkeys(key for metrics in results.values() for key in metrics)
-    known = {f"{d}/{c}": (heading, group) for d, group in DIRECTIONS.items() for c, heading in COLUMNS.items()}
-    columns = {key: label for key, label in known.items() if key in present}
-    columns |= {key: (key.replace("_", " "), "") for key in present if key not in known}
-    headings = [""] + [heading for heading, _ in columns.values()]
-    groups = [""] + [group for _, group in columns.values()]
-    rows = [[name] + [_cell(metrics.get(key)) for key in columns] for name, metrics in results.items()]
-    return headings, groups, rows
-
-
-def _cell(value: SupportsFloat | None) -> str:
-    return "-" if value is None else f"{float(value):.1f}"
-
-
-def format_table(results: Mapping[str, Mapping[str, SupportsFloat]]) -> str:
-    """Aligned text for a terminal, with the retrieval direction above its columns.
-
-    Args:
-        results: metrics of each row, by row name: keys of `retrieval_metrics`, and others as extra columns.
-    """
-    if not results:
-        return "(no results)"
-    headings, groups, rows = table(results)
-    widths = _widths(groups, [headings, *rows])
-    lines = [_group_line(groups, widths)] if any(groups) else []
-    lines.append(_text_line(headings, widths))
-    lines.append("-" * (sum(widths) + 2 * (len(widths) - 1)))
-    lines += [_text_line(row, widths) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _widths(groups: Sequence[str], cells: Sequence[Sequence[str]]) -> list[int]:
-    widths = [max(len(row[i]) for row in cells) for i in range(len(groups))]
-    for group in set(groups) - {""}:
-        indices = [i for i, name in enumerate(groups) if name == group]
-        span = sum(widths[i] for i in indices) + 2 * (len(indices) - 1)
-        # A group of few columns is widened until its name fits above it.
-        widths[indices[0]] += max(0, len(group) - span)
-    return widths
-
-
-def _text_line(row: Sequence[str], widths: Sequence[int]) -> str:
-    # Two spaces between columns; names to the left, figures to the right.
-    return "  ".join([row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)])
-
-
-def _group_line(groups: Sequence[str], widths: Sequence[int]) -> str:
-    line = ""
-    for group in dict.fromkeys(groups):
-        first = groups.index(group)
-        line = line.ljust(sum(widths[:first]) + 2 * first) + group
-    return line
-
-
-def format_markdown(results: Mapping[str, Mapping[str, SupportsFloat]]) -> str:
-    """The same table in GitHub's Markdown, the retrieval direction written out in each heading."""
-    if not results:
-        return "(no results)"
-    headings, groups, rows = table(results)
-    names = [f"{group} {heading}".strip() for heading, group in zip(headings, groups, strict=True)]
-    rule = [":--"] + ["--:"] * (len(names) - 1)
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in [names, rule, *rows]]
-    return "\n".join("| " + " | ".join(row) + " |" for row in escaped)
+def draw_sheet(found: Retrieval, path: pathlib.Path, count: int, frames_of: Callable[[int], np.ndarray]) -> None:
+    """Draws evenly chosen queries, each with its five best clips; see `plan.DrawSheet`."""
+    chosen = sheets.evenly(len(found.captions), count)
+    best, own = found.best_clips(chosen, 5), found.clip_of_caption[chosen]
+    sheets.retrieval_sheet(
+        path,
+        [found.captions[i] for i in chosen],
+        [[frames_of(int(found.indices[column])) for column in row] for row in best],
+        best == own[:, None],
+        np.take_along_axis(found.similarity[chosen], best, axis=1),
+        ranks(found.similarity[chosen], own[:, None] == np.arange(len(found.indices))),
+    )

@@ -1,8 +1,8 @@
-"""Compares the attention kernels that a run will use with plain attention, once, on the devices that it will use.
+"""Checks the fused attention kernels of a run against plain attention, once, on the devices of the run.
 
-A kernel is somebody else's program, for a machine that the tests have perhaps never seen. Before the first step it
-computes, at the run's own lengths and head widths, two rows of random numbers and their gradients; plain softmax
-attention does the same in float32. What differs by more than its type's rounding is not used.
+A fused kernel is third-party code for a machine that our tests may never have run on. Before the first step, its
+outputs and gradients for random inputs, at the run's lengths and head widths, are compared with those of plain
+attention in float32. A kernel that differs by more than the rounding of its type is not used.
 """
 
 import functools
@@ -16,18 +16,17 @@ from jaxtyping import Array, Float
 
 from vlab_jax.models.attention import Kernels, attend, uses_cudnn
 from vlab_jax.models.decoder import BLENDINGS
+from vlab_jax.models.video_adapter import MIXERS
 from vlab_jax.models.vlab import VLAB
 
 ROWS = 2
-# Of the root mean square, and of the largest value: how far half precision may be off, in units of its rounding. XLA's
-# own attention in bfloat16 is off by 0.6 of it in the root mean square.
+# The largest errors of half precision that pass, in roundings of the type: of the root mean square, and of the largest
+# value. XLA's own attention in bfloat16 has an error of 0.6 in the root mean square.
 ROUNDINGS, LARGEST_ROUNDINGS = 2.0, 16.0
-
-Attention = Callable[..., jax.Array]
 
 
 class AttentionShape(NamedTuple):
-    """The shape of an attention: `queries` to `keys` tokens, `heads` of `head_width`; `lengths`: a row has its own."""
+    """The shape of an attention from `queries` to `keys` tokens; `lengths`: rows have different numbers of keys."""
 
     queries: int
     keys: int
@@ -44,100 +43,94 @@ class AttentionShape(NamedTuple):
 def attention_shapes(
     model: VLAB, frames: int, image_frames: int, streams: Iterable[str], texts: int, masked: bool
 ) -> list[AttentionShape]:
-    """The attentions of a model's training step, each once.
+    """The shapes of all attentions in a model's training step, each once.
 
     Args:
-      frames, image_frames: of a clip, in the video and in the image stream.
+      frames, image_frames: of a clip in the video and in the image stream.
       streams: which of `video` and `image` are computed.
-      texts: texts of a clip that the decoder reads from left to right at once; 0: none.
-      masked: whether it reads one in both directions, too.
+      texts: causal texts per clip that the decoder reads at once; 0: none.
+      masked: whether it also reads a text in both directions.
     """
-    vision, text, adapter = model.vision, model.text, model.adapter
-    tokens = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
-    length, width = text["context_length"], text["width"] // text["heads"]
+    vision, text, adapter, tokens = model.vision, model.text, model.adapter, model.tokens_per_frame
+    length, heads = text["context_length"], (text["heads"], text["width"] // text["heads"])
     shapes = [
         AttentionShape(tokens, tokens, vision["heads"], vision["width"] // vision["heads"]),
-        AttentionShape(length, length, text["heads"], width, causal=True),
+        AttentionShape(length, length, *heads, causal=True),
     ]
-    if adapter["blocks"] and adapter["mixer"] == "attention":
+    if adapter["blocks"] and MIXERS[adapter["mixer"]].attends:
         shapes.append(AttentionShape(frames, frames, adapter["heads"], adapter["width"] // adapter["heads"]))
     if masked:
-        shapes.append(AttentionShape(length, length, text["heads"], width, lengths=True))
-    blending = model.decoder["blending"]
-    counts = {"video": frames, "image": image_frames}
-    seen = [counts[stream] * tokens for stream in BLENDINGS[blending].streams if stream in streams]
-    if BLENDINGS[blending].joined:
-        seen = [sum(seen)]
+        shapes.append(AttentionShape(length, length, *heads, lengths=True))
+    counts = {"video": frames * tokens, "image": image_frames * tokens}
+    visual = BLENDINGS[model.decoder["blending"]].lengths({stream: counts[stream] for stream in streams})
     for read in {texts, int(masked)} - {0}:
-        shapes += [AttentionShape(read * length, keys, text["heads"], width) for keys in seen if keys]
+        shapes += [AttentionShape(read * length, keys, *heads) for keys in visual.values() if keys]
     return list(dict.fromkeys(shapes))
 
 
-def wrong_kernel(
-    shapes: Iterable[AttentionShape], dtype: Any, kernels: Kernels, attention: Attention = attend
+def find_wrong_kernel(
+    shapes: Iterable[AttentionShape], dtype: Any, kernels: Kernels, attention: Callable[..., jax.Array] = attend
 ) -> str | None:
-    """What is wrong with the kernels that serve these shapes, in a line; None where nothing is, or none is used.
+    """The first fault of a fused kernel among these shapes, in one line; None: there is no fault, or no fused kernel.
 
     Args:
-      attention: what is compared with plain attention, called as `attend`.
+      attention: the function to compare with plain attention, with the arguments of `attend`.
     """
     for shape in shapes:
         if shape.queries == 1 or not uses_cudnn(kernels, dtype, shape.head_width):
             continue
         try:
-            found = _difference(shape, jnp.dtype(dtype), kernels, attention)
-        except Exception as error:  # a kernel that is refused, or missing, raises what it likes
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            return f"{shape}: {reason[0][:200]}"
-        if found is not None:
-            return f"{shape}: {found}"
+            difference = _difference(shape, jnp.dtype(dtype), kernels, attention)
+        except Exception as error:  # kernels that are refused or missing raise errors of any type
+            difference = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        if difference is not None:
+            return f"{shape}: {difference}"
     return None
 
 
-def with_sound_kernels(model: VLAB, shapes: Iterable[AttentionShape]) -> VLAB:
-    """The model, or, where a kernel that it would use is wrong, the same with XLA's attention; a warning says so."""
-    wrong = wrong_kernel(shapes, model.dtype, model.kernels)
+def with_checked_kernels(model: VLAB, shapes: Iterable[AttentionShape]) -> VLAB:
+    """The model, or, if a fused kernel that it would use is wrong, the model with XLA's attention and a warning."""
+    wrong = find_wrong_kernel(shapes, model.dtype, model.kernels)
     if wrong is None:
         return model
     logging.warning("the fused attention is not used, XLA's is (attention='xla' says so from the start): %s", wrong)
     return model.clone(attention="xla")
 
 
-def _difference(shape: AttentionShape, dtype: Any, kernels: Kernels, attention: Attention) -> str | None:
-    """How the output or a gradient differs by more than rounding; None if none does."""
-    keys = jax.random.split(jax.random.key(0), 4)
-    lengths = {"query": shape.queries, "key": shape.keys, "value": shape.keys, "output": shape.queries}
-    *given, cotangent = (
-        jax.random.normal(key, (ROWS, length, shape.heads, shape.head_width)).astype(dtype)
-        for key, length in zip(keys, lengths.values(), strict=True)
+def _difference(shape: AttentionShape, dtype: Any, kernels: Kernels, attention: Callable[..., jax.Array]) -> str | None:
+    """The first of output and gradients that differs by more than rounding, and how much; None: all are right."""
+    rngs = jax.random.split(jax.random.key(0), 4)
+    lengths = (shape.queries, shape.keys, shape.keys, shape.queries)
+    *inputs, cotangent = (
+        jax.random.normal(rng, (ROWS, length, shape.heads, shape.head_width)).astype(dtype)
+        for rng, length in zip(rngs, lengths, strict=True)
     )
     options: dict[str, Any] = {"causal": shape.causal}
     if shape.lengths:
         options["kv_lengths"] = jnp.array([shape.keys, max(1, shape.keys // 3)], jnp.int32)
 
-    def with_gradients(function: Attention, arrays: list[jax.Array], cotangent: jax.Array) -> tuple[jax.Array, ...]:
-        output, pull = jax.vjp(function, *arrays)
-        return (output, *pull(cotangent))
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def with_gradients(function, kernels, inputs, cotangent):
+        output, vjp = jax.vjp(functools.partial(function, **options, kernels=kernels), *inputs)
+        return output, *vjp(cotangent)
 
-    kernel = functools.partial(attention, **options, **kernels._asdict())
-    plain = functools.partial(attend, **options, **kernels._replace(attention="xla")._asdict())
-    ours = jax.jit(functools.partial(with_gradients, kernel))(given, cotangent)
+    found = with_gradients(attention, kernels, inputs, cotangent)
     with jax.default_matmul_precision("highest"):
-        wide = [array.astype(jnp.float32) for array in given]
-        theirs = jax.jit(functools.partial(with_gradients, plain))(wide, cotangent.astype(jnp.float32))
-    for name, one, other in zip(("output", *lengths), ours, theirs, strict=False):
-        off = rounding_errors(one, other)
-        if not (off[0] <= ROUNDINGS and off[1] <= LARGEST_ROUNDINGS):
-            part = name if name == "output" else f"gradient of the {name}"
-            return f"its {part} is off by {off[0]:.1f} roundings of {dtype.name} (largest {off[1]:.1f})"
+        *inputs, cotangent = (array.astype(jnp.float32) for array in (*inputs, cotangent))
+        exact = with_gradients(attend, kernels._replace(attention="xla"), inputs, cotangent)
+    parts = ("output", "gradient of the query", "gradient of the key", "gradient of the value")
+    for part, one, other in zip(parts, found, exact, strict=True):
+        mean, largest = rounding_errors(one, other)
+        if not (mean <= ROUNDINGS and largest <= LARGEST_ROUNDINGS):  # so that NaN fails, too
+            return f"its {part} is off by {mean:.1f} roundings of {dtype.name} (largest {largest:.1f})"
     return None
 
 
 def rounding_errors(found: Float[Array, "..."], exact: Float[Array, "..."]) -> tuple[float, float]:
-    """How far `found` is from `exact` in roundings of `found`'s type: root mean square relative to that of `exact`, and
-    the largest relative to the largest of `exact`."""
+    """The error of `found` in roundings of its type: the root mean square relative to that of `exact`, and the largest
+    relative to the largest value of `exact`."""
     exact = exact.astype(jnp.float32)
-    off = jnp.abs(found.astype(jnp.float32) - exact)
+    error = jnp.abs(found.astype(jnp.float32) - exact)
     unit = float(jnp.finfo(found.dtype).eps)
-    mean = float(jnp.sqrt((off**2).mean() / (exact**2).mean()))
-    return mean / unit, float(off.max() / jnp.abs(exact).max()) / unit
+    mean = float(jnp.sqrt((error**2).mean() / (exact**2).mean()))
+    return mean / unit, float(error.max() / jnp.abs(exact).max()) / unit

@@ -1,161 +1,147 @@
-"""How many floating-point operations the model's matrix products take: an analytic count, a multiply-add as two.
+"""Analytic count of the floating-point operations of the model's matrix products; a multiply-add counts as two.
 
-What is elementwise (norms, activations, softmax) is left out, as is usual for model FLOPs utilisation (Chowdhery et
-al., arXiv 2204.02311, appendix B), and so is what a remat policy computes twice. Attention counts in full, where it is
-causal too, since that is what is computed.
+Elementwise operations are left out, as is usual for model FLOPs utilisation (Chowdhery et al., arXiv 2204.02311,
+appendix B), and so are operations that a remat policy repeats. Causal attention counts in full: all of it is computed.
 
-A product of activations with parameters costs as much again for the gradient of the parameters, if they learn, and as
-much again for the gradient of the activations, if anything before them learns. A product of activations with each other
-(attention's two) costs twice as much again if anything before it learns.
+A product of activations with parameters costs as much again for the gradient of the parameters, where they are
+trainable, and as much again for the gradient of the activations, where anything before them is trainable. A product of
+activations (attention has two) costs twice as much again where anything before it is trainable.
 """
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from vlab_jax.models.decoder import BLENDINGS
 from vlab_jax.models.video_adapter import MIXERS
-from vlab_jax.models.vlab import VLAB, common_blocks
+from vlab_jax.models.vlab import VLAB
 
 
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """What one layer multiplies: FLOPs with parameters (`weights`) and of activations with each other (`pairs`), and
-    the part of the parameter tree that its parameters are in."""
+class LayerFlops(NamedTuple):
+    """FLOPs of a layer: of products with parameters (in `part` of the tree), and of products of activations."""
 
     part: str
-    weights: float
-    pairs: float = 0.0
+    with_parameters: float
+    of_activations: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
-    """What a batch asks for.
+class Workload:
+    """The work of a batch.
 
     Attributes:
-      clips: clips in the batch; frames, image_frames: of each, in the video and in the image stream.
+      frames, image_frames: of a clip in the video and in the image stream.
       streams: which of `video` and `image` are computed.
-      contrasted: texts that the text tower embeds.
-      read: texts that the decoder reads, of all objectives; passes: how often it looks at the streams anew for them.
+      embedded_texts: texts that the text tower embeds.
+      decoded_texts: texts that the decoder reads, of all objectives.
+      decoder_passes: how often the decoder computes keys and values of the streams for them.
     """
 
     clips: int
     frames: int
     image_frames: int
     streams: tuple[str, ...]
-    contrasted: int
-    read: int
-    passes: int = 1
+    embedded_texts: int
+    decoded_texts: int
+    decoder_passes: int = 1
+
+    def images(self, stream: str) -> int:
+        """The frames of all clips in a stream."""
+        return self.clips * (self.frames if stream == "video" else self.image_frames)
 
 
-def forward_flops(model: VLAB, work: Work) -> float:
-    """FLOPs of computing everything that the batch asks for, once."""
+def forward_flops(model: VLAB, work: Workload) -> float:
+    """FLOPs of one forward pass over a batch."""
     return step_flops(model, work, {})
 
 
-def step_flops(model: VLAB, work: Work, learns: Mapping[str, bool]) -> float:
-    """FLOPs of a training step: the forward pass, and the gradients of what learns.
+def step_flops(model: VLAB, work: Workload, trainable: Mapping[str, bool]) -> float:
+    """FLOPs of a training step: the forward pass, and the gradients of trainable parameters.
 
     Args:
-      learns: for each part of the parameter tree (`vision`, `text`, `video_adapter`, `image_encoder`, `decoder`),
-        whether any of it learns; a part that is left out does not.
+      trainable: for each part of the parameter tree (`vision`, `text`, `video_adapter`, `image_encoder`, `decoder`),
+        whether any of it is trainable; parts that are left out are not.
     """
-    total, reached = 0.0, {}
+    total, has_gradient = 0.0, {}
     for stream in work.streams:
         layers, before = _tower(model, work, stream), []
         if stream == "image" and "video" in work.streams and model.image_encoder == "shared":
-            before, layers = _parted(layers, common_blocks(model.vision, model.adapter))  # the video stream counts it
-        cost, reached[stream] = _in_sequence(layers, learns, any(learns.get(layer.part) for layer in before))
-        total += cost
-    if work.contrasted:
-        cost, text_reached = _in_sequence(_text_tower(model, work.contrasted), learns, False)
-        pairs = 2.0 * work.clips * work.contrasted * model.text["embed_width"]
-        total += cost + pairs * (3 if text_reached or any(reached.values()) else 1)
-    return total + (_decoder(model, work, learns, reached) if work.read else 0.0)
+            # The video stream counts the blocks before the first adapter: the patch embedding, and two layers of each.
+            count = 1 + 2 * model.common_blocks
+            before, layers = layers[:count], layers[count:]
+        flops, has_gradient[stream] = _sequence(layers, trainable, any(trainable.get(layer.part) for layer in before))
+        total += flops
+    if work.embedded_texts:
+        text, count = model.text, work.embedded_texts
+        blocks = _block("text", count, text["context_length"], text) * text["depth"]
+        layers = [*blocks, LayerFlops("text", 2.0 * count * text["width"] * text["embed_width"])]
+        flops, text_has_gradient = _sequence(layers, trainable, False)
+        similarities = 2.0 * work.clips * count * text["embed_width"]
+        total += flops + similarities * (3 if text_has_gradient or any(has_gradient.values()) else 1)
+    return total + (_decoder(model, work, trainable, has_gradient) if work.decoded_texts else 0.0)
 
 
-def _in_sequence(layers: Iterable[Layer], learns: Mapping[str, bool], reached: bool) -> tuple[float, bool]:
-    """FLOPs of layers in a row, and whether a gradient has to flow back to the last one's output.
-
-    `reached` says whether anything before the first one learns.
-    """
+def _sequence(layers: Iterable[LayerFlops], trainable: Mapping[str, bool], has_gradient: bool) -> tuple[float, bool]:
+    """FLOPs of consecutive layers, and whether their output has a gradient; `has_gradient` is the input's."""
     total = 0.0
     for layer in layers:
-        own = learns.get(layer.part, False)
-        total += layer.weights * (1 + own + reached) + layer.pairs * (3 if own or reached else 1)
-        reached = reached or own
-    return total, reached
+        own = trainable.get(layer.part, False)
+        total += layer.with_parameters * (1 + own + has_gradient)
+        total += layer.of_activations * (3 if own or has_gradient else 1)
+        has_gradient = has_gradient or own
+    return total, has_gradient
 
 
-def _tower(model: VLAB, work: Work, stream: str) -> list[Layer]:
-    """The layers of one stream: CLIP's vision tower, with adapters in the video stream."""
-    fields, images = model.vision, work.clips * (work.frames if stream == "video" else work.image_frames)
+def _tower(model: VLAB, work: Workload, stream: str) -> list[LayerFlops]:
+    """The vision tower, with adapters in the video stream."""
+    fields, images = model.vision, work.images(stream)
     part = "image_encoder" if stream == "image" and model.image_encoder == "separate" else "vision"
-    patches = (fields["image_size"] // fields["patch_size"]) ** 2
-    layers = [Layer(part, 2.0 * images * patches * fields["patch_size"] ** 2 * 3 * fields["width"])]
-    block = _block(part, images, patches + 1, fields)
+    patches = model.tokens_per_frame - 1
+    layers = [LayerFlops(part, 2.0 * images * patches * fields["patch_size"] ** 2 * 3 * fields["width"])]
+    attention, mlp = _block(part, images, patches + 1, fields)
     adapted = model.adapter["blocks"] if stream == "video" else ()
     for number in range(fields["depth"]):
-        adapter = [_adapter(model, work, patches)] if number in adapted else []
-        layers += [*adapter, block[0], *(adapter if model.adapter["before_mlp"] else []), block[1]]
-    return [*layers, Layer(part, 2.0 * images * fields["width"] * fields["embed_width"])]
+        adapter = [_adapter(model, work)] if number in adapted else []
+        layers += [*adapter, attention, *(adapter if model.adapter["before_mlp"] else []), mlp]
+    return [*layers, LayerFlops(part, 2.0 * images * fields["width"] * fields["embed_width"])]
 
 
-def _parted(layers: list[Layer], blocks: int) -> tuple[list[Layer], list[Layer]]:
-    """A tower's layers, parted before the block of this number; no block before it has an adapter."""
-    count = 1 + 2 * blocks
-    return layers[:count], layers[count:]
-
-
-def _block(part: str, rows: int, tokens: int, fields: Mapping[str, Any]) -> tuple[Layer, Layer]:
+def _block(part: str, rows: int, tokens: int, fields: Mapping[str, Any]) -> tuple[LayerFlops, LayerFlops]:
     """A block's attention and its MLP."""
     width, mlp = fields["width"], fields["mlp_width"]
     products = 3 if fields.get("gated_mlp") else 2
-    attention = Layer(part, 8.0 * rows * tokens * width**2, 4.0 * rows * tokens**2 * width)
-    return attention, Layer(part, 2.0 * products * rows * tokens * width * mlp)
+    attention = LayerFlops(part, 8.0 * rows * tokens * width**2, 4.0 * rows * tokens**2 * width)
+    return attention, LayerFlops(part, 2.0 * products * rows * tokens * width * mlp)
 
 
-def _adapter(model: VLAB, work: Work, patches: int) -> Layer:
+def _adapter(model: VLAB, work: Workload) -> LayerFlops:
     mixer = MIXERS[model.adapter["mixer"]]
-    tokens = work.clips * work.frames * (patches + mixer.mixes_class_token)
-    weights, pairs = mixer.flops(model.adapter, tokens, work.frames)
+    tokens = work.images("video") * (model.tokens_per_frame - (not mixer.mixes_class_token))
+    with_parameters, of_activations = mixer.flops(model.adapter, tokens, work.frames)
     down_and_up = 4.0 * tokens * model.vision["width"] * model.adapter["width"]
-    return Layer("video_adapter", weights + down_and_up, pairs)
+    return LayerFlops("video_adapter", with_parameters + down_and_up, of_activations)
 
 
-def _text_tower(model: VLAB, texts: int) -> list[Layer]:
-    fields = model.text
-    block = _block("text", texts, fields["context_length"], fields)
-    return [*block * fields["depth"], Layer("text", 2.0 * texts * fields["width"] * fields["embed_width"])]
-
-
-def _decoder(model: VLAB, work: Work, learns: Mapping[str, bool], reached: Mapping[str, bool]) -> float:
-    """FLOPs of the decoder; `reached` says of each stream whether anything behind it learns."""
-    fields, vision, length = model.text, model.vision, model.text["context_length"]
+def _decoder(model: VLAB, work: Workload, trainable: Mapping[str, bool], has_gradient: Mapping[str, bool]) -> float:
+    """`has_gradient`: by stream, whether its tokens have a gradient."""
+    fields, vision, blending = model.text, model.vision, BLENDINGS[model.decoder["blending"]]
     width, every = fields["width"], model.decoder["cross_attention_every"]
-    tokens = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
-    seen = {
-        stream: work.clips * tokens * (work.frames if stream == "video" else work.image_frames)
-        for stream in BLENDINGS[model.decoder["blending"]].streams
-        if stream in work.streams
-    }
-    crossings = fields["depth"] // every
-    total, beside = 0.0, False
-    for stream, rows in seen.items():
-        rows *= work.passes
-        project = Layer("decoder", 2.0 * rows * vision["width"] * width)
-        keys = Layer("decoder", 4.0 * rows * width**2 * crossings)
-        cost, flows = _in_sequence([project, keys], learns, reached[stream])
-        total, beside = total + cost, beside or flows
-    attentions = 1 if BLENDINGS[model.decoder["blending"]].joined else len(seen)
-    queries = work.read * length
-    pairs = 4.0 * queries * sum(seen.values()) / work.clips * width
-    crossing = Layer("decoder", 4.0 * queries * width**2 * attentions, pairs)
-    block = _block("decoder", work.read, length, fields)
+    present = [stream for stream in blending.streams if stream in work.streams]
+    tokens = {stream: work.images(stream) * model.tokens_per_frame for stream in present}
+    total, visual_has_gradient = 0.0, False
+    for stream, count in tokens.items():
+        rows = count * work.decoder_passes
+        projection = LayerFlops("decoder", 2.0 * rows * vision["width"] * width)
+        keys_and_values = LayerFlops("decoder", 4.0 * rows * width**2 * (fields["depth"] // every))
+        flops, reaches = _sequence([projection, keys_and_values], trainable, has_gradient[stream])
+        total, visual_has_gradient = total + flops, visual_has_gradient or reaches
+    queries = work.decoded_texts * fields["context_length"]
+    lengths = blending.lengths({stream: count // work.clips for stream, count in tokens.items()})
+    crossing = LayerFlops("decoder", *blending.flops(width, queries, lengths))
+    attention, mlp = _block("decoder", work.decoded_texts, fields["context_length"], fields)
     layers = []
     for number in range(fields["depth"]):
-        crossed = [crossing] if number % every == every - 1 else []
-        layers += [block[0], *crossed, block[1]]
-    head = Layer("decoder", 2.0 * queries * width * fields["vocab_size"])
-    cost, _ = _in_sequence([*layers, head], learns, learns.get("decoder", False) or beside)
-    return total + cost
+        layers += [attention, *([crossing] if number % every == every - 1 else []), mlp]
+    layers.append(LayerFlops("decoder", 2.0 * queries * width * fields["vocab_size"]))
+    flops, _ = _sequence(layers, trainable, trainable.get("decoder", False) or visual_has_gradient)
+    return total + flops

@@ -1,12 +1,11 @@
-"""Transformer parts that the CLIP towers, the video adapter and the multimodal decoder share.
+"""Transformer layers that the CLIP towers, the video adapter and the multimodal decoder share.
 
-Dimensions: `B` batch, `L` query tokens, `K` key tokens, `D` width, `H` heads, `d` head width, `M` MLP width,
-`depth` blocks. Parameters are float32; `dtype` is what matrix products are computed in; softmax and norms are
-computed in float32 whatever `dtype` is.
+All blocks of a transformer are one `nn.scan` over stacked parameters. A layer that a plain block does not have (a video
+adapter, a cross-attention) is an `Insertion`. Parameters are float32; `dtype` is the type of matrix products; softmax
+and norms are computed in float32 whatever `dtype` is.
 
-All blocks of a transformer are one `nn.scan` over stacked parameters. What is not part of a plain block (a video
-adapter, a cross-attention) is an `Insertion`: a pure function of its own stacked parameters, called at a given
-place of the chosen blocks. The tree of a plain CLIP tower is thus the same with insertions and without.
+Dimensions: `B` batch, `L` query tokens, `S` positions of a cache, `D` width, `H` heads, `d` head width, `M` MLP width,
+`depth` blocks.
 """
 
 import dataclasses
@@ -17,11 +16,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.initializers import normal
 from jaxtyping import Array, Float, Int
 
-from vlab_jax.models.attention import Kernels, attend
-from vlab_jax.models.partition import gathered, split_by_batch, whole_product
-from vlab_jax.models.rotary import Rotation, rotate
+from vlab_jax.models.attention import Kernels, Rotation, attend, rotate
+from vlab_jax.runtime.sharding import gather_kernel, gathered_dot_general, split_by_batch
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -37,15 +36,12 @@ REMAT_POLICIES = {
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """What all blocks of a transformer have in common.
+    """The fields that all blocks of a transformer share; see `TransformerModule`.
 
     Attributes:
-      depth: the number of blocks, by which initialisation is scaled.
+      depth: the number of blocks; it scales the initialisation.
       key_bias: whether keys have a bias (EVA-CLIP's have none).
       gated_mlp, inner_norms: SwiGLU, and norms inside of attention and MLP (EVA-02).
-      remat: what the backward pass recomputes: `none`, `dots` (all but matrix products) or `full`.
-      unroll: how many blocks one iteration of the scan holds.
-      dtype: what matrix products are computed in.
     """
 
     depth: int
@@ -61,55 +57,105 @@ class TransformerConfig:
     dtype: Any = jnp.float32
     kernels: Kernels = dataclasses.field(default_factory=Kernels)
 
-    @classmethod
-    def of(cls, tower: nn.Module) -> "TransformerConfig":
-        """The config of a tower's transformer: the tower's fields of the same names."""
-        names = [field.name for field in dataclasses.fields(cls) if hasattr(tower, field.name)]
-        return cls(**{name: getattr(tower, name) for name in names})
+    def norm(self, name: str) -> "LayerNorm":
+        """A layer norm of this name."""
+        return LayerNorm(self.epsilon, self.dtype, name=name)
+
+    def dense(
+        self, width: int, name: str, kernel_init: Callable, use_bias: bool = True, tensor_axis: int | None = None
+    ) -> nn.Dense:
+        """A linear layer of this name; `tensor_axis`: see `sharding.gather_kernel`."""
+        options = {"dtype": self.dtype, "dot_general": gathered_dot_general(tensor_axis), "name": name}
+        return nn.Dense(width, use_bias=use_bias, kernel_init=kernel_init, **options)
+
+
+class TransformerModule(nn.Module, kw_only=True):
+    """A module around a transformer, with the fields that CLIP's towers and the decoder share.
+
+    Attributes:
+      remat: what the backward pass recomputes: `none`, `dots` (all but matrix products) or `full`.
+      unroll: blocks per iteration of the scan.
+      dtype: the type of matrix products.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int
+    activation: str = "quick_gelu"
+    epsilon: float = 1e-5
+    remat: str = "none"
+    unroll: int = 1
+    dtype: Any = jnp.float32
+    kernels: Kernels = Kernels()
+
+    @property
+    def config(self) -> TransformerConfig:
+        """The config of the transformer, from the fields of the same names."""
+        names = [field.name for field in dataclasses.fields(TransformerConfig) if hasattr(self, field.name)]
+        return TransformerConfig(**{name: getattr(self, name) for name in names})
 
 
 class Insertion(NamedTuple):
-    """A function that runs inside chosen blocks of a transformer, before their attention or before their MLP.
+    """A pure function, with stacked parameters of its own, that runs in chosen blocks of a transformer.
 
-    It leaves the parameters of the plain transformer as they are, so that a CLIP tower can be loaded with or without
-    it. For example, an adapter with its own parameters before the attention of blocks 2 and 5:
+    The parameters of the plain transformer stay as they are, so that a CLIP tower can be loaded with or without it.
+    For example, an adapter before the attention of blocks 2 and 5:
 
         adapter = VideoAdapter(width=64, frames=8, parent=None)
         parameters = stacked_init(adapter, 2, example)(rng)  # each leaf [2, …]: of block 2, of block 5
-        insertion = Insertion("attention", apply_function(adapter), parameters, blocks=(2, 5))
+        function = lambda parameters, x: adapter.apply({"params": parameters}, x)
+        insertion = Insertion("attention", function, parameters, blocks=(2, 5))
         tokens, _ = transformer(x, insertions=(insertion,))
 
-    In block 5, `x = function(parameters of block 5, x, context)` runs before the attention.
+    In block 5, `x = function(parameters of block 5, x)` runs before the attention.
 
     Attributes:
       place: `attention` or `mlp`.
-      function: from `(parameters, x, context)` to the new `x`, its residual included.
+      function: from `(parameters, x)` to the new `x`, its residual included.
       parameters: a tree of arrays, stacked over `blocks` in order.
-      blocks: the numbers of the blocks that it runs in.
-      context: any tree of arrays, the same for all blocks.
-      active: bool `[depth]`, set by `expanded` alone: the blocks that it runs in, of parameters stacked over all blocks.
+      blocks: the indices of the blocks that it runs in.
+      active: bool `[len(blocks)]`: the blocks among them that it really runs in; None: all.
     """
 
     place: str
-    function: Callable[[Any, jax.Array, Any], jax.Array]
+    function: Callable[[Any, jax.Array], jax.Array]
     parameters: Any
     blocks: tuple[int, ...]
-    context: Any = None
     active: jax.Array | None = None
 
-    def expanded(self, depth: int) -> "Insertion":
-        """The same with parameters stacked over all `depth` blocks, so that a loop around the transformer does not
-        gather them each time."""
-        active, parameters = _expand_to_blocks(self, range(depth))
-        return self._replace(active=active, parameters=parameters, blocks=tuple(range(depth)))
+    def expanded(self, blocks: range) -> "Insertion":
+        """The same with parameters stacked over all these blocks."""
+        if self.blocks == tuple(blocks):
+            return self
+        slots = jnp.array([self.blocks.index(i) if i in self.blocks else 0 for i in blocks])
+        active = jnp.array([i in self.blocks for i in blocks])
+        if self.active is not None:
+            active &= self.active[slots]
+        parameters = jax.tree.map(lambda leaf: leaf[slots], self.parameters)
+        return self._replace(parameters=parameters, blocks=tuple(blocks), active=active)
 
 
 class KeyValueCache(NamedTuple):
-    """Keys and values of the tokens so far, `[depth, B, S, H, d]` with room for `S`, and how many each row has."""
+    """Keys and values of earlier tokens, `[depth, B, S, H, d]`, and the number of tokens of each row."""
 
     key: jax.Array
     value: jax.Array
     lengths: jax.Array  # int32 [B]
+
+    def take(self, rows: Int[Array, " Q"]) -> "KeyValueCache":
+        """The cache of these rows, in their order; a row can be taken several times."""
+        return KeyValueCache(self.key[:, rows], self.value[:, rows], self.lengths[rows])
+
+    def append(self, key: Float[Array, "B L H d"], value: Float[Array, "B L H d"]) -> "KeyValueCache":
+        """The cache of a single block, `[B, S, H, d]`, with new tokens after each row's; lengths are unchanged."""
+
+        @jax.vmap
+        def write_row(cached, new, start):
+            return jax.lax.dynamic_update_slice_in_dim(cached, new.astype(cached.dtype), start, axis=0)
+
+        key, value = write_row(self.key, key, self.lengths), write_row(self.value, value, self.lengths)
+        return self._replace(key=key, value=value)
 
 
 class LayerNorm(nn.Module):
@@ -124,42 +170,29 @@ class LayerNorm(nn.Module):
         return norm(x).astype(self.dtype)
 
 
-def normal(stddev: float) -> nn.initializers.Initializer:
-    """Normal initialiser with the given standard deviation."""
-    return nn.initializers.normal(stddev)
-
-
 class HeadProjection(nn.Module):
-    """Projects `D` to `parts` tensors of `H` heads at once: kernel `[D, parts, H, d]`.
+    """Projects `D` to `parts` tensors of `H` heads at once: kernel `[D, parts, H, d]`; `biased` parts have a bias."""
 
-    `biased` lists the parts that have a bias (EVA-CLIP's keys have none).
-    """
-
+    config: TransformerConfig
     parts: int
-    heads: int
-    head_width: int
     biased: tuple[int, ...]
-    stddev: float
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"]) -> tuple[jax.Array, ...]:
-        shape = (self.parts, self.heads, self.head_width)
-        kernel = self.param("kernel", normal(self.stddev), (x.shape[-1], *shape))
-        kernel = gathered(kernel.astype(self.dtype), tensor_axis=2)
-        y = jnp.einsum("bld,dphk->blphk", x.astype(self.dtype), kernel)  # [B, L, parts, H, d]
-        if self.biased:
-            bias = self.param("bias", nn.initializers.zeros, (len(self.biased), *shape[1:]))
-            full = jnp.zeros(shape, self.dtype).at[jnp.array(self.biased)].set(bias.astype(self.dtype))
-            y = y + (bias.astype(self.dtype) if len(self.biased) == self.parts else full)
+        dtype, width = self.config.dtype, x.shape[-1]
+        shape = (self.parts, self.config.heads, width // self.config.heads)
+        kernel = self.param("kernel", normal(width**-0.5), (width, *shape))
+        kernel = gather_kernel(kernel.astype(dtype), tensor_axis=2)
+        y = jnp.einsum("bld,dphk->blphk", x.astype(dtype), kernel)  # [B, L, parts, H, d]
+        bias = self.param("bias", nn.initializers.zeros, (len(self.biased), *shape[1:])).astype(dtype)
+        if len(self.biased) < self.parts:
+            bias = jnp.zeros(shape, dtype).at[jnp.array(self.biased)].set(bias)
+        y = y + bias
         return tuple(y[:, :, part] for part in range(self.parts))
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with a fused query, key and value projection.
-
-    With `inner_norms`, the heads' results are normalised, as one row, before the output projection (EVA-02).
-    """
+    """Multi-head self-attention with a fused projection; `inner_norms` normalises the concatenated heads (EVA-02)."""
 
     config: TransformerConfig
     causal: bool = False
@@ -172,55 +205,35 @@ class SelfAttention(nn.Module):
         rotation: Rotation | None = None,
         cache: KeyValueCache | None = None,
     ) -> tuple[Float[Array, "B L D"], KeyValueCache | None]:
-        """The output, and the cache (of this block) with the keys and values of `x` written behind each row's own.
-
-        Args:
-          lengths: how many tokens each row has; those behind are not looked at. None: all of them.
-          cache: makes the attention causal, from each row's own length on.
-        """
-        config, width = self.config, x.shape[-1]
-        biased = (0, 1, 2) if config.key_bias else (0, 2)
-        sizes = (3, config.heads, width // config.heads)
-        query, key, value = HeadProjection(*sizes, biased, width**-0.5, config.dtype, name="query_key_value")(x)
+        """The output, and this block's cache with the keys and values of `x` appended; see `Transformer.__call__`."""
+        config, biased = self.config, (0, 1, 2) if self.config.key_bias else (0, 2)
+        query, key, value = HeadProjection(config, 3, biased, name="query_key_value")(x)
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
-        seen: dict[str, Any] = {"causal": self.causal, "kv_lengths": lengths}
+        masking: dict[str, Any] = {"causal": self.causal, "kv_lengths": lengths}
         if cache is not None:
-            key = update_cache(cache.key, key, cache.lengths)
-            value = update_cache(cache.value, value, cache.lengths)
-            cache = KeyValueCache(key, value, cache.lengths)
-            seen = {"causal": True, "query_starts": cache.lengths}
-        y = attend(query, key, value, **seen, **config.kernels._asdict())  # [B, L, H, d]
+            cache = cache.append(key, value)
+            key, value = cache.key, cache.value
+            masking = {"causal": True, "query_starts": cache.lengths}
+        y = attend(query, key, value, **masking, kernels=config.kernels)  # [B, L, H, d]
         if config.inner_norms:
-            norm = LayerNorm(config.epsilon, config.dtype, name="ln_inner")
-            y = norm(y.reshape(x.shape)).reshape(y.shape)
-        return output_projection(width, config.depth, config.dtype)(y), cache
+            y = config.norm("ln_inner")(y.reshape(x.shape)).reshape(y.shape)
+        return output_projection(config, x.shape[-1])(y), cache
 
 
-def update_cache(
-    cache: Float[Array, "B S H d"], new: Float[Array, "B L H d"], starts: Int[Array, " B"]
-) -> Float[Array, "B S H d"]:
-    """The cache with `new` written into each row from its own start on."""
-
-    def update_row(cache, new, start):
-        return jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), start, axis=0)
-
-    return jax.vmap(update_row)(cache, new, starts)
-
-
-def output_projection(width: int, depth: int, dtype: Any) -> nn.Module:
-    """The projection of `[B, L, H, d]` heads back to `[B, L, width]`, scaled at initialisation by depth as in CLIP."""
-    stddev = width**-0.5 * (2 * depth) ** -0.5
+def output_projection(config: TransformerConfig, width: int) -> nn.Module:
+    """The projection of heads `[B, L, H, d]` to `[B, L, width]`; initialisation is scaled by depth, as in CLIP."""
+    initial = normal(width**-0.5 * (2 * config.depth) ** -0.5)
     # DenseGeneral multiplies by its kernel as `[H, d, width]`.
-    options = {"kernel_init": normal(stddev), "dot_general": whole_product(tensor_axis=0), "dtype": dtype}
-    return nn.DenseGeneral(width, axis=(-2, -1), **options, name="output")
+    options = {"dot_general": gathered_dot_general(tensor_axis=0), "dtype": config.dtype, "name": "output"}
+    return nn.DenseGeneral(width, axis=(-2, -1), kernel_init=initial, **options)
 
 
 class MLP(nn.Module):
     """Dense, activation, Dense.
 
-    With `gated_mlp`, the activation of a second Dense multiplies the first (SwiGLU, with `silu`); with `inner_norms`,
-    the input of the last Dense is normalised (both EVA-02).
+    With `gated_mlp`, the activation of a second Dense multiplies the first (SwiGLU, with `silu`), and `inner_norms`
+    normalises the input of the last Dense (both as in EVA-02).
     """
 
     config: TransformerConfig
@@ -228,46 +241,42 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         config, outer = self.config, x.shape[-1]
-        activation = ACTIVATIONS[config.activation]
-        inward = {"kernel_init": normal((2 * outer) ** -0.5), "dtype": config.dtype, "dot_general": whole_product(1)}
-        y = nn.Dense(config.mlp_width, **inward, name="input")(x)  # [B, L, M]
-        y = y * activation(nn.Dense(config.mlp_width, **inward, name="gate")(x)) if config.gated_mlp else activation(y)
+        activation, inward = ACTIVATIONS[config.activation], normal((2 * outer) ** -0.5)
+        y = config.dense(config.mlp_width, "input", inward, tensor_axis=1)(x)  # [B, L, M]
+        if config.gated_mlp:
+            y = y * activation(config.dense(config.mlp_width, "gate", inward, tensor_axis=1)(x))
+        else:
+            y = activation(y)
         if config.inner_norms:
-            y = LayerNorm(config.epsilon, config.dtype, name="ln_inner")(y)
-        stddev = outer**-0.5 * (2 * config.depth) ** -0.5
-        outward = {"kernel_init": normal(stddev), "dtype": config.dtype, "dot_general": whole_product(0)}
-        return nn.Dense(outer, **outward, name="output")(y)
+            y = config.norm("ln_inner")(y)
+        return config.dense(outer, "output", normal(outer**-0.5 * (2 * config.depth) ** -0.5), tensor_axis=0)(y)
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block, with the insertions of its transformer."""
+    """A pre-norm transformer block that also runs insertions, of which `inserted` has places and functions."""
 
     config: TransformerConfig
     causal: bool
-    collect: bool
     inserted: tuple[tuple[str, Callable], ...]
 
     @nn.compact
-    def __call__(self, x, rotation, contexts, lengths, layer):
-        insertions, cached = layer
-        norm = functools.partial(LayerNorm, self.config.epsilon, self.config.dtype)
+    def __call__(self, x, rotation, lengths, layer):
+        (insertions, cached), config = layer, self.config
         x = split_by_batch(x)
         cache = None if cached is None else KeyValueCache(*cached, lengths)
-        x = self._insert("attention", x, contexts, insertions)
-        attention = SelfAttention(self.config, self.causal, name="attention")
-        y, cache = attention(norm(name="ln_1")(x), None if cache else lengths, rotation, cache)
-        x = self._insert("mlp", x + y, contexts, insertions)
-        x = x + MLP(self.config, name="mlp")(norm(name="ln_2")(x))
-        return x, (x if self.collect else None, None if cache is None else (cache.key, cache.value))
+        x = self._insert("attention", x, insertions)
+        attention = SelfAttention(config, self.causal, name="attention")
+        y, cache = attention(config.norm("ln_1")(x), None if cache else lengths, rotation, cache)
+        x = self._insert("mlp", x + y, insertions)
+        x = x + MLP(config, name="mlp")(config.norm("ln_2")(x))
+        return x, None if cache is None else (cache.key, cache.value)
 
-    def _insert(self, place, x, contexts, insertions):
-        for (where, function), context, (active, parameters) in zip(self.inserted, contexts, insertions, strict=True):
-            if where != place:
-                continue
-            if active is None:
-                x = function(parameters, x, context)
-            else:
-                x = jax.lax.cond(active, function, lambda parameters, x, context: x, parameters, x, context)
+    def _insert(self, place, x, insertions):
+        for (where, function), (active, parameters) in zip(self.inserted, insertions, strict=True):
+            if where == place and active is None:
+                x = function(parameters, x)
+            elif where == place:
+                x = jax.lax.cond(active, function, lambda parameters, x: x, parameters, x)
         return x
 
 
@@ -283,18 +292,17 @@ class Transformer(nn.Module):
         causal: bool = False,
         lengths: Int[Array, " B"] | None = None,
         insertions: tuple[Insertion, ...] = (),
-        collect: bool = False,
         rotation: Rotation | None = None,
         cache: KeyValueCache | None = None,
         blocks: slice = slice(None),
-    ) -> tuple[Float[Array, "B L D"], Any]:
-        """Returns the last block's output and, with `collect`, every block's, `[depth, B, L, D]`.
+    ) -> tuple[Float[Array, "B L D"], KeyValueCache | None]:
+        """The last block's output, and the cache with the keys and values of `x` appended.
 
-        Of the stack, `blocks` are run (initialisation runs all); insertions stand at their blocks' places in the whole.
-        Tokens behind a row's `lengths` are not looked at (None: all are).
-
-        With a `cache`, `x` are the tokens behind those in it, each of which sees those before it, and what is returned
-        beside the output is the cache with `x` in it, but for its `lengths`, which are left as they are.
+        Args:
+          lengths: the number of valid tokens of each row; later ones are masked out. None: all are valid.
+          cache: earlier tokens, its `lengths` unchanged; each token of `x` attends to them and to those of `x` up to
+            itself. None: `x` has all tokens.
+          blocks: the blocks to run (initialisation runs all); the blocks of insertions are counted in the whole stack.
         """
         if self.is_initializing():
             blocks = slice(None)
@@ -306,39 +314,25 @@ class Transformer(nn.Module):
             block = nn.remat(Block, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False)
         scanned = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},  # the latter for Flax's `capture_intermediates`
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
+            in_axes=(nn.broadcast, nn.broadcast, 0),
             length=last - first,
             unroll=min(self.config.unroll, last - first),
-            check_constancy_invariants=False,  # nothing is broadcast out: one more trace of every block, for nothing
+            # The check traces the block a second time, to find outputs that are the same in all iterations: none is.
+            check_constancy_invariants=False,
         )
         if last - first < self.config.depth:
-
-            def chosen(parameters: Any) -> Any:
-                return jax.tree.map(lambda leaf: leaf[first:last], parameters)
-
-            scanned = nn.map_variables(scanned, "params", trans_in_fn=chosen)
+            slice_blocks = functools.partial(jax.tree.map, lambda leaf: leaf[first:last])
+            scanned = nn.map_variables(scanned, "params", trans_in_fn=slice_blocks)
         functions = tuple((insertion.place, insertion.function) for insertion in insertions)
-        run = scanned(self.config, causal, collect, functions, name="blocks")
-        contexts = tuple(insertion.context for insertion in insertions)
-        inserted = tuple(_expand_to_blocks(insertion, range(first, last)) for insertion in insertions)
+        run = scanned(self.config, causal, functions, name="blocks")
+        expanded = [insertion.expanded(range(first, last)) for insertion in insertions]
+        inserted = tuple((insertion.active, insertion.parameters) for insertion in expanded)
         if cache is None:
-            x, (every, _) = run(x, rotation, contexts, lengths, (inserted, None))
-            return x, every
-        x, (_, updated) = run(x, rotation, contexts, cache.lengths, (inserted, (cache.key, cache.value)))
+            return run(x, rotation, lengths, (inserted, None))
+        x, updated = run(x, rotation, cache.lengths, (inserted, (cache.key, cache.value)))
         return x, KeyValueCache(*updated, cache.lengths)
-
-
-def _expand_to_blocks(insertion: Insertion, blocks: range) -> tuple[jax.Array | None, Any]:
-    """An insertion's parameters stacked over these blocks, and which of them it runs in (None: all)."""
-    if insertion.blocks == tuple(blocks):
-        return insertion.active, insertion.parameters
-    slots = jnp.array([insertion.blocks.index(i) if i in insertion.blocks else 0 for i in blocks])
-    active = jnp.array([i in insertion.blocks for i in blocks])
-    if insertion.active is not None:
-        active &= insertion.active[slots]
-    return active, jax.tree.map(lambda leaf: leaf[slots], insertion.parameters)
 
 
 def stacked_init(module: nn.Module, count: int, *example: Any) -> Callable[[jax.Array], Any]:
@@ -350,13 +344,8 @@ def stacked_init(module: nn.Module, count: int, *example: Any) -> Callable[[jax.
     return initialise
 
 
-def apply_function(module: nn.Module) -> Callable[..., jax.Array]:
-    """`module` as a pure function of `(parameters, *inputs)`."""
-    return lambda parameters, *inputs: module.apply({"params": parameters}, *inputs)
-
-
 def interpolate_positions(positions: Float[Array, "P D"], length: int) -> Float[Array, "length D"]:
-    """Learned positions, linearly interpolated where `length` differs from what was learned."""
+    """Learned positions, linearly interpolated to another `length`."""
     if positions.shape[0] == length:
         return positions
     return jax.image.resize(positions, (length, positions.shape[1]), "linear")

@@ -1,15 +1,12 @@
-"""VLAB: CLIP's two towers, the video adapter, the image stream beside the video stream, the multimodal decoder.
+"""VLAB: CLIP's two towers, the video adapter, a video and an image stream, and the multimodal decoder.
 
-Two streams see a clip (He et al., arXiv 2305.13167; the details are a reconstruction):
-
-- the *video stream*: CLIP's vision tower with adapters, over `T` frames;
-- the *image stream*: CLIP's vision tower without, over some of the same frames.
-
+Two streams encode a clip (a reconstruction from the abstract of He et al., arXiv 2305.13167): the *video stream* is
+CLIP's vision tower with adapters, over `T` frames; the *image stream* is one without, over some of the same frames.
 Parameters are one tree: `vision`, `text`, `video_adapter`, `image_encoder` (where it is separate), `decoder`,
-`logit_scale`. `vision`, `text` and `logit_scale` are a CLIP model, unchanged.
+`logit_scale`. `vision`, `text` and `logit_scale` are an unchanged CLIP model.
 
-Dimensions: `B` clips or texts, `N` texts of the decoder (several a clip), `T` frames, `M` tokens a frame (class token
-first), `D` vision width, `E` joint embedding width, `L` text tokens, `V` vocabulary.
+Dimensions: `B` clips or texts, `N` texts of the decoder (several per clip), `T` frames of `S × S` pixels, `M` tokens
+per frame (class token first), `D` vision width, `E` joint embedding width, `L` text tokens.
 """
 
 import functools
@@ -21,49 +18,47 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import freeze
-from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from vlab_jax.models.attention import Kernels
 from vlab_jax.models.decoder import MultimodalDecoder
-from vlab_jax.models.layers import Insertion, apply_function, stacked_init
+from vlab_jax.models.layers import Insertion, stacked_init
 from vlab_jax.models.towers import TextTower, VisionTower, normalise_pixels
 from vlab_jax.models.video_adapter import VideoAdapter
 
 STREAMS = ("video", "image")
 FRAME_POOLINGS = ("mean_then_normalise", "normalise_then_mean")
-# Parts of the parameter tree that not every model has.
+# Parts of the parameter tree that some models do not have.
 OPTIONAL_PARTS = ("video_adapter", "image_encoder")
-# What the decoder takes from the text tower where it starts from CLIP.
+# The parameters that `start_from_clip` copies from the text tower to the decoder.
 DECODER_FROM_TEXT = ("token_embedding", "position_embedding", "transformer", "ln_final")
 
 
-class Visual(NamedTuple):
-    """What is seen of clips: each stream's tokens `[B, T, M, D]`, and embeddings `[B, E]` of unit length."""
+class VisualFeatures(NamedTuple):
+    """Features of clips: the tokens of each stream `[B, T, M, D]`, and embeddings `[B, E]` of unit length."""
 
     streams: dict[str, jax.Array]
     embedding: jax.Array
 
 
 class VLAB(nn.Module):
-    """The whole model. Fields are plain values, so that a model depends on nothing but its arguments.
+    """The whole model. Fields are plain values, so that a model is determined by its arguments.
 
     Attributes:
       vision: fields of `VisionTower`.
       text: fields of `TextTower`.
-      decoder: fields of `MultimodalDecoder` beyond those that the text tower gives (its sizes are the text tower's).
-      adapter: fields of `VideoAdapter`, and `blocks` (the vision blocks that carry one) and `before_mlp` (whether
-        each carries a second one, before its MLP). No blocks: no adapter at all.
-      image_encoder: `shared` (the image stream reuses the video stream's CLIP parameters) or `separate` (it has its
-        own copy, which stays as it was where an optimiser freezes `image_encoder`).
-      embedding_blend: the image stream's weight in the video embedding where both streams are present.
-      frame_pooling: how a stream's frame embeddings become one: `mean_then_normalise` averages them as they are, so
+      decoder: fields of `MultimodalDecoder` that the text tower does not have (its sizes are the text tower's).
+      adapter: fields of `VideoAdapter`, `blocks` (the vision blocks with an adapter, if any) and `before_mlp` (whether
+        each of them has a second one, before its MLP).
+      image_encoder: `shared` (the image stream uses the video stream's CLIP parameters) or `separate` (its own copy).
+      embedding_blend: the image stream's weight in the clip embedding where both streams are present.
+      frame_pooling: how a stream's frame embeddings become one: `mean_then_normalise` averages them unnormalised, so
         that a frame of a larger norm weighs more; `normalise_then_mean` averages them at unit length, as CLIP4Clip's
-        mean pooling does. Where both streams are present, each is averaged by itself, and the two means are then
-        blended by their weights (reconstruction). The outcome is of unit length either way.
+        mean pooling does. Each stream is averaged separately, and the two means are blended by their weights
+        (reconstruction).
       frames: the number of frames that temporal positions are learned for.
-      remat: what the backward pass recomputes (`none`, `dots`, `full`); unroll: blocks per iteration of the scan.
-      dtype: what matrix products are computed in.
-      platform, attention: what attention is computed by; see `attention.Kernels`.
+      remat, unroll, dtype: see `TransformerModule`; platform, attention: see `Kernels`.
     """
 
     vision: Mapping[str, Any]
@@ -82,7 +77,7 @@ class VLAB(nn.Module):
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> "VLAB":
-        """A model from plain dictionaries, frozen so that it can be hashed (as jit's static arguments are)."""
+        """A model from plain dictionaries, frozen so that it can be hashed (as a static argument of `jit`)."""
         return cls(**{key: freeze(value) if isinstance(value, Mapping) else value for key, value in fields.items()})
 
     def setup(self):
@@ -91,164 +86,150 @@ class VLAB(nn.Module):
         self.text_tower = TextTower(**self.text, **compute, name="text")
         if self.image_encoder == "separate":
             self.image_tower = VisionTower(**self.vision, **compute, name="image_encoder")
-        shape = {key: value for key, value in self.text.items() if key != "embed_width"}
-        self.multimodal_decoder = MultimodalDecoder(
-            **shape, **self.decoder, frames=self.frames, **compute, name="decoder"
-        )
-        self.video_adapter = self._adapters()
+        self.multimodal_decoder = MultimodalDecoder(**self._decoder_fields(), **compute, name="decoder")
+        self.video_adapter = self.param("video_adapter", self._init_adapters) if self.adapter["blocks"] else {}
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(math.log(1 / 0.07)), ())
 
     @property
     def kernels(self) -> Kernels:
-        """What attention is computed by."""
+        """`platform` and `attention`."""
         return Kernels(self.platform, self.attention)
 
-    def _adapters(self) -> tuple[Insertion, ...]:
-        fields = dict(self.adapter)
-        blocks, before_mlp = tuple(fields.pop("blocks")), fields.pop("before_mlp")
-        if not blocks:
-            return ()
-        module = VideoAdapter(**fields, frames=self.frames, dtype=self.dtype, kernels=self.kernels, parent=None)
-        places = ("attention", "mlp") if before_mlp else ("attention",)
-        side = self.vision["image_size"] // self.vision["patch_size"]
-        example = jnp.zeros((1, self.frames, side * side + 1, self.vision["width"]), self.dtype)
-        # Several at once, for which cuDNN's attention takes no lengths; parameters depend on no kernel.
-        initialise = stacked_init(module.clone(kernels=Kernels()), len(blocks), example)
-        parameters = self.param(
-            "video_adapter",
-            lambda rng: {
-                f"before_{place}": initialise(key)
-                for place, key in zip(places, jax.random.split(rng, len(places)), strict=True)
-            },
-        )
-        function = apply_function(module)
-        return tuple(Insertion(place, function, parameters[f"before_{place}"], blocks) for place in places)
+    @property
+    def common_blocks(self) -> int:
+        """The number of vision blocks before the first adapter: streams that share a tower compute them once."""
+        return min(self.adapter["blocks"], default=self.vision["depth"])
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """`M`."""
+        return (self.vision["image_size"] // self.vision["patch_size"]) ** 2 + 1
+
+    def standalone_decoder(self) -> MultimodalDecoder:
+        """The decoder as a module of its own, which takes the parameters of the model's part `decoder`."""
+        compute = {"unroll": self.unroll, "dtype": self.dtype, "kernels": self.kernels}
+        return MultimodalDecoder(**self._decoder_fields(), **compute, parent=None)
+
+    def _decoder_fields(self) -> dict[str, Any]:
+        sizes = {key: value for key, value in self.text.items() if key != "embed_width"}
+        return {**sizes, **self.decoder, "frames": self.frames}
+
+    def _adapter(self) -> VideoAdapter:
+        fields = {key: value for key, value in self.adapter.items() if key not in ("blocks", "before_mlp")}
+        return VideoAdapter(**fields, frames=self.frames, dtype=self.dtype, kernels=self.kernels, parent=None)
+
+    def _init_adapters(self, rng: jax.Array) -> dict[str, Any]:
+        """The parameters of the adapters by their place, stacked over blocks."""
+        places = ("before_attention", "before_mlp")[: 1 + self.adapter["before_mlp"]]
+        example = jnp.zeros((1, self.frames, self.tokens_per_frame, self.vision["width"]), self.dtype)
+        # Under `vmap`, cuDNN's attention refuses lengths; the parameters do not depend on the kernels.
+        module = self._adapter().clone(kernels=Kernels())
+        initialise = stacked_init(module, len(self.adapter["blocks"]), example)
+        return {place: initialise(key) for place, key in zip(places, jax.random.split(rng, len(places)), strict=True)}
 
     def __call__(
-        self,
-        video: UInt8[Array, "B T S S 3"],
-        tokens: Int[Array, "B L"],
-        lengths: Int[Array, " B"],
+        self, video: UInt8[Array, "B T S S 3"], tokens: Int[Array, "B L"], lengths: Int[Array, " B"]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Touches every parameter, for initialisation: clip embeddings, text embeddings, caption logits."""
-        every_frame = tuple(range(video.shape[1]))
-        visual = self.encode_visual(video, STREAMS, every_frame)
+        """Clip embeddings, text embeddings and caption logits: every parameter is used, for initialisation."""
+        visual = self.encode_visual(video, STREAMS, tuple(range(video.shape[1])))
         logits = self.decode(tokens, visual.streams, causal=True)
         return visual.embedding, self.encode_text(tokens, lengths), logits
 
     def encode_text(self, tokens: Int[Array, "B L"], lengths: Int[Array, " B"]) -> Float[Array, "B E"]:
-        """Text embeddings of unit length. `lengths` counts tokens, start and end of text included."""
+        """Text embeddings of unit length; `lengths` counts tokens, start and end of text included."""
         return unit_length(self.text_tower(tokens, lengths)[1])
 
     def encode_visual(
-        self,
-        video: UInt8[Array, "B T S S 3"],
-        streams: tuple[str, ...],
-        image_frames: tuple[int, ...],
-    ) -> Visual:
-        """Tokens of the chosen streams, and the clips' embeddings.
+        self, video: UInt8[Array, "B T S S 3"], streams: tuple[str, ...], image_frames: tuple[int, ...]
+    ) -> VisualFeatures:
+        """Tokens of the chosen streams, and embeddings of the clips.
 
         Args:
           video: RGB frames.
           streams: which of `video` and `image` to compute.
-          image_frames: the frames that the image stream takes.
+          image_frames: the indices of the image stream's frames.
         """
-        views = {}
-        begun = self._begin(video, self.vision_tower, self._common_blocks) if "video" in streams else None
-        if begun is not None:
-            views["video"] = self._video_stream(begun)
+        encoded, prefix = {}, None
+        if "video" in streams:
+            prefix = self._run_until(video, self.vision_tower, self.common_blocks)
+            encoded["video"] = self._video_stream(prefix)
         if "image" in streams:
-            views["image"] = self._image_stream(video, begun, image_frames)
-        tokens = {stream: tokens for stream, (tokens, _) in views.items()}
-        embeddings = {stream: embeddings for stream, (_, embeddings) in views.items()}
+            encoded["image"] = self._image_stream(video, prefix, image_frames)
         weights = {"image": self.embedding_blend, "video": 1 - self.embedding_blend}
-        means = {stream: _mean_over_frames(embedding, self.frame_pooling) for stream, embedding in embeddings.items()}
+        means = {name: self._mean_over_frames(embeddings) for name, (_, embeddings) in encoded.items()}
         if len(means) == 1:
             (mean,) = means.values()
         else:
             mean = sum(weights[stream] * means[stream] for stream in STREAMS)
-        return Visual(tokens, unit_length(mean))
+        return VisualFeatures({name: tokens for name, (tokens, _) in encoded.items()}, unit_length(mean))
 
-    def encode_frames(self, video: UInt8[Array, "B T S S 3"]) -> tuple[Float[Array, "B T M D"], Float[Array, "B T E"]]:
-        """The video stream: tokens and projected pooled tokens, frame by frame, before pooling over time."""
-        return self._video_stream(self._begin(video, self.vision_tower, self._common_blocks))
+    def _mean_over_frames(self, embeddings: Float[Array, "B T E"]) -> Float[Array, "B E"]:
+        if self.frame_pooling == "normalise_then_mean":
+            embeddings = unit_length(embeddings)
+        return embeddings.mean(axis=1)
 
-    @property
-    def _common_blocks(self) -> int:
-        """The vision blocks before the first adapter."""
-        return common_blocks(self.vision, self.adapter)
-
-    def _begin(self, video: jax.Array, tower: VisionTower, blocks: int) -> jax.Array:
-        """The tokens of all frames that go into the block of this number: `[B, T, M, D]`."""
-        x = tower.begin(normalise_pixels(video.reshape(-1, *video.shape[2:])), blocks)
+    def _run_until(self, video: jax.Array, tower: VisionTower, block: int) -> jax.Array:
+        """The input tokens of a block, `[B, T, M, D]`."""
+        x = tower.run_until(normalise_pixels(video.reshape(-1, *video.shape[2:])), block)
         return x.reshape(*video.shape[:2], *x.shape[1:])
 
-    def _end(self, x: jax.Array, tower: VisionTower, blocks: int, insertions: tuple[Insertion, ...] = ()):
-        """Tokens `[B, T, M, D]` and embeddings `[B, T, E]`, from what `_begin` returned."""
-        tokens, embeddings = tower.end(x.reshape(-1, *x.shape[2:]), insertions, blocks)
+    def _run_from(self, x: jax.Array, tower: VisionTower, block: int, insertions: tuple[Insertion, ...] = ()):
+        """Tokens `[B, T, M, D]` and embeddings `[B, T, E]`, from the input tokens of a block."""
+        tokens, embeddings = tower.run_from(x.reshape(-1, *x.shape[2:]), insertions, block)
         return tokens.reshape(x.shape), embeddings.reshape(*x.shape[:2], -1)
 
-    def _video_stream(self, begun: jax.Array):
-        """The video stream, from the tokens before the first adapter."""
-        clips, frames = begun.shape[:2]
+    def _video_stream(self, prefix: jax.Array):
+        """The video stream, from the input tokens of the first block with an adapter."""
+        blocks = tuple(self.adapter["blocks"])
+        adapter = self._adapter() if blocks else None
 
-        def over_clips(function):
-            def inserted(parameters, x, context):
-                clip = x.reshape(clips, frames, *x.shape[1:])  # [B, T, M, D]
-                return function(parameters, clip).reshape(x.shape)
-
-            return inserted
+        def adapt(parameters: Any, x: jax.Array) -> jax.Array:
+            clips = x.reshape(*prefix.shape[:2], *x.shape[1:])  # [B, T, M, D]
+            return adapter.apply({"params": parameters}, clips).reshape(x.shape)
 
         insertions = tuple(
-            insertion._replace(function=over_clips(insertion.function)) for insertion in self.video_adapter
+            Insertion(place.removeprefix("before_"), adapt, parameters, blocks)
+            for place, parameters in self.video_adapter.items()
         )
-        return self._end(begun, self.vision_tower, self._common_blocks, insertions)
+        return self._run_from(prefix, self.vision_tower, self.common_blocks, insertions)
 
-    def _image_stream(self, video: jax.Array, begun: jax.Array | None, chosen: tuple[int, ...]):
-        """The image stream; a shared tower goes on from the tokens that the video stream has begun with, if it has."""
-        if self.image_encoder == "shared" and begun is not None:
-            return self._end(_frames(begun, chosen), self.vision_tower, self._common_blocks)
+    def _image_stream(self, video: jax.Array, prefix: jax.Array | None, frames: tuple[int, ...]):
+        """The image stream; a shared tower continues from the tokens `prefix` of the video stream, if there are any."""
+        if self.image_encoder == "shared" and prefix is not None:
+            return self._run_from(_select_frames(prefix, frames), self.vision_tower, self.common_blocks)
         tower = self.image_tower if self.image_encoder == "separate" else self.vision_tower
-        return self._end(self._begin(_frames(video, chosen), tower, 0), tower, 0)
+        return self._run_from(self._run_until(_select_frames(video, frames), tower, 0), tower, 0)
 
-    def decode(
-        self,
-        tokens: Int[Array, "N L"],
-        streams: Mapping[str, Float[Array, "B _ _ _"]],
-        causal: bool,
-        lengths: Int[Array, " N"] | None = None,
-        masked: Bool[Array, "N L"] | None = None,
-        states: bool = False,
-    ) -> Float[Array, "N L _"]:
-        """Logits over the vocabulary, or what they are made of; see `MultimodalDecoder`."""
-        return self.multimodal_decoder(tokens, streams, causal, lengths, masked, states)
+    def decode(self, tokens: Int[Array, "N L"], *arguments: Any, **options: Any) -> Float[Array, "N L _"]:
+        """Logits over the vocabulary, or the states before them; see `MultimodalDecoder.__call__`."""
+        return self.multimodal_decoder(tokens, *arguments, **options)
 
 
-def _mean_over_frames(embeddings: Float[Array, "B T E"], pooling: str) -> Float[Array, "B E"]:
-    """The mean of frame embeddings, as `VLAB.frame_pooling` says; it is not of unit length yet."""
-    if pooling == "normalise_then_mean":
-        embeddings = unit_length(embeddings)
-    return embeddings.mean(axis=1)
-
-
-def _frames(clips: Shaped[Array, "B T ..."], chosen: tuple[int, ...]) -> Shaped[Array, "B _ ..."]:
-    """Some frames of each clip. Slices, since the gradient of an index by an array is a scatter."""
-    if chosen == tuple(range(clips.shape[1])):
+def _select_frames(clips: Shaped[Array, "B T ..."], frames: tuple[int, ...]) -> Shaped[Array, "B _ ..."]:
+    """Some frames of each clip, by slices: the gradient of indexing by an array would be a scatter."""
+    if frames == tuple(range(clips.shape[1])):
         return clips
-    return jnp.stack([clips[:, frame] for frame in chosen], axis=1)
+    return jnp.stack([clips[:, frame] for frame in frames], axis=1)
 
 
-def common_blocks(vision: Mapping[str, Any], adapter: Mapping[str, Any]) -> int:
-    """The vision blocks before the first adapter, by the fields of a `VLAB`: what they compute is the same in both
-    streams where these share a tower."""
-    return min(adapter["blocks"], default=vision["depth"])
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def embed_clips(
+    model: VLAB,
+    streams: tuple[str, ...],
+    image_frames: tuple[int, ...],
+    parameters: Any,
+    video: UInt8[Array, "B T S S 3"],
+) -> Float[Array, "B E"]:
+    """Embeddings of clips, compiled once per shape; see `VLAB.encode_visual`."""
+    return model.apply({"params": parameters}, video, streams, image_frames, method="encode_visual").embedding
 
 
-def decoder_of(model: VLAB) -> MultimodalDecoder:
-    """The model's decoder as a module of its own, which takes the parameters of the model's part `decoder`."""
-    shape = {key: value for key, value in model.text.items() if key != "embed_width"}
-    compute = {"remat": "none", "unroll": model.unroll, "dtype": model.dtype, "kernels": model.kernels}
-    return MultimodalDecoder(**shape, **model.decoder, frames=model.frames, **compute, parent=None)
+@functools.partial(jax.jit, static_argnums=0)
+def embed_texts(
+    model: VLAB, parameters: Any, tokens: Int[Array, "B L"], lengths: Int[Array, " B"]
+) -> Float[Array, "B E"]:
+    """Embeddings of texts, compiled once per shape; see `VLAB.encode_text`."""
+    return model.apply({"params": parameters}, tokens, lengths, method="encode_text")
 
 
 def unit_length(x: Float[Array, "*B E"]) -> Float[Array, "*B E"]:
@@ -256,30 +237,28 @@ def unit_length(x: Float[Array, "*B E"]) -> Float[Array, "*B E"]:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
 
 
-def start_from_clip(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Copies CLIP into the parts that start from it, where they have the same shape.
-
-    The decoder takes the text tower's embeddings, blocks and final norm; a separate image encoder takes the vision
-    tower. Cross-attentions and adapters keep what they have.
-    """
-    copied = dict(parameters)
-    copies = {name: jax.tree.map(jnp.copy, parameters["text"][name]) for name in DECODER_FROM_TEXT}
-    copied["decoder"] = {**parameters["decoder"], **copies}
-    if "image_encoder" in parameters:
-        copied["image_encoder"] = jax.tree.map(jnp.copy, parameters["vision"])
-    return copied
-
-
 def copied_from_clip(path: str) -> str | None:
-    """The path of the parameter that `start_from_clip` copies to the one at `path`, if it does."""
+    """The path of the CLIP parameter that the parameter at `path` can start as a copy of; None: there is none.
+
+    The decoder starts as the text tower's embeddings, blocks and final norm, a separate image encoder as the vision
+    tower.
+    """
     part, _, rest = path.partition("/")
     if part == "image_encoder":
         return f"vision/{rest}"
     return f"text/{rest}" if part == "decoder" and rest.split("/")[0] in DECODER_FROM_TEXT else None
 
 
+def start_from_clip(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Copies CLIP's parameters to the parts of the same shape, as `copied_from_clip` says."""
+    leaves = flatten_dict(parameters, sep="/")
+    sources = {path: copied_from_clip(path) for path in leaves}
+    copied = {path: jnp.copy(leaves[source]) for path, source in sources.items() if source}
+    return unflatten_dict({**leaves, **copied}, sep="/")
+
+
 def example_inputs(model: VLAB, frames: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Inputs of the shapes that initialisation takes: one clip `[1, T, S, S, 3]`, one text `[1, L]`, its length."""
+    """Inputs for initialisation: one clip `[1, T, S, S, 3]`, one text `[1, L]`, and its length."""
     size, length = model.vision["image_size"], model.text["context_length"]
     return (
         jnp.zeros((1, frames, size, size, 3), jnp.uint8),
@@ -290,5 +269,5 @@ def example_inputs(model: VLAB, frames: int) -> tuple[jax.Array, jax.Array, jax.
 
 @functools.lru_cache(maxsize=8)
 def parameter_shapes(model: VLAB, frames: int) -> Any:
-    """The parameter tree as shapes and dtypes, without computing anything; not to be changed, since it is kept."""
+    """The parameter tree as shapes and dtypes, without computing anything. It is cached: do not change it."""
     return jax.eval_shape(lambda: model.init(jax.random.key(0), *example_inputs(model, frames)))["params"]

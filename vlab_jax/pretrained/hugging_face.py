@@ -1,17 +1,28 @@
 """CLIP checkpoints of `transformers` (`CLIPModel`).
 
-The sizes are read from the tensors; heads, activation and epsilon, which no tensor tells, from `config.json`.
+The sizes are read from the tensors; heads, activation and epsilon, which no tensor shows, from `config.json`.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from vlab_jax.errors import InputError
-from vlab_jax.pretrained.architecture import PLAIN, Architecture, Sizes, depth, image_size, size_of
-from vlab_jax.pretrained.convert import LINEAR, OUTPUT, PATCHES, SEPARATE_BIASES, SEPARATE_HEADS, Rule, linear, norm
+from vlab_jax.pretrained.convert import (
+    LINEAR,
+    OUTPUT,
+    PATCHES,
+    SEPARATE_BIASES,
+    SEPARATE_HEADS,
+    Architecture,
+    Rule,
+    Sizes,
+    linear,
+    norm,
+    tower_sizes,
+)
 from vlab_jax.pretrained.files import Files
 
-# The tensor by which the format is known.
+# The tensor that identifies the format.
 MARK = "vision_model.embeddings.patch_embedding.weight"
 
 
@@ -19,30 +30,25 @@ def architecture(tensors: Sizes, files: Files, where: str) -> Architecture:
     """The architecture of a `CLIPModel` that `transformers` saved.
 
     Raises:
-      InputError: a tensor that tells a size is missing, or the config is of another kind of model.
+      InputError: a tensor that shows a size is missing, or the config is of another kind of model.
     """
-    vision = {**_vision_sizes(tensors, where), **PLAIN}
-    text = _text_sizes(tensors, where)
+    vision, text = tower_sizes(tensors, rules(), where)
     config = files.json("config.json")
     if config is not None:
-        for tower, fields in _config(config, files).items():
-            (vision if tower == "vision" else text).update(fields)
+        of_vision, of_text = _configured_fields(config, files)
+        vision, text = vision | of_vision, text | of_text
     return Architecture("Hugging Face CLIP", vision, text, rules(), (".position_ids",))
 
 
 def rules() -> tuple[Rule, ...]:
-    """How the tensors of a `CLIPModel` become parameters."""
+    """The rules of a `CLIPModel`."""
     made = [Rule("logit_scale", ("logit_scale",))]
-    for tower, model, projection in (("vision", "vision_model", "visual"), ("text", "text_model", "text")):
-        embeddings = f"{model}.embeddings"
-        made += _blocks(f"{tower}/transformer/blocks", f"{model}.encoder.layers.{{}}")
+    for tower, projection in (("vision", "visual"), ("text", "text")):
+        positions = f"{tower}_model.embeddings.position_embedding.weight"
+        made += _blocks(f"{tower}/transformer/blocks", f"{tower}_model.encoder.layers.{{}}")
         made += [
-            Rule(f"{tower}/position_embedding", (f"{embeddings}.position_embedding.weight",)),
-            Rule(
-                f"{tower}/projection/kernel",
-                (f"{projection}_projection.weight",),
-                LINEAR,
-            ),
+            Rule(f"{tower}/position_embedding", (positions,)),
+            Rule(f"{tower}/projection/kernel", (f"{projection}_projection.weight",), LINEAR),
         ]
     made += [
         Rule("vision/class_embedding", ("vision_model.embeddings.class_embedding",)),
@@ -69,50 +75,21 @@ def _blocks(target: str, source: str) -> list[Rule]:
     ]
 
 
-def _vision_sizes(tensors: Sizes, where: str) -> dict[str, int]:
-    patch_size = size_of(tensors, MARK, -1, where)
-    positions = size_of(tensors, "vision_model.embeddings.position_embedding.weight", 0, where)
-    block = "vision_model.encoder.layers.{}.mlp.fc1.weight"
-    return {
-        "image_size": image_size(positions, patch_size, where),
-        "patch_size": patch_size,
-        "width": size_of(tensors, MARK, 0, where),
-        "depth": depth(tensors, block),
-        "mlp_width": size_of(tensors, block.format(0), 0, where),
-        "embed_width": size_of(tensors, "visual_projection.weight", 0, where),
-    }
-
-
-def _text_sizes(tensors: Sizes, where: str) -> dict[str, int]:
-    table, block = "text_model.embeddings.token_embedding.weight", "text_model.encoder.layers.{}.mlp.fc1.weight"
-    return {
-        "vocab_size": size_of(tensors, table, 0, where),
-        "context_length": size_of(tensors, "text_model.embeddings.position_embedding.weight", 0, where),
-        "width": size_of(tensors, table, 1, where),
-        "depth": depth(tensors, block),
-        "mlp_width": size_of(tensors, block.format(0), 0, where),
-        "embed_width": size_of(tensors, "text_projection.weight", 0, where),
-    }
-
-
-def _config(config: Mapping[str, Any], files: Files) -> dict[str, dict[str, Any]]:
-    """What no tensor tells; `transformers` knows the defaults of what a config leaves out."""
+def _configured_fields(config: Mapping[str, Any], files: Files) -> list[dict[str, Any]]:
+    """Of both towers, the fields that no tensor shows; `transformers` knows the defaults that a config leaves out."""
     path = files.folder / "config.json"
     if config.get("model_type") != "clip":
-        raise InputError(f"{path} is of a model of type {config.get('model_type')!r}; it must be 'clip'")
+        raise InputError(f"{path} describes a model of type {config.get('model_type')!r}; it must be 'clip'")
     from transformers import CLIPConfig  # here, because importing transformers takes seconds
 
     try:
         read = CLIPConfig.from_dict(dict(config))
-    except Exception as error:  # a wrong value fails in as many ways as there are values
+    except Exception as error:  # a wrong value can fail in many ways
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    found = {}
-    for tower, part in (("vision", read.vision_config), ("text", read.text_config)):
+    found = []
+    for tower in ("vision_config", "text_config"):
+        part = getattr(read, tower)
         if part.hidden_act not in ("quick_gelu", "gelu"):
-            raise InputError(f"{path}: hidden_act is {part.hidden_act!r} in {tower}_config; known: quick_gelu, gelu")
-        found[tower] = {
-            "heads": part.num_attention_heads,
-            "activation": part.hidden_act,
-            "epsilon": part.layer_norm_eps,
-        }
+            raise InputError(f"{path}: hidden_act is {part.hidden_act!r} in {tower}; known: quick_gelu, gelu")
+        found.append({"heads": part.num_attention_heads, "activation": part.hidden_act, "epsilon": part.layer_norm_eps})
     return found

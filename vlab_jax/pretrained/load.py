@@ -1,4 +1,4 @@
-"""Pretrained weights in: a checkpoint's tensors become this model's parameters, or a refusal says why not.
+"""Loads pretrained weights: a checkpoint's tensors become this model's parameters, or an error says why not.
 
 Nothing is guessed: every tensor of the checkpoint is used, and every parameter of the two towers is filled.
 """
@@ -6,7 +6,7 @@ Nothing is guessed: every tensor of the checkpoint is used, and every parameter 
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from itertools import groupby
 from typing import Any
 
@@ -15,31 +15,30 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vlab_jax.errors import InputError
-from vlab_jax.pretrained import eva_clip, hugging_face, open_clip, vlab
-from vlab_jax.pretrained.architecture import Architecture, compare
-from vlab_jax.pretrained.convert import Rule, Shape, check, fit_frames, fit_positions
+from vlab_jax.pretrained import eva_clip, export, hugging_face, open_clip
+from vlab_jax.pretrained.convert import CLIP_DEFAULTS, Architecture, Rule, Shape, check, fit_frames, fit_positions
 from vlab_jax.pretrained.files import Files, Tensors, check_preprocessing, locate
 
-# A tensor that only one format has, and the function that reads that format's architecture.
-FORMATS: tuple[tuple[str, Callable[[Tensors, Files, str], Architecture]], ...] = (
-    (hugging_face.MARK, hugging_face.architecture),
-    (open_clip.MARK, open_clip.architecture),
-    (eva_clip.TIMM_MARK, eva_clip.architecture),
-    (eva_clip.AUTHORS_MARK, eva_clip.architecture),
-    (vlab.MARK, vlab.architecture),
-)
+# A tensor that only one format has, and the function that reads the architecture in that format.
+FORMATS: dict[str, Callable[[Tensors, Files, str], Architecture]] = {
+    hugging_face.MARK: hugging_face.architecture,
+    open_clip.MARK: open_clip.architecture,
+    eva_clip.TIMM_MARK: eva_clip.architecture,
+    eva_clip.AUTHORS_MARK: eva_clip.architecture,
+    export.MARK: export.architecture,
+}
 
-FRAMES = "frame_position"  # what the paths of positions of frames end in
-
-PARTS = ("vision", "text", "logit_scale")  # of VLAB's parameters, what a CLIP checkpoint holds
+# Fields in which a model may differ from its checkpoint: positions are made to fit.
+ADAPTED = {("vision", "image_size"), ("text", "context_length")}
+# Fields of the towers that matter only at initialisation.
+INITIAL = {"token_deviation"}
+FRAMES = "frame_position"  # the ending of the paths of frame positions
+PARTS = ("vision", "text", "logit_scale")  # the parts of VLAB's parameters that a CLIP checkpoint holds
 
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A checkpoint that was opened: nothing but names, shapes and configs is read yet.
-
-    `name` is what the user calls it.
-    """
+    """An opened checkpoint, of which only names, shapes and configs are read; `name` is the user's."""
 
     name: str
     files: Files
@@ -48,11 +47,11 @@ class Pretrained:
 
     @property
     def whole(self) -> bool:
-        """Whether it holds a whole VLAB, and not a CLIP alone."""
-        return self.architecture.format == vlab.FORMAT
+        """Whether it holds a whole VLAB, not only a CLIP."""
+        return self.architecture.format == export.FORMAT
 
     def licence(self) -> str:
-        """The licence that the model card in its folder names."""
+        """The licence in the model card in its folder."""
         card = self.files.folder / "README.md"
         text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
         named = re.match(r"---\n(?:.*\n)*?license: *(\S.*)\n(?:.*\n)*?---\n", text)
@@ -61,7 +60,7 @@ class Pretrained:
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where a parameter came from: the tensor names (`{}` for the block) and their files, and what was done to it."""
+    """Where a parameter comes from: the names of the tensors (`{}` for the block), and how it was changed."""
 
     target: str
     size: int
@@ -70,17 +69,14 @@ class Origin:
 
 
 def open_checkpoint(name: str) -> Pretrained:
-    """Finds a checkpoint and reads what its headers and configs say.
-
-    Args:
-      name: a `.safetensors` file, the index of a sharded checkpoint, a directory, or a model on the hub.
+    """Finds a checkpoint by a name as `files.locate` has it, and reads its headers and configs.
 
     Raises:
       InputError: there is none, it is damaged, or it is of no known format.
     """
     files = locate(name)
     tensors = Tensors(files.weights)
-    for mark, read in FORMATS:
+    for mark, read in FORMATS.items():
         if mark in tensors:
             check_preprocessing(files)
             return Pretrained(name, files, tensors, read(tensors, files, name))
@@ -91,34 +87,60 @@ def open_checkpoint(name: str) -> Pretrained:
 
 
 def check_model(pretrained: Pretrained, model: Mapping[str, Any]) -> list[str]:
-    """Compares the fields of a model (`config.model`) with a checkpoint's.
+    """Compares a model with a checkpoint.
+
+    Args:
+      model: the groups of fields of `config.model`: `vision`, `text` and others.
 
     Returns:
-      What is made to fit, and what the checkpoint does not tell, one line each.
+      What is made to fit, and what the checkpoint does not show, one line each.
 
     Raises:
-      InputError: they differ in a size; all differences are listed.
+      InputError: they differ in a size; all differences are listed, the config's value first.
     """
-    return compare(pretrained.architecture, model, pretrained.name)
+    where, architecture = pretrained.name, pretrained.architecture
+    notes, differences, settings = [], [], []
+    groups = {"vision": {**CLIP_DEFAULTS, **architecture.vision}, "text": architecture.text, **architecture.others}
+    for group, found in groups.items():
+        for key, configured in model[group].items():
+            name = f"model.{group}.{key}"
+            # JSON has no tuples.
+            ours, theirs = (list(each) if isinstance(each, tuple) else each for each in (configured, found.get(key)))
+            if key in INITIAL or ours == theirs:
+                continue
+            if theirs is None:
+                notes.append(f"{where} does not show {name}; the config's {ours} is used")
+            elif (group, key) not in ADAPTED:
+                differences.append(f"{name}: {ours} → {theirs}")
+                settings.append(f"--config.{name}={theirs}")
+            elif key == "context_length" and ours > theirs:
+                raise InputError(f"{name} is {ours}; the checkpoint has {theirs} positions, so set it to {theirs}")
+            else:
+                how = "positions are interpolated" if group == "vision" else f"the first {ours} positions are used"
+                notes.append(f"{name} is {ours} where the checkpoint has {theirs}: {how}")
+    if differences:
+        raise InputError(
+            f"the config's model is not that of {where} (config → checkpoint): {'; '.join(differences)}; "
+            f"name another checkpoint, or set {' '.join(settings)}"
+        )
+    return notes
 
 
 def load_parameters(
     pretrained: Pretrained, shapes: Mapping[str, Any], shardings: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[Origin]]:
-    """The parameters that a checkpoint holds, in float32, each placed as soon as it is read.
+    """The parameters of a checkpoint, in float32, and where each comes from.
 
-    Largest first: what is held twice, on the host and on the device, is then small beside what is still to come.
+    Each is placed on the devices as soon as it is read, largest first: for a moment a parameter is held twice, on the
+    host and on the device, which needs no extra memory as long as smaller ones are still to come.
 
     Args:
-      shapes: VLAB's parameter tree as shapes; of it, `vision`, `text` and `logit_scale` are filled, or (where the
-        checkpoint is a VLAB export) everything.
+      shapes: VLAB's parameter tree as shapes; `vision`, `text` and `logit_scale` of it are filled, or (from a VLAB
+        export) everything.
       shardings: a tree of `NamedSharding` like `shapes`.
 
-    Returns:
-      The tree of what was filled, and where each parameter came from.
-
     Raises:
-      InputError: a tensor is missing, misshapen or not used, or a parameter is not filled; nothing is loaded then.
+      InputError: a tensor is missing, misshapen or not used, or a parameter is not filled; then nothing is loaded.
     """
     parts = shapes if pretrained.whole else {part: shapes[part] for part in PARTS}
     wanted = {path: leaf.shape for path, leaf in flatten_dict(parts, sep="/").items()}
@@ -129,26 +151,28 @@ def load_parameters(
     filled, origins = {}, {}
     for rule in sorted(rules, key=lambda rule: -math.prod(wanted[rule.target])):
         path, shape = rule.target, wanted[rule.target]
-        value, change = _fitted(path, _read(rule, stored[path], pretrained.tensors), shape)
-        filled[path] = _placed(value, placement[path])
+        value, change = _fit(path, _read(rule, stored[path], pretrained.tensors), shape)
+        filled[path] = _place(value, placement[path])
         origins[path] = Origin(path, math.prod(shape), rule.sources, change)
     return unflatten_dict(filled, sep="/"), [origins[path] for path in wanted]
 
 
 def _stored_shapes(pretrained: Pretrained, wanted: Mapping[str, Shape]) -> dict[str, Shape]:
-    """The shapes of the parameters as the checkpoint has them: with its own number of positions."""
+    """The shapes of the parameters with the checkpoint's own number of positions."""
     vision, text = pretrained.architecture.vision, pretrained.architecture.text
     rows = {
         "vision/position_embedding": (vision["image_size"] // vision["patch_size"]) ** 2 + 1,
         "text/position_embedding": text["context_length"],
     }
     stored = {**wanted, **{path: (count, *wanted[path][1:]) for path, count in rows.items()}}
-    told = {path: pretrained.tensors[path] for path in wanted if path.endswith(FRAMES) and path in pretrained.tensors}
-    return {**stored, **{path: shape for path, shape in told.items() if len(shape) == len(wanted[path])}}
+    for path in wanted:
+        shape = pretrained.tensors.get(path, ())
+        if path.endswith(FRAMES) and len(shape) == len(wanted[path]):
+            stored[path] = shape
+    return stored
 
 
 def _read(rule: Rule, shape: Shape, tensors: Tensors) -> np.ndarray:
-    """A parameter on the host, in float32, block by block."""
     value = np.empty(shape, np.float32)
     blocks = value if rule.stacked else value[None]
     for block, names in enumerate(rule.source_names(shape)):
@@ -156,8 +180,8 @@ def _read(rule: Rule, shape: Shape, tensors: Tensors) -> np.ndarray:
     return value
 
 
-def _fitted(path: str, value: np.ndarray, shape: Shape) -> tuple[np.ndarray, str]:
-    """Positions in the number that the model has, and what was done to them."""
+def _fit(path: str, value: np.ndarray, shape: Shape) -> tuple[np.ndarray, str]:
+    """A parameter with the model's number of positions, and how it was changed."""
     if value.shape == shape:
         return value, ""
     if path.endswith(FRAMES):
@@ -168,40 +192,28 @@ def _fitted(path: str, value: np.ndarray, shape: Shape) -> tuple[np.ndarray, str
     return fit_positions(value, shape[0]), f"interpolated from {old} x {old} to {new} x {new} patches"
 
 
-def _placed(value: np.ndarray, sharding: Any) -> jax.Array:
-    # Waited for: copies still under way would keep what was read alive on the host, one parameter after another.
+def _place(value: np.ndarray, sharding: Any) -> jax.Array:
+    # Waits, because pending copies would keep one parameter after another alive on the host.
     return jax.block_until_ready(jax.make_array_from_callback(value.shape, sharding, lambda index: value[index]))
 
 
-# FOLDED vlab_jax/pretrained/load.py: The table that says which parameters came from where.
-
-
 def format_origins(origins: Iterable[Origin], others: Mapping[str, tuple[int, str]]) -> str:
-    """A table of parameters, their number, and where they came from.
+    """A table of parameters, their number, and where they come from.
 
     Args:
-      origins: of the parameters that a checkpoint filled; those of one submodule from one source are one line.
-      others: path → (number of parameters, where they came from), of the rest.
+      origins: of the parameters from a checkpoint; those of one submodule are one line.
+      others: path → (number of parameters, where they come from), of the rest.
     """
+
+    def submodule(origin: Origin) -> tuple[str, str]:
+        return re.sub(r"/(norm/)?(kernel|bias|scale)$", "", origin.target), origin.change
+
     lines = [("parameters", "number", "from")]
-    for target, group in groupby(origins, key=lambda origin: (_submodule(origin.target), origin.change)):
+    for (path, change), group in groupby(origins, key=submodule):
         members = list(group)
-        tensors = ", ".join(dict.fromkeys(_stem(name) for member in members for name in member.sources))
-        change = f" ({target[1]})" if target[1] else ""
-        lines.append((target[0], f"{sum(member.size for member in members):,}", tensors + change))
+        names = (re.sub(r"\.(weight|bias)$", "", name) for member in members for name in member.sources)
+        tensors = ", ".join(dict.fromkeys(names)).replace("{}", "*") + (f" ({change})" if change else "")
+        lines.append((path, f"{sum(member.size for member in members):,}", tensors))
     lines += [(path, f"{size:,}", source) for path, (size, source) in others.items()]
-    return _aligned(lines)
-
-
-def _submodule(path: str) -> str:
-    """`…/mlp/input/kernel` and `…/mlp/input/bias` are one module."""
-    return re.sub(r"/(norm/)?(kernel|bias|scale)$", "", path)
-
-
-def _stem(name: str) -> str:
-    return re.sub(r"\.(weight|bias)$", "", name).replace("{}", "*")
-
-
-def _aligned(lines: Sequence[tuple[str, str, str]]) -> str:
-    first, second = (max(len(line[column]) for line in lines) for column in (0, 1))
+    first, second = (max(map(len, column)) for column in list(zip(*lines, strict=True))[:2])
     return "\n".join(f"{path:<{first}}  {number:>{second}}  {source}" for path, number, source in lines)

@@ -1,6 +1,6 @@
-"""CLIP checkpoints of OpenCLIP, whose names are those of OpenAI's own release.
+"""CLIP checkpoints of OpenCLIP, whose tensors are named as in OpenAI's own release.
 
-The sizes are read from the tensors; heads, activation and epsilon, which no tensor tells, from
+The sizes are read from the tensors; heads, activation and epsilon, which no tensor shows, from
 `open_clip_config.json`.
 """
 
@@ -8,42 +8,37 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlab_jax.errors import InputError
-from vlab_jax.pretrained.architecture import PLAIN, Architecture, Sizes, depth, image_size, size_of
-from vlab_jax.pretrained.convert import FUSED_BIAS, FUSED_HEADS, OUTPUT, PATCHES, SAME, Rule, linear, norm
+from vlab_jax.pretrained.convert import (
+    FUSED_BIAS,
+    LINEAR,
+    OUTPUT,
+    PATCHES,
+    Architecture,
+    Rule,
+    Sizes,
+    linear,
+    norm,
+    tower_sizes,
+)
 from vlab_jax.pretrained.files import Files
 
-# The tensor by which the format is known.
+# The tensor that identifies the format.
 MARK = "visual.conv1.weight"
+CONFIG = "open_clip_config.json"
 
-# What OpenCLIP's config may say of a tower without making it another model; anything else must be unset.
-KNOWN = {
-    "layers",
-    "width",
-    "head_width",
-    "heads",
-    "mlp_ratio",
-    "patch_size",
-    "image_size",
-    "context_length",
-    "vocab_size",
-    "norm_kwargs",
-    # of training and of tokenizers
-    "patch_dropout",
-    "hf_tokenizer_name",
-    "tokenizer_kwargs",
-    "output_tokens",
-    "pad_id",
-    "eos_id",
-    "timm_model_pretrained",
-    "timm_drop",
-    "timm_drop_path",
-}
+# Keys of a tower in OpenCLIP's config that do not make it another model; any other must be unset, or a default below.
+KNOWN = (
+    "layers width head_width heads mlp_ratio patch_size image_size context_length vocab_size norm_kwargs "
+    # Of training and of tokenizers:
+    "patch_dropout hf_tokenizer_name tokenizer_kwargs output_tokens pad_id eos_id timm_model_pretrained timm_drop "
+    "timm_drop_path"
+)
 DEFAULTS = {
     "pos_embed_type": ("learnable",),
     "pool_type": ("tok", "argmax", "eos"),
     "proj_type": ("linear",),
     "block_type": ("default",),
-    # These size a pooling that `attentional_pool` would turn on.
+    # The sizes of a pooling that `attentional_pool` would turn on.
     "attn_pooler_queries": (256,),
     "attn_pooler_heads": (8,),
 }
@@ -53,92 +48,55 @@ def architecture(tensors: Sizes, files: Files, where: str) -> Architecture:
     """The architecture of an OpenCLIP checkpoint with a ViT.
 
     Raises:
-      InputError: a tensor that tells a size is missing, or the config asks for what CLIP does not have.
+      InputError: a tensor that shows a size is missing, or the config has something that CLIP does not have.
     """
-    prefix = text_prefix(tensors)
-    vision = {**_vision_sizes(tensors, where), **PLAIN}
-    text = text_sizes(tensors, prefix, where)
+    rules = (Rule("logit_scale", ("logit_scale",)), *_vision_rules(), *text_rules(tensors))
+    vision, text = tower_sizes(tensors, rules, where)
     config = read_config(files)
     if config is not None:
         activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
-        told = known_part(config, "vision_cfg", files)
-        vision.update(_heads(vision["width"], told.get("head_width", 64), files))
-        vision.update(activation=activation, epsilon=_epsilon(told))
-        text.update(text_fields(config, activation, files))
-    rules = (Rule("logit_scale", ("logit_scale",)), *_vision_rules(), *text_rules(prefix))
+        fields = tower_config(config, "vision_cfg", files)
+        heads, rest = divmod(vision["width"], fields.get("head_width", 64))
+        if rest:
+            raise InputError(
+                f"{files.folder / CONFIG}: vision_cfg.head_width={fields.get('head_width', 64)} does not divide the "
+                f"width {vision['width']}"
+            )
+        vision |= {"heads": heads, "activation": activation, "epsilon": _epsilon(fields)}
+        text |= text_fields(config, activation, files)
     return Architecture("OpenCLIP", vision, text, rules, ("attn_mask",))
 
 
 def read_config(files: Files) -> dict[str, Any] | None:
-    """The model's part of `open_clip_config.json`, if there is that file."""
-    config = files.json("open_clip_config.json")
+    """The model's part of `open_clip_config.json`; None if there is no such file."""
+    config = files.json(CONFIG)
     return None if config is None else config.get("model_cfg", config)
 
 
-def known_part(config: Mapping[str, Any], part: str, files: Files, also: tuple[str, ...] = ()) -> Mapping[str, Any]:
-    """`vision_cfg` or `text_cfg` of OpenCLIP's config, once it is known to say nothing that would be ignored.
+def tower_config(config: Mapping[str, Any], part: str, files: Files, also: tuple[str, ...] = ()) -> Mapping[str, Any]:
+    """`vision_cfg` or `text_cfg` of OpenCLIP's config; no key in it is ignored.
 
     Args:
-      also: further keys that the caller looks at.
+      also: further keys that the caller reads.
 
     Raises:
-      InputError: it sets what this package's towers do not have.
+      InputError: it sets something that this package's towers do not have.
     """
-    fields = config.get(part, {})
+    fields, known = config.get(part, {}), {*KNOWN.split(), *also}
     for key, value in fields.items():
-        usual = key in KNOWN or key in also or not value or value in DEFAULTS.get(key, ())
-        if not usual:
-            path = files.folder / "open_clip_config.json"
-            raise InputError(f"{path}: {part}.{key} is {value!r}, which no tower here has")
+        if value and key not in known and value not in DEFAULTS.get(key, ()):
+            raise InputError(f"{files.folder / CONFIG}: {part}.{key} is {value!r}, which no tower here has")
     return fields
 
 
 def text_fields(config: Mapping[str, Any], activation: str, files: Files) -> dict[str, Any]:
-    """The fields of the text tower that OpenCLIP's config tells and no tensor does."""
-    told = known_part(config, "text_cfg", files)
-    return {"heads": told.get("heads", 8), "activation": activation, "epsilon": _epsilon(told)}
+    """The fields of the text tower that no tensor shows, from OpenCLIP's config."""
+    fields = tower_config(config, "text_cfg", files)
+    return {"heads": fields.get("heads", 8), "activation": activation, "epsilon": _epsilon(fields)}
 
 
-def _epsilon(told: Mapping[str, Any]) -> float:
-    return (told.get("norm_kwargs") or {}).get("eps", 1e-5)
-
-
-def _heads(width: int, head_width: int, files: Files) -> dict[str, int]:
-    if width % head_width:
-        path = files.folder / "open_clip_config.json"
-        raise InputError(f"{path}: vision_cfg.head_width={head_width} does not divide the width {width}")
-    return {"heads": width // head_width}
-
-
-def text_prefix(tensors: Sizes) -> str:
-    """What stands before the names of the text tower's tensors: nothing, or `text.` in the newer spelling."""
-    return "text." if "text.token_embedding.weight" in tensors else ""
-
-
-def _vision_sizes(tensors: Sizes, where: str) -> dict[str, int]:
-    patch_size = size_of(tensors, MARK, -1, where)
-    block = "visual.transformer.resblocks.{}.mlp.c_fc.weight"
-    return {
-        "image_size": image_size(size_of(tensors, "visual.positional_embedding", 0, where), patch_size, where),
-        "patch_size": patch_size,
-        "width": size_of(tensors, MARK, 0, where),
-        "depth": depth(tensors, block),
-        "mlp_width": size_of(tensors, block.format(0), 0, where),
-        "embed_width": size_of(tensors, "visual.proj", 1, where),
-    }
-
-
-def text_sizes(tensors: Sizes, prefix: str, where: str) -> dict[str, int]:
-    """The text tower's sizes, from the tensors."""
-    table, block = f"{prefix}token_embedding.weight", prefix + "transformer.resblocks.{}.mlp.c_fc.weight"
-    return {
-        "vocab_size": size_of(tensors, table, 0, where),
-        "context_length": size_of(tensors, f"{prefix}positional_embedding", 0, where),
-        "width": size_of(tensors, table, 1, where),
-        "depth": depth(tensors, block),
-        "mlp_width": size_of(tensors, block.format(0), 0, where),
-        "embed_width": size_of(tensors, f"{prefix}text_projection", 1, where),
-    }
+def _epsilon(fields: Mapping[str, Any]) -> float:
+    return (fields.get("norm_kwargs") or {}).get("eps", 1e-5)
 
 
 def _vision_rules() -> tuple[Rule, ...]:
@@ -146,19 +104,20 @@ def _vision_rules() -> tuple[Rule, ...]:
         Rule("vision/class_embedding", ("visual.class_embedding",)),
         Rule("vision/patch_embedding/kernel", (MARK,), PATCHES),
         Rule("vision/position_embedding", ("visual.positional_embedding",)),
-        Rule("vision/projection/kernel", ("visual.proj",), SAME),
+        Rule("vision/projection/kernel", ("visual.proj",)),
         *norm("vision/ln_pre", "visual.ln_pre"),
         *norm("vision/ln_post", "visual.ln_post"),
         *_blocks("vision/transformer/blocks", "visual.transformer.resblocks.{}"),
     )
 
 
-def text_rules(prefix: str) -> tuple[Rule, ...]:
-    """How the tensors of OpenCLIP's text tower become parameters."""
+def text_rules(tensors: Sizes) -> tuple[Rule, ...]:
+    """The rules of OpenCLIP's text tower, whose names begin with `text.` in the newer spelling."""
+    prefix = "text." if "text.token_embedding.weight" in tensors else ""
     return (
         Rule("text/token_embedding", (f"{prefix}token_embedding.weight",)),
         Rule("text/position_embedding", (f"{prefix}positional_embedding",)),
-        Rule("text/projection/kernel", (f"{prefix}text_projection",), SAME),
+        Rule("text/projection/kernel", (f"{prefix}text_projection",)),
         *norm("text/ln_final", f"{prefix}ln_final"),
         *_blocks("text/transformer/blocks", prefix + "transformer.resblocks.{}"),
     )
@@ -169,7 +128,7 @@ def _blocks(target: str, source: str) -> list[Rule]:
     return [
         *norm(f"{target}/ln_1", f"{source}.ln_1"),
         *norm(f"{target}/ln_2", f"{source}.ln_2"),
-        Rule(f"{heads}/kernel", (f"{source}.attn.in_proj_weight",), FUSED_HEADS),
+        Rule(f"{heads}/kernel", (f"{source}.attn.in_proj_weight",), LINEAR),
         Rule(f"{heads}/bias", (f"{source}.attn.in_proj_bias",), FUSED_BIAS),
         *linear(f"{target}/attention/output", f"{source}.attn.out_proj", OUTPUT),
         *linear(f"{target}/mlp/input", f"{source}.mlp.c_fc"),

@@ -1,4 +1,4 @@
-"""Writes that fail, said in one line: what could not be written, why, how much room there is, what to do."""
+"""Writing to disk: failures as one line, JSON files that are never half written, and locks."""
 
 import contextlib
 import errno
@@ -16,116 +16,71 @@ from vlab_jax.errors import CannotWrite, InputError
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
 _OTHER = (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENOTCONN)
-# Orbax and tensorstore hand errors of the system on in words.
-_WORDS = {os.strerror(number): number for number in (*_NO_ROOM, *_NOT_ALLOWED, *_OTHER)}
+# Orbax and tensorstore pass on the message of a system error, without its number.
+_MESSAGES = {os.strerror(number): number for number in (*_NO_ROOM, *_NOT_ALLOWED, *_OTHER)}
 
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
-    """For the block that writes a file or below a directory.
-
-    Raises:
-      CannotWrite: the system refused.
-    """
+    """Turns disk errors of the block, which writes `path` or below it, into `CannotWrite`."""
     try:
         yield
     except OSError as error:
-        if number_of(error) is None:
+        if errno_of(error) is None:
             raise
         raise cannot_write(path, error) from error
 
 
-def number_of(error: BaseException | None) -> int | None:
-    """The system's number of an error of a disk, as it is, in words, or below another; None: it is no such error."""
+def errno_of(error: BaseException | None) -> int | None:
+    """The number of the disk error that an exception is, quotes, or was caused by; None if it is no disk error."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _WORDS.values():
+        if isinstance(error, OSError) and error.errno in _MESSAGES.values():
             return error.errno
-        for words, number in _WORDS.items():
-            if words in str(error):
+        for message, number in _MESSAGES.items():
+            if message in str(error):
                 return number
         error = error.__cause__ or error.__context__
     return None
 
 
 def cannot_write(path: pathlib.Path, error: BaseException) -> CannotWrite:
-    """The line that the run ends with; `path` is a file or a directory, which need not be there."""
-    number = number_of(error)
-    if number in _NO_ROOM:
-        advice = "make room or raise the quota"
-    elif number in _NOT_ALLOWED:
-        advice = "make it writable"
-    else:
-        advice = "see to the disk"
-    reason = os.strerror(number) if number is not None else " ".join(str(error).split())
+    """The exception that a disk error ends the run with; `path`, a file or a directory, need not exist."""
+    number = errno_of(error)
+    advice = "make it writable" if number in _NOT_ALLOWED else "check the disk"
+    advice = "make room or raise the quota" if number in _NO_ROOM else advice
+    folder = next(folder for folder in (path, *path.absolute().parents) if os.path.exists(folder))
     return CannotWrite(
-        f"{path} cannot be written: {reason} ({_room(path)} free); the checkpoints before it are whole: {advice}, "
-        "and the same command goes on from the newest"
+        f"{path} cannot be written: {os.strerror(number)} ({shutil.disk_usage(folder).free / 2**20:,.1f} MiB free); "
+        f"the checkpoints before it are whole: {advice}, and the same command goes on from the newest"
     )
 
 
-def _room(path: pathlib.Path) -> str:
-    """Free bytes where a path is, or would be."""
-    for folder in (path, *path.absolute().parents):
-        try:
-            free = float(shutil.disk_usage(folder).free)
-        except OSError:
-            continue
-        for unit in ("bytes", "KiB", "MiB", "GiB"):
-            if free < 1024:
-                return f"{free:.4g} {unit}"
-            free /= 1024
-        return f"{free:.4g} TiB"
-    return "unknown"
-
-
-# FOLDED vlab_jax/runtime/disk.py: JSON files that are never half written.
-
-
-def write_json(path: pathlib.Path, content: Any, **spelling: Any) -> None:
-    """Writes a value in one move: a kill leaves the old file or the new one.
-
-    Args:
-      spelling: options of `json.dumps`; the indent is 2 by default.
-
-    Raises:
-      CannotWrite: the disk is full or read-only; the old file is as it was.
-    """
-    text = json.dumps(content, **{"indent": 2, **spelling}) + "\n"
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file in one move: a kill, or an error (`CannotWrite`), leaves the old one or the new one."""
     temporary = path.with_name(f"{path.name}.tmp")
     with writing(path):
-        temporary.write_text(text, encoding="utf-8")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
 
 
-# FOLDED vlab_jax/runtime/disk.py: One process at a time on a directory: a run on its workdir, an indexer on
-# its index.
+def write_json(path: pathlib.Path, content: Any, **options: Any) -> None:
+    """Writes a value as `write_text` does; `options` are of `json.dumps` (the indent is 2 by default)."""
+    write_text(path, json.dumps(content, **{"indent": 2, **options}) + "\n")
 
 
 @contextlib.contextmanager
-def only_run(workdir: pathlib.Path) -> Iterator[None]:
-    """Holds the workdir's lock, which the system releases when the process ends, however it ends.
-
-    Raises:
-      InputError: another run holds it.
-    """
-    taken = f"another run is at work in {workdir}; wait until it ends, or use another --workdir"
-    with only_holder(workdir / "run.lock", taken):
-        yield
-
-
-@contextlib.contextmanager
-def only_holder(path: pathlib.Path, taken: str) -> Iterator[None]:
-    """Holds the lock `path`, which the system releases when the process ends, however it ends.
-
-    Raises:
-      InputError: another process holds it; the message is `taken`.
-    """
+def exclusive_lock(path: pathlib.Path, message: str) -> Iterator[None]:
+    """Holds the lock file `path`, which the system releases when the process ends, however it ends. If another process
+    holds it, raises `InputError(message)`."""
     lock = filelock.FileLock(path)
     try:
         with writing(path.parent):
             lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise InputError(taken) from None
+        raise InputError(message) from None
     try:
         yield
     finally:

@@ -1,25 +1,22 @@
-"""A trace of some training steps, to see where their time goes."""
+"""Speed on a device: its peak rate, a trace of training steps, the compilation cache, the memory allocator."""
 
+import contextlib
 import ctypes
 import hashlib
 import logging
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-# FOLDED vlab_jax/runtime/profiling.py: What accelerators can do at most: the peak rates that utilisation is measured
-# against.
-
-# Dense bfloat16 products with float32 sums, in FLOP/s a device as JAX counts devices, by a part of the device's kind;
-# the first that is found counts. Sources: the vendors' data sheets (NVIDIA's without sparsity). A device of TPU v2 and
-# v3 is a core, half of the chip that the data sheet is of.
+# Dense bfloat16 products with float32 sums, in FLOP/s for a device as JAX counts devices, by a part of the device's
+# kind; the first that matches counts. Sources: the vendors' data sheets (NVIDIA's without sparsity). A device of TPU v2
+# and v3 is a core, half of the chip that the data sheet describes.
 PEAK_FLOPS: tuple[tuple[str, float], ...] = (
     ("B200", 2250e12),
-    ("GH200", 989e12),
-    ("H200", 989e12),
+    ("H200", 989e12),  # and GH200
     ("H100 PCIe", 756e12),
     ("H100 NVL", 835e12),
     ("H100", 989e12),
@@ -44,17 +41,25 @@ PEAK_FLOPS: tuple[tuple[str, float], ...] = (
 )
 
 
+class StepCost(NamedTuple):
+    """What one step computes: clips of its batch, frames of all clips, and model FLOPs (`models.flops.step_flops`); and
+    the peak of all devices together, in FLOP/s (None: unknown)."""
+
+    clips: int
+    frames: int
+    flops: float
+    peak: float | None
+
+
 def peak_flops(devices: Sequence[Any]) -> float | None:
-    """FLOP/s of all devices together; None where the table has not their kind (CPUs among them)."""
+    """FLOP/s of all devices together; None if the table lacks their kind (as it lacks CPUs)."""
     kind = devices[0].device_kind
     peak = next((rate for name, rate in PEAK_FLOPS if name.lower() in kind.lower()), None)
     return None if peak is None else peak * len(devices)
 
 
-# FOLDED vlab_jax/runtime/profiling.py: How the C library treats memory that was freed, while training on CPU.
-
-# Options of glibc's mallopt (malloc.h), and what they are set to.
-_OPTIONS = {
+# Options of glibc's mallopt (malloc.h), and their values.
+_MALLOPT = {
     -4: 0,  # M_MMAP_MAX: no block gets a mapping of its own, which would be undone when it is freed
     -1: 2**31 - 1,  # M_TRIM_THRESHOLD: bytes at the heap's end that are kept
     -8: 1,  # M_ARENA_MAX: one heap for all threads
@@ -62,81 +67,62 @@ _OPTIONS = {
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep what is freed, and returns whether it could.
+    """Tells glibc to keep freed memory for training on CPU, and returns whether it could.
 
-    XLA allocates its temporary buffers anew at each step on CPU. By default glibc hands large blocks back to the
-    kernel, which clears every page again at the next step: half of the system time of a training step of the demo,
-    a tenth of its whole. Elsewhere than on glibc nothing is changed.
+    On CPU, XLA allocates its temporary buffers anew at each step. By default glibc hands large blocks back to the
+    kernel, which clears every page again at the next step: a tenth of the time of a training step of the demo.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
-        logging.debug("the C library has no mallopt; freed memory goes back to the kernel")
         return False
-    taken = [mallopt(option, value) == 1 for option, value in _OPTIONS.items()]
-    return all(taken)
-
-
-# FOLDED vlab_jax/runtime/profiling.py: What XLA has compiled is kept on disk, so that a run that is started
-# again begins at once.
-
-# JAX's own variable says another place.
-VARIABLE = "JAX_COMPILATION_CACHE_DIR"
-_MOST_BYTES = 4 * 2**30
+    return min(mallopt(option, value) for option, value in _MALLOPT.items()) == 1  # 0 is a failure
 
 
 def keep_compiled_programs() -> pathlib.Path | None:
-    """Turns JAX's persistent compilation cache on, in the user's cache directory; its place, None where there is none.
+    """Turns on JAX's persistent compilation cache, in the user's cache directory, so that a run that is started again
+    begins at once; returns its folder, or None if there is no cache.
 
-    With `JAX_COMPILATION_CACHE_DIR` set, nothing is changed: JAX reads it, and an empty value turns the cache off.
-    Programs for a CPU use the instructions that it has, so each kind of CPU has a folder of its own, for home
-    directories that machines share. The programs that were used least go when there are more than 4 GiB of them.
+    If `JAX_COMPILATION_CACHE_DIR` is set, nothing changes: JAX reads it, and an empty value turns the cache off.
+    Programs for a CPU use its instruction set, so each kind of CPU has a folder of its own, for home directories that
+    machines share. The least recently used programs are removed when there are more than 4 GiB of them.
     """
-    if VARIABLE in os.environ:
-        return pathlib.Path(os.environ[VARIABLE]) if os.environ[VARIABLE] else None
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = pathlib.Path(cache).expanduser() / "vlab_jax" / f"compiled-{_cpu()}"
+    chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if chosen is not None:
+        return pathlib.Path(chosen) if chosen else None
+    cpu = pathlib.Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    features = sorted({line for line in lines if line.split(":")[0].strip() in ("flags", "Features", "model name")})
+    kind = hashlib.sha256("\n".join(features).encode()).hexdigest()[:8]
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    folder = cache / "vlab_jax" / f"compiled-{kind}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
-        return None  # a home that cannot be written to: compiled anew each time
+        return None  # a home that cannot be written to: programs are compiled anew each time
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_compilation_cache_max_size", _MOST_BYTES)
+    jax.config.update("jax_compilation_cache_max_size", 4 * 2**30)
     return folder
 
 
-def _cpu() -> str:
-    """Eight digits that tell CPUs apart by what they can do, where the system says so."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    told = sorted({line for line in lines if line.split(":")[0].strip() in ("flags", "Features", "model name")})
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:8]
-
-
-class StepTrace:
-    """Records a few steps once the first ones, which compile, are over.
+class StepTrace(contextlib.AbstractContextManager):
+    """Records a trace of some steps from `first` on (counted from 1), after those that compile.
 
     Args:
-      folder: where the trace goes, for TensorBoard's profiler or Perfetto; None: none is made.
-      first: the step (of those seen, from 1) before which it begins.
-      steps: how many steps it holds.
+      folder: where the trace goes, for TensorBoard's profiler or Perfetto; None: no trace is made.
     """
 
     def __init__(self, folder: pathlib.Path | None, first: int = 6, steps: int = 5) -> None:
-        self._folder, self._first, self._last, self._seen = folder, first, first + steps, 0
+        self._folder, self._first, self._last, self._step = folder, first, first + steps, 0
         self._running = False
 
     def next_step(self) -> None:
         """To be called before each step."""
-        self._seen += 1
-        if self._folder is None:
-            return
-        if self._seen == self._first:
+        self._step += 1
+        if self._step == self._first and self._folder is not None:
             jax.profiler.start_trace(str(self._folder))
             self._running = True
-        elif self._seen == self._last:
+        elif self._step == self._last:
             self.close()
 
     def close(self) -> None:
@@ -145,9 +131,6 @@ class StepTrace:
             self._running = False
             jax.profiler.stop_trace()
             logging.info("a trace of the steps is in %s", self._folder)
-
-    def __enter__(self) -> "StepTrace":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

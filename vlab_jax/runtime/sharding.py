@@ -1,32 +1,36 @@
-"""The mesh of devices, and what lies where on it.
+"""The mesh of devices, the placement and constraints of arrays on it, and the processes of a run.
 
-Axes: `data` (the batch is split, parameters are copied), `fsdp` (the batch and the parameters are split) and `tensor`
-(the parameters are split along heads and MLP width).
+Axes of the mesh: `data` (splits the batch; parameters are copied), `fsdp` (splits the batch and the parameters) and
+`tensor` (splits the parameters along heads and MLP width).
+
+All processes of a run execute the same program on one mesh of all devices, and share the workdir. The first one writes
+what is written once; checkpoints are written by all.
 """
 
 import contextlib
-import hashlib
+import math
 import os
 import pathlib
 import pickle
 import re
 import socket
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
 
 from vlab_jax.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
+BATCH_AXES = ("data", "fsdp")  # that split a batch
 
-# The first pattern that a parameter's path matches says how its last dimensions are split; those before (the stack
-# of blocks) are not. A dimension that an axis does not divide is not split.
+# How the last dimensions of a parameter are split, by the first pattern that its path matches; the dimensions before
+# (the stack of blocks) are not split, nor is one that its axis does not divide.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(query_key_value|query|key_value)/kernel$", ("fsdp", None, "tensor", None)),
     (r"(query_key_value|query|key_value)/bias$", ("tensor", None)),
@@ -42,23 +46,19 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh over all devices, or over those given; -1 for one axis means as many as are left.
-
-    Raises:
-      InputError: an axis is neither -1 nor positive, or the product of the axes is not the number of devices.
-    """
+    """A mesh over `devices` (by default all); -1 for one axis means all that the other axes leave. Raises `InputError`
+    if the axes do not fit the devices."""
     sizes = [data, fsdp, tensor]
     devices = jax.devices() if devices is None else devices
     count = len(devices)
-    if any(size < 1 and size != -1 for size in sizes):
-        raise InputError(f"mesh axes {dict(zip(AXES, sizes, strict=True))}: each must be -1 or at least 1")
-    if sizes.count(-1) > 1:
-        raise InputError(f"mesh axes {dict(zip(AXES, sizes, strict=True))}: only one of them can be -1")
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        axes = dict(zip(AXES, sizes, strict=True))
+        raise InputError(f"mesh axes {axes}: each must be at least 1, and only one of them can be -1 instead")
     if -1 in sizes:
-        sizes[sizes.index(-1)] = max(count // -int(np.prod(sizes)), 1)
-    if int(np.prod(sizes)) != count:
-        asked = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
-        raise InputError(f"the mesh {asked} does not fit {count} devices; its product must be {count}")
+        sizes[sizes.index(-1)] = max(count // -math.prod(sizes), 1)
+    if math.prod(sizes) != count:
+        axes = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+        raise InputError(f"the mesh {axes} does not fit {count} devices; its product must be {count}")
     local = count // len({device.process_index for device in devices})
     if local % sizes[2]:
         raise InputError(
@@ -69,7 +69,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
 
 
 def platform_of(mesh: Mesh) -> str:
-    """What programs for the mesh's devices are lowered for: `cpu`, `cuda`, `rocm` or `tpu`."""
+    """The platform that programs for the mesh's devices are lowered for: `cpu`, `cuda`, `rocm` or `tpu`."""
     device = mesh.devices.flat[0]
     if device.platform != "gpu":
         return device.platform
@@ -82,24 +82,27 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def partition(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """How `RULES` split an array of this path and shape."""
+    """The split of an array of this path and shape by `RULES`."""
     spec = next(spec for pattern, spec in RULES if re.search(pattern, path))
     if len(spec) > len(shape):
         return PartitionSpec()
     padded = (None,) * (len(shape) - len(spec)) + spec
-    sizes = dict(mesh.shape)
-    return PartitionSpec(
-        *(
-            axis if axis is not None and sizes[axis] > 1 and length % sizes[axis] == 0 else None
-            for axis, length in zip(padded, shape, strict=True)
-        )
-    )
+    sizes = {**mesh.shape, None: 1}
+    pairs = zip(padded, shape, strict=True)
+    return PartitionSpec(*(axis if sizes[axis] > 1 and length % sizes[axis] == 0 else None for axis, length in pairs))
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
     """A `NamedSharding` for each array (or abstract array) of a tree, an optimiser's state included."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, partition(path_name(path), leaf.shape, mesh)), tree
+    )
+
+
+def with_shardings(shapes: Any, placement: Any) -> Any:
+    """Shapes and dtypes with their shardings, which `placement` has in a tree of the same structure."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, placement
     )
 
 
@@ -115,48 +118,86 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def batch_divisor(mesh: Mesh) -> int:
     """What the global batch size must be a multiple of."""
-    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's part of a batch to arrays that span all processes, split along the first dimension."""
+    """Turns this process's part of a batch into arrays that span all processes, split along the first dimension."""
     sharding = batch_sharding(mesh)
     return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
 
 
-# FOLDED vlab_jax/runtime/sharding.py: Runs of several processes: how they find each other, what they agree on, and
-# which one speaks and writes.  All processes of a run execute the same program, see one mesh of all devices, and
-# share the workdir. The first writes what is written once; checkpoints are written by all.
+def batch_devices() -> int:
+    """The number of devices that share a batch on the mesh that is set; 1 without a mesh."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return math.prod(shape.get(axis, 1) for axis in BATCH_AXES)
+
+
+def split_by_batch(x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
+    """`x`, constrained to stay split by rows where a mesh is set.
+
+    Without the constraint, devices that hold a part of each kernel multiply all rows by their part and add up the
+    results of all rows. Kernels are smaller than a batch's activations, so it is better to send kernels.
+    """
+    devices = batch_devices()
+    if devices == 1 or x.shape[0] % devices:
+        return x
+    rest = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *rest))
+
+
+def gather_kernel(kernel: Float[Array, "..."], tensor_axis: int | None = None) -> Float[Array, "..."]:
+    """A kernel that `fsdp` splits, gathered on each device where a mesh is set. Cast it to the compute type before.
+
+    Without it, XLA turns each product along the split dimension into a ring of small products (on TPUs).
+
+    Args:
+      tensor_axis: the dimension that stays split by `tensor`, if any.
+    """
+    sizes = jax.sharding.get_abstract_mesh().shape
+    if sizes.get("fsdp", 1) == 1:
+        return kernel
+    spec = [None] * kernel.ndim
+    if tensor_axis is not None and kernel.shape[tensor_axis] % sizes["tensor"] == 0:
+        spec[tensor_axis] = "tensor"
+    return jax.lax.with_sharding_constraint(kernel, PartitionSpec(*spec))
+
+
+def gathered_dot_general(tensor_axis: int | None = None) -> Callable[..., jax.Array]:
+    """`lax.dot_general` with `gather_kernel`, for Flax's Dense layers, which cast the kernel before."""
+
+    def dot_general(x: jax.Array, kernel: jax.Array, *dimensions: Any, **options: Any) -> jax.Array:
+        return jax.lax.dot_general(x, gather_kernel(kernel, tensor_axis), *dimensions, **options)
+
+    return dot_general
+
 
 A = TypeVar("A")
 B = TypeVar("B")
 
 COORDINATOR, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-_GATHERED_AT_ONCE = 2**26  # bytes of all processes together, which each device holds for a moment
+_GATHER_BYTES = 2**26  # of all processes together, in one collective
 
 
 def connect() -> None:
     """Joins the processes of a run; to be called before anything else of JAX.
 
     On TPU pods and under Slurm, Open MPI and the like, JAX finds the others by itself. Elsewhere three environment
-    variables say where they are: `JAX_COORDINATOR_ADDRESS` (host:port of the first process), `JAX_NUM_PROCESSES`
-    and `JAX_PROCESS_ID` (from 0).
-
-    Raises:
-      InputError: the variables make no sense, or the processes do not find each other.
+    variables must be set (the flag `--multihost` explains them). Raises `InputError` if they make no sense, or the
+    processes do not find each other.
     """
-    given = {name: os.environ[name] for name in (COORDINATOR, COUNT, NUMBER) if os.environ.get(name)}
-    if given and len(given) < 3:
-        missing = next(name for name in (COORDINATOR, COUNT, NUMBER) if name not in given)
-        raise InputError(f"--multihost: {', '.join(given)} is set, but {missing} is not; set all three, or none")
-    options: dict[str, Any] = {}
-    if given:
-        count, number = (given[name] for name in (COUNT, NUMBER))
+    values = {name: os.environ[name] for name in (COORDINATOR, COUNT, NUMBER) if os.environ.get(name)}
+    missing = [name for name in (COORDINATOR, COUNT, NUMBER) if name not in values]
+    if values and missing:
+        raise InputError(f"--multihost: {', '.join(values)} is set, but {missing[0]} is not; set all three, or none")
+    arguments = ()
+    if values:
+        coordinator, count, number = values.values()
         if not (count.isdecimal() and number.isdecimal() and int(number) < int(count)):
             raise InputError(f"--multihost: {NUMBER}={number} must be a number from 0 to {COUNT}={count} less 1")
-        options = {"coordinator_address": given[COORDINATOR], "num_processes": int(count), "process_id": int(number)}
+        arguments = coordinator, int(count), int(number)
     try:
-        jax.distributed.initialize(**options)
+        jax.distributed.initialize(*arguments)
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
@@ -165,100 +206,86 @@ def connect() -> None:
 
 
 def is_primary() -> bool:
-    """Whether this process writes what is written once: the first, or the only one."""
+    """Whether this is the first process, or the only one: it logs, and writes what is written once."""
     return jax.process_index() == 0
 
 
 @contextlib.contextmanager
 def primary_first(name: str) -> Iterator[None]:
-    """The first process goes through the block before the others enter it: to write what they then read."""
-    if jax.process_count() > 1 and not is_primary():
+    """Lets the first process go through the block before the others enter it, to write what they then read."""
+    if not is_primary():
         multihost_utils.sync_global_devices(name)
     yield
-    if jax.process_count() > 1 and is_primary():
+    if is_primary():
         multihost_utils.sync_global_devices(name)
 
 
-def gathered(value: A) -> list[A]:
-    """The value that each process gives, in every process, in their order; all have to call it.
+def all_gather(value: A) -> list[A]:
+    """The values of all processes, in their order; all processes must call it.
 
-    Values travel as bytes, so texts, arrays and numbers come as they are. What is received is trusted: it is of the
-    same program.
+    Values are pickled, so they may be texts, arrays or numbers. They come from the same program, and are trusted.
     """
     count = jax.process_count()
     if count == 1:
         return [value]
     data = np.frombuffer(pickle.dumps(value), np.uint8)
-    lengths = _gathered(np.array([len(data)], np.int64).view(np.uint32)).view(np.int64)[:, 0]
+    lengths = _gather_array(np.array([len(data)], np.int64).view(np.uint32)).view(np.int64)[:, 0]
     longest = int(lengths.max())
-    # Few sizes: each is a program that is compiled.
-    piece = min(1 << (longest - 1).bit_length(), max(1, _GATHERED_AT_ONCE // count))
-    parts = []
-    for first in range(0, longest, piece):
-        part = data[first : first + piece]
-        parts.append(_gathered(np.pad(part, (0, piece - len(part)))))
-    rows = np.concatenate(parts, axis=1)
+    # A power of two: every other size is another program to compile.
+    piece = min(1 << (longest - 1).bit_length(), max(1, _GATHER_BYTES // count))
+    parts = [data[first : first + piece] for first in range(0, longest, piece)]
+    rows = np.concatenate([_gather_array(np.pad(part, (0, piece - len(part)))) for part in parts], axis=1)
     return [pickle.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
 
 
-def _gathered(array: np.ndarray) -> np.ndarray:
+def _gather_array(array: np.ndarray) -> np.ndarray:
     """`[processes, ...]`."""
     return np.ascontiguousarray(multihost_utils.process_allgather(array), array.dtype)
 
 
-def agreed(make: Callable[[], A]) -> A:
-    """What the first process makes, in every process: made once, and the same to the bit where they decide by it."""
-    return gathered(make() if is_primary() else None)[0]
+def from_primary(make: Callable[[], A]) -> A:
+    """The value that the first process makes, in all processes: made once, and the same to the bit."""
+    return all_gather(make() if is_primary() else None)[0]
 
 
-def shared_map(function: Callable[[A], B], items: Sequence[A]) -> list[B]:
-    """`function` of each item, in their order, in every process; each computes its share of them."""
+def distributed_map(function: Callable[[A], B], items: Sequence[A]) -> list[B]:
+    """`function` of each item, in their order, in all processes; each process computes its share."""
     count = jax.process_count()
-    shares = gathered([function(item) for item in items[jax.process_index() :: count]])
+    shares = all_gather([function(item) for item in items[jax.process_index() :: count]])
     return [shares[place % count][place // count] for place in range(len(items))]
 
 
 class Neighbours(NamedTuple):
-    """How many processes of a run, this one included, share its machine, and the cores that it may use."""
+    """How many processes of a run, this one included, share its machine, and how many share its cores."""
 
     host: int = 1
     cores: int = 1
 
 
 def neighbours() -> Neighbours:
-    """The processes of this run beside this one; all processes must call it."""
+    """Counts the processes of this run on this machine; all processes must call it."""
     if jax.process_count() == 1:
         return Neighbours()
-    host = _machine()
+    try:
+        host = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        host = socket.gethostname()  # second best: containers have names of their own, and names repeat
     # Processes that are bound to different cores of one machine have no core in common.
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    own = np.stack([_digest(host), _digest(f"{host} {cores}")])
-    every = np.asarray(multihost_utils.process_allgather(own))  # [processes, 2, 2]
-    return Neighbours(*(every == own).all(-1).sum(0).tolist())
+    every = all_gather((host, cores))
+    return Neighbours(sum(other == host for other, _ in every), every.count((host, cores)))
 
 
-def _machine() -> str:
-    """What tells a machine from others; containers have names of their own, and names repeat."""
-    try:
-        return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text()
-    except OSError:
-        return socket.gethostname()
-
-
-def _digest(text: str) -> np.ndarray:
-    return np.frombuffer(hashlib.sha256(text.encode()).digest()[:8], np.uint32)
-
-
-def own_mesh(mesh: Mesh) -> Mesh:
-    """The mesh on which one process evaluates its share: of its own devices; the run's own where it is the only one."""
+def local_mesh(mesh: Mesh) -> Mesh:
+    """A mesh of this process's own devices, on which it evaluates its share; the run's own if it is the only one."""
     if jax.process_count() == 1:
         return mesh
     devices = np.array(jax.local_devices()).reshape(1, -1, 1)
     return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def on_own_mesh(parameters: Any, mesh: Mesh) -> Any:
-    """Parameters that are spread over all processes, copied to each one's `own_mesh`.
+def copy_to_local_mesh(parameters: Any, mesh: Mesh) -> Any:
+    """Copies parameters that span all processes to each one's `local_mesh`.
 
     The copies go from device to device, one array after the other: the host's memory holds none of them, and a device
     holds one array whole at a time, beside its part of the others.
@@ -266,38 +293,15 @@ def on_own_mesh(parameters: Any, mesh: Mesh) -> Any:
     if jax.process_count() == 1:
         return parameters
     places = shardings(parameters, mesh)
-    return jax.tree.map(lambda array, place: _on_own_devices(array, mesh, place), parameters, places)
+    return jax.tree.map(lambda array, place: _copy_to_local_devices(array, mesh, place), parameters, places)
 
 
-def _on_own_devices(array: jax.Array, mesh: Mesh, place: NamedSharding) -> jax.Array:
-    """An array that spans all processes, on this one's devices."""
+def _copy_to_local_devices(array: jax.Array, mesh: Mesh, place: NamedSharding) -> jax.Array:
     everywhere = array.sharding.update(spec=PartitionSpec())
     with jax.set_mesh(everywhere.mesh):
-        whole = jax.jit(_same, out_shardings=everywhere)(array)
+        whole = jax.jit(jnp.copy, out_shardings=everywhere)(array)
     copies = {copy.device: copy.data for copy in whole.addressable_shards}
-    own = jax.make_array_from_single_device_arrays(
+    local = jax.make_array_from_single_device_arrays(
         array.shape, replicated(mesh), [copies[device] for device in mesh.devices.flat]
     )
-    return jax.device_put(own, place)
-
-
-def _same(array: jax.Array) -> jax.Array:
-    return array
-
-
-class _Nowhere:
-    """A stream that shows nothing."""
-
-    def write(self, text: str, /) -> None:
-        pass
-
-    def flush(self) -> None:
-        pass
-
-    def isatty(self) -> bool:
-        return False
-
-
-def display() -> Any:
-    """Where progress is shown: on standard error by the first process, by the others nowhere."""
-    return sys.stderr if is_primary() else _Nowhere()
+    return jax.device_put(local, place)

@@ -1,16 +1,16 @@
-"""Parameter groups, the learning rate's course, and the optimiser.
+"""Parameter groups, the learning rate schedule, and the optimiser.
 
-Groups are an ordered list of (pattern, learning rate); the first pattern found in a parameter's path wins, and every
-parameter must be matched. A frozen group's update is set to zero: with a learning rate of zero, weight decay would
-still change it.
+Groups are an ordered list of (pattern, learning rate). A parameter belongs to the first group whose pattern is found in
+its path, and every parameter must belong to one. The update of a frozen group is set to zero, not its learning rate:
+with a learning rate of zero, weight decay would still change it.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
 
 from vlab_jax.errors import InputError
@@ -22,18 +22,14 @@ DECAYED = re.compile(r"(kernel|token_embedding)$")
 
 
 class Group(NamedTuple):
-    """Parameters whose path the pattern is found in, with their peak learning rate; None: frozen."""
+    """The pattern that a parameter's path must contain, and the peak learning rate; None: frozen."""
 
     pattern: str
     learning_rate: float | None
 
 
 def parse_groups(pairs: Sequence[Any]) -> tuple[Group, ...]:
-    """Groups from a config's pairs of a pattern and a learning rate or 'frozen'.
-
-    Raises:
-      InputError: a pair is not of that form.
-    """
+    """Reads a config's pairs of a pattern and a learning rate or 'frozen'; others raise `InputError`."""
     groups = []
     for pair in pairs:
         try:
@@ -48,12 +44,8 @@ def parse_groups(pairs: Sequence[Any]) -> tuple[Group, ...]:
 
 
 def assign_groups(parameters: Any, groups: Sequence[Group]) -> Any:
-    """A tree like `parameters` that holds, for each, the number of its group.
-
-    Raises:
-      InputError: a parameter that no group matches, or a frozen pattern that matches no parameter, and would match
-        none if the model had all of its optional parts.
-    """
+    """A tree like `parameters` with the number of each one's group. Raises `InputError` if no group matches a
+    parameter, or a frozen pattern would match none even if the model had all of its parts."""
     paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(parameters)]
     possible = [*paths, *(f"{part}/" for part in OPTIONAL_PARTS)]
     for group in groups:
@@ -71,19 +63,17 @@ def assign_groups(parameters: Any, groups: Sequence[Group]) -> Any:
 
 
 def describe_groups(parameters: Any, groups: Sequence[Group]) -> str:
-    """One line a group: its pattern, learning rate and number of parameters."""
-    numbers = jax.tree.leaves(assign_groups(parameters, groups))
-    sizes = [int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(parameters)]
-    lines = []
-    for index, group in enumerate(groups):
-        count = sum(size for size, number in zip(sizes, numbers, strict=True) if number == index)
-        rate = "frozen" if group.learning_rate is None else f"lr {group.learning_rate:g}"
-        lines.append(f"{count:>13,} parameters  {rate:<10}  {group.pattern}")
-    return "\n".join(lines)
+    """A line for each group: its number of parameters, learning rate and pattern."""
+    sizes = [0] * len(groups)
+    for leaf, number in zip(*map(jax.tree.leaves, (parameters, assign_groups(parameters, groups))), strict=True):
+        sizes[number] += math.prod(leaf.shape)
+    rates = ["frozen" if group.learning_rate is None else f"lr {group.learning_rate:g}" for group in groups]
+    rows = zip(sizes, rates, groups, strict=True)
+    return "\n".join(f"{size:>13,} parameters  {rate:<10}  {group.pattern}" for size, rate, group in rows)
 
 
-def trainable(parameters: Any, groups: Sequence[Group]) -> Any:
-    """A tree of bools like `parameters`: whether each one learns."""
+def trainable_mask(parameters: Any, groups: Sequence[Group]) -> Any:
+    """A tree of bools like `parameters`: whether each one is trainable."""
     return jax.tree.map(lambda number: groups[number].learning_rate is not None, assign_groups(parameters, groups))
 
 
@@ -103,31 +93,22 @@ def make_optimizer(
     b1: float = 0.9,
     b2: float = 0.98,
 ) -> optax.GradientTransformation:
-    """AdamW for each group that learns, after clipping the norm of all gradients together.
+    """AdamW for each trainable group, after clipping the norm of all gradients together, if `clip_norm` is not 0.
 
-    It is of trees like `labels`, or of ones with None in place of what is frozen.
-
-    Args:
-      labels: the tree of `assign_groups`.
-      schedule: the factor of each group's learning rate at a step.
-      clip_norm: the largest norm of the gradient; 0 does not clip.
+    It takes trees like `labels`, which `assign_groups` returns, also with None in place of frozen leaves. `schedule`
+    gives the factor of every group's learning rate at a step.
     """
 
     def decayed(tree: Any) -> Any:
         return jax.tree_util.tree_map_with_path(lambda path, _: DECAYED.search(path_name(path)) is not None, tree)
 
-    def adam(rate: float) -> optax.GradientTransformation:
+    def adamw(rate: float) -> optax.GradientTransformation:
         return optax.adamw(
-            lambda step: rate * schedule(step),
-            b1=b1,
-            b2=b2,
-            eps=1e-6,
-            weight_decay=weight_decay,
-            mask=decayed,
+            lambda step: rate * schedule(step), b1=b1, b2=b2, eps=1e-6, weight_decay=weight_decay, mask=decayed
         )
 
     rules = {
-        index: optax.set_to_zero() if group.learning_rate is None else adam(group.learning_rate)
+        index: optax.set_to_zero() if group.learning_rate is None else adamw(group.learning_rate)
         for index, group in enumerate(groups)
     }
     numbers = {path_name(path): number for path, number in jax.tree_util.tree_leaves_with_path(labels)}

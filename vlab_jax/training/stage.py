@@ -2,168 +2,143 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict, FrozenConfigDict
 
-from vlab_jax.data import sampling
 from vlab_jax.errors import InputError
 from vlab_jax.models.attention_check import AttentionShape, attention_shapes
-from vlab_jax.models.flops import Work, step_flops
+from vlab_jax.models.flops import Workload, step_flops
 from vlab_jax.models.vlab import VLAB, parameter_shapes
 from vlab_jax.runtime import sharding
-from vlab_jax.runtime.metrics import StepCost
-from vlab_jax.runtime.profiling import peak_flops
+from vlab_jax.runtime.profiling import StepCost, peak_flops
 from vlab_jax.training import frozen, optim
-from vlab_jax.training.frozen import freeze_unused
 from vlab_jax.training.objectives import Objective
 from vlab_jax.training.step import TrainState, init_state, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
-    """What a stage needs to run.
+class StageSettings:
+    """What a config says of a stage (`config.stage_config`), as plain values that can be hashed."""
 
-    Attributes:
-      groups: its parameter groups.
-      cost: what a step goes through.
-      schedule: the factor of their learning rates at a step.
-      shapes, shardings: of its `TrainState` on the devices.
-      rounded: which parameters are held in the compute type there (`frozen_storage.py`).
-      saved_shapes, saved_shardings: of its `TrainState` as it is saved, with the float32 values of these.
-      dtype: the compute type.
-      init: (parameters) → state at step 0.
-      step: (state, batch) → (state, metrics); the state that is passed in is used up.
-    """
+    name: str
+    objective: Objective
+    groups: tuple[optim.Group, ...]
+    freeze_unused: bool  # whether parameters that no objective reaches are frozen
+    mixture: tuple[tuple[str, float], ...]  # the data sets that it is trained on, with their weights
+    tasks: tuple[str, ...]  # evaluated after it
+    frames: int  # of a clip
+    questions: int  # of a clip in one step; 0 without question answering
+    seed: int  # of the run
+    steps: int
+    batch_size: int
+    micro_batches: int
+    warmup_steps: int
+    end_learning_rate_share: float
+    weight_decay: float
+    clip_norm: float
+    b1: float
+    b2: float
+    average_decay: float
+    start_from_clip: bool
+    evaluate_every: int
+
+    @property
+    def causal_texts(self) -> int:
+        """Texts of a clip that the decoder reads from left to right in a step."""
+        return bool(self.objective.weights["captioning"]) + self.questions
+
+    @property
+    def has_masked_lm(self) -> bool:
+        """Whether the decoder also reads a text of each clip in both directions."""
+        return bool(self.objective.weights["masked_lm"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What a stage needs to run."""
 
     groups: tuple[optim.Group, ...]
     cost: StepCost
-    schedule: Any
-    shapes: TrainState
+    schedule: Any  # (step) → the factor of the learning rates
+    shapes: TrainState  # on the devices
     shardings: TrainState
-    rounded: Any
-    saved_shapes: TrainState
+    saved_shapes: TrainState  # with all parameters in float32
     saved_shardings: TrainState
-    dtype: Any
-    init: Any
-    step: Any
-
-    def originals(self, parameters: Any) -> Any:
-        """The float32 values, on the host, of the parameters that are held rounded; None for the others."""
-        return frozen.originals(parameters, self.rounded, self.shardings.parameters)
-
-    def initial(self, parameters: Any) -> TrainState:
-        """The state at step 0; the arrays of `parameters` are used up."""
-        return self.init(self._held(parameters))
-
-    def resumed(self, saved: TrainState) -> TrainState:
-        """The state of what was saved; the arrays of `saved` are used up."""
-        return saved.replace(parameters=self._held(saved.parameters))
-
-    def _held(self, parameters: Any) -> Any:
-        return frozen.held(parameters, self.rounded, self.shardings.parameters, self.dtype)
+    # (parameters) → float32 values, on the host, of those that the devices hold in the compute type (`frozen.py`)
+    originals: Callable[[Any], Any]
+    initial: Callable[[Any], TrainState]  # (parameters) → state at step 0; the parameters are used up
+    resumed: Callable[[TrainState], TrainState]  # (saved state) → state; the saved state is used up
+    step: Any  # (state, batch) → (state, metrics); the state that is passed in is used up
 
 
-def check(model: VLAB, config: ConfigDict, mesh: Mesh) -> None:
-    """Looks at all stages of a config, so that a later one does not fail after hours of the first.
-
-    Raises:
-      InputError: the parameter groups of a stage do not fit the model, or its batch does not fit the mesh.
-    """
-    shapes = parameter_shapes(model, config.frames)
+def check_stages(model: VLAB, stages: Sequence[StageSettings], mesh: Mesh) -> None:
+    """Checks all stages of a run, so that a later one does not fail after hours of the first; raises `InputError` if
+    the parameter groups of a stage do not fit the model, or its batch does not fit the mesh."""
+    shapes = parameter_shapes(model, model.frames)
     divisor = sharding.batch_divisor(mesh)
-    for name in config.stages:
-        stage = config.stage[name]
+    for stage in stages:
+        field, size, chunk = f"config.stage.{stage.name}", stage.batch_size, stage.objective.contrastive_chunk
         try:
-            optim.assign_groups(shapes, groups_of(model, stage, shapes))
+            optim.assign_groups(shapes, all_groups(model, stage))
         except InputError as error:
-            raise InputError(f"config.stage.{name}.groups: {error}") from error
-        if stage.batch_size % divisor:
-            raise InputError(
-                f"config.stage.{name}.batch_size={stage.batch_size} does not divide over the {divisor} devices that "
-                "share the batch"
-            )
-        if stage.batch_size % (divisor * stage.micro_batches):
-            raise InputError(
-                f"config.stage.{name}.batch_size={stage.batch_size} does not divide into micro_batches="
-                f"{stage.micro_batches} on each of {divisor} devices"
-            )
-        if stage.contrastive_chunk and stage.batch_size % stage.contrastive_chunk:
-            raise InputError(
-                f"config.stage.{name}.contrastive_chunk={stage.contrastive_chunk} does not divide batch_size="
-                f"{stage.batch_size}"
-            )
+            raise InputError(f"{field}.groups: {error}") from error
+        part = f"into micro_batches={stage.micro_batches} on each of {divisor} devices"
+        if size % divisor:
+            part = f"over the {divisor} devices that share the batch"
+        if size % (divisor * stage.micro_batches):
+            raise InputError(f"{field}.batch_size={size} does not divide {part}")
+        if chunk and size % chunk:
+            raise InputError(f"{field}.contrastive_chunk={chunk} does not divide batch_size={size}")
 
 
-def groups_of(model: VLAB, stage: ConfigDict, shapes: Any) -> tuple[optim.Group, ...]:
-    """The parameter groups of a stage, before them a frozen one of what it does not use, where the stage says so.
-
-    Args:
-      stage: fields of `config.stage_config`.
-      shapes: of the model's parameters.
-
-    Raises:
-      InputError: one of its groups is no (pattern, learning rate or 'frozen').
-    """
-    groups = optim.parse_groups(stage.groups)
-    if stage.unused == "decay":
-        return groups
-    return freeze_unused(shapes, groups, model, dict(stage.objectives), tuple(stage.streams))
-
-
-def prepare(model: VLAB, stage: ConfigDict, config: ConfigDict, mesh: Mesh) -> Stage:
-    """Makes the stage of a config ready, for any parameters of the model's shape.
-
-    The last ones are kept, with what is compiled of them: a run that is started again in the same process, as in a
-    notebook, trains at once.
-
-    Args:
-      stage: fields of `config.stage_config`.
-      config: fields of `config.training_config`.
-
-    Raises:
-      InputError: the parameter groups do not fit the model.
-    """
-    looked_at = {name: config[name] for name in ("frames", "image_frames", "seed")}
-    return _prepare(model, FrozenConfigDict(stage), FrozenConfigDict(looked_at), mesh)
+def all_groups(model: VLAB, stage: StageSettings) -> tuple[optim.Group, ...]:
+    """The parameter groups of a stage; the first freezes what no objective reaches, if the stage says so."""
+    if not stage.freeze_unused:
+        return stage.groups
+    shapes, objective = parameter_shapes(model, model.frames), stage.objective
+    return frozen.freeze_unused(shapes, stage.groups, model, objective.weights, objective.streams)
 
 
 @functools.lru_cache(maxsize=8)
-def _prepare(model: VLAB, stage: FrozenConfigDict, config: FrozenConfigDict, mesh: Mesh) -> Stage:
-    """`prepare`, from the fields that it looks at alone."""
-    shapes = parameter_shapes(model, config.frames)
-    groups = groups_of(model, stage, shapes)
-    trainable = optim.trainable(shapes, groups)
-    rounded = frozen.rounded(shapes, trainable, model.dtype)
+def prepare(model: VLAB, stage: StageSettings, mesh: Mesh) -> Stage:
+    """Makes a stage ready, for any parameters of the model's shape.
+
+    The last ones are cached together with what was compiled for them: a run that is started again in the same process,
+    as in a notebook, does not compile again.
+    """
+    shapes = parameter_shapes(model, model.frames)
+    groups = all_groups(model, stage)
+    trainable_mask = optim.trainable_mask(shapes, groups)
+    rounded = frozen.rounded_mask(shapes, trainable_mask, model.dtype)
     schedule = optim.warmup_cosine(stage.steps, stage.warmup_steps, stage.end_learning_rate_share)
+    labels, decay, clip_norm = optim.assign_groups(shapes, groups), stage.weight_decay, stage.clip_norm
     optimizer = optim.make_optimizer(
-        groups,
-        optim.assign_groups(shapes, groups),
-        schedule,
-        weight_decay=stage.weight_decay,
-        clip_norm=stage.clip_norm,
-        b1=stage.b1,
-        b2=stage.b2,
+        groups, labels, schedule, weight_decay=decay, clip_norm=clip_norm, b1=stage.b1, b2=stage.b2
     )
 
-    def initial(parameters):
-        return init_state(parameters, optimizer, bool(stage.average_decay), trainable)
+    def init(parameters):
+        return init_state(parameters, optimizer, bool(stage.average_decay), trainable_mask)
 
-    saved = jax.eval_shape(initial, shapes)
-    saved_at = sharding.shardings(saved, mesh)
-    state = saved.replace(parameters=frozen.held_shapes(shapes, rounded, model.dtype))
-    placed = sharding.shardings(state, mesh)
+    saved = jax.eval_shape(init, shapes)
+    placed = sharding.shardings(saved, mesh)
+    state = saved.replace(parameters=frozen.rounded_shapes(shapes, rounded, model.dtype))
+    init = jax.jit(init, out_shardings=placed, donate_argnums=0)
+
+    def round_frozen(parameters):
+        return frozen.round_frozen(parameters, rounded, placed.parameters, model.dtype)
+
     step = make_train_step(
         model,
-        objective_of(stage, config),
+        stage.objective,
         optimizer,
-        trainable,
-        seed=config.seed,
+        trainable_mask,
+        seed=stage.seed,
         average_decay=stage.average_decay,
-        parts=stage.micro_batches,
+        micro_batches=stage.micro_batches,
     )
 
     def on_mesh(state, batch):
@@ -172,16 +147,16 @@ def _prepare(model: VLAB, stage: FrozenConfigDict, config: FrozenConfigDict, mes
 
     return Stage(
         groups,
-        _cost(model, stage, config, trainable, mesh),
+        _cost(model, stage, trainable_mask, mesh),
         schedule,
         state,
         placed,
-        rounded,
         saved,
-        saved_at.replace(parameters=frozen.on_host(saved_at.parameters, rounded)),
-        model.dtype,
-        jax.jit(initial, out_shardings=placed, donate_argnums=0),
-        jax.jit(
+        placed.replace(parameters=frozen.host_shardings(placed.parameters, rounded)),
+        originals=lambda parameters: frozen.keep_originals(parameters, rounded, placed.parameters),
+        initial=lambda parameters: init(round_frozen(parameters)),
+        resumed=lambda saved: saved.replace(parameters=round_frozen(saved.parameters)),
+        step=jax.jit(
             on_mesh,
             in_shardings=(placed, sharding.batch_sharding(mesh)),
             out_shardings=(placed, sharding.replicated(mesh)),
@@ -190,65 +165,41 @@ def _prepare(model: VLAB, stage: FrozenConfigDict, config: FrozenConfigDict, mes
     )
 
 
-def _cost(model: VLAB, stage: ConfigDict, config: ConfigDict, learns: Any, mesh: Mesh) -> StepCost:
-    weights, frames, clips = stage.objectives, stage.frames or config.frames, stage.batch_size
-    causal = causal_texts(stage)
-    work = Work(
+def _cost(model: VLAB, stage: StageSettings, trainable_mask: Any, mesh: Mesh) -> StepCost:
+    clips, objective = stage.batch_size, stage.objective
+    work = Workload(
         clips,
-        frames,
-        min(frames, config.image_frames),
-        tuple(stage.streams),
-        contrasted=clips if weights.contrastive else 0,
-        read=clips * (causal + bool(weights.masked_lm)),
-        passes=bool(causal) + bool(weights.masked_lm),
+        stage.frames,
+        len(objective.image_frames),
+        objective.streams,
+        embedded_texts=clips if objective.is_contrastive else 0,
+        decoded_texts=clips * (stage.causal_texts + stage.has_masked_lm),
+        decoder_passes=bool(stage.causal_texts) + stage.has_masked_lm,
     )
-    parts = {name: any(jax.tree.leaves(part)) for name, part in learns.items()}
-    return StepCost(clips, clips * frames, step_flops(model, work, parts), peak_flops(list(mesh.devices.flat)))
+    parts = {name: any(jax.tree.leaves(part)) for name, part in trainable_mask.items()}
+    return StepCost(clips, clips * stage.frames, step_flops(model, work, parts), peak_flops(list(mesh.devices.flat)))
 
 
-def causal_texts(stage: ConfigDict) -> int:
-    """Texts of a clip that the decoder reads from left to right in a stage's step."""
-    weights = stage.objectives
-    return bool(weights.captioning) + stage.questions_per_clip * bool(weights.question_answering)
-
-
-def attention_shapes_of(model: VLAB, config: ConfigDict) -> list[AttentionShape]:
-    """The attentions that the stages of a config compute, each once."""
+def stage_attention_shapes(model: VLAB, stages: Sequence[StageSettings]) -> list[AttentionShape]:
+    """The attentions that the stages compute, each once."""
     shapes = []
-    for name in config.stages:
-        stage = config.stage[name]
-        frames, weights = stage.frames or config.frames, stage.objectives
-        image_frames = min(frames, config.image_frames)
-        shapes += attention_shapes(
-            model, frames, image_frames, stage.streams, causal_texts(stage), bool(weights.masked_lm)
-        )
+    for stage in stages:
+        images, streams = len(stage.objective.image_frames), stage.objective.streams
+        shapes += attention_shapes(model, stage.frames, images, streams, stage.causal_texts, stage.has_masked_lm)
     return list(dict.fromkeys(shapes))
 
 
-def batch_shapes(model: VLAB, stage: ConfigDict, config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
-    """What a stage's step is given of its clips, as `data.pipeline` makes it."""
+def batch_shapes(model: VLAB, stage: StageSettings) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays of a batch as the step takes them and `data.pipeline` makes them."""
     clips, length, side = stage.batch_size, model.text["context_length"], model.vision["image_size"]
     shapes = {
-        "video": ((clips, stage.frames or config.frames, side, side, 3), np.uint8),
+        "video": ((clips, stage.frames, side, side, 3), np.uint8),
         "tokens": ((clips, length), np.int32),
         "lengths": ((clips,), np.int32),
         "clip": ((clips,), np.int32),
     }
-    if stage.objectives.question_answering:
-        asked = (clips, stage.questions_per_clip)
-        shapes["question_tokens"] = ((*asked, length), np.int32)
-        shapes |= dict.fromkeys(("question_lengths", "answer_starts"), (asked, np.int32))
-    return {name: jax.ShapeDtypeStruct(*each) for name, each in shapes.items()}
-
-
-def objective_of(stage: ConfigDict, config: ConfigDict) -> Objective:
-    """What a stage of a config minimises."""
-    frames = stage.frames or config.frames
-    return Objective(
-        dict(stage.objectives),
-        tuple(stage.streams),
-        sampling.sample_image_frames(frames, min(frames, config.image_frames)),
-        stage.label_smoothing,
-        stage.masked_share,
-        stage.contrastive_chunk,
-    )
+    if stage.questions:
+        questions = (clips, stage.questions)
+        shapes["question_tokens"] = ((*questions, length), np.int32)
+        shapes |= dict.fromkeys(("question_lengths", "answer_starts"), (questions, np.int32))
+    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}

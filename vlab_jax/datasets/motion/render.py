@@ -1,4 +1,4 @@
-"""From a scene of the `motion` data set to pixels, and from pixels to the bytes of a file."""
+"""Renders scenes of the `motion` data set into pixels, with or without a glyph, and pixels into the bytes of a file."""
 
 import io
 from collections.abc import Sequence
@@ -9,27 +9,36 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import Float, Float32, Int, UInt8
 from PIL import Image
 
-from vlab_jax.datasets.motion.scene import FRAMES, OPACITY, REACH, Scene, Shape
+from vlab_jax.datasets.motion.scene import FRAMES, OPACITY, REACH, Glyph, Scene, Shape
 
 FRAMES_PER_SECOND = 12
-PALETTE = {
-    "red": (215, 35, 40),
-    "green": (25, 150, 55),
-    "blue": (35, 70, 215),
-    "yellow": (245, 225, 45),
+PALETTE = {"red": (215, 35, 40), "green": (25, 150, 55), "blue": (35, 70, 215), "yellow": (245, 225, 45)}
+# Signed distances to the outlines in radii, below 0 inside, for shapes of about the same area.
+_SHAPES = {
+    "circle": lambda u, v: np.hypot(u, v) - 0.95,
+    "ring": lambda u, v: np.abs(np.hypot(u, v) - 0.85) - 0.3,
+    "bar": lambda u, v: np.maximum(np.abs(u) - 1.13, np.abs(v) - 0.38),
 }
-# Every frame an IDR frame with a constant quantiser and nothing carried from one to the next: then the
-# frames of a reversed clip are, decoded, bit for bit the frames of the clip in reverse.
+_ROOT = np.sqrt(np.float32(2))
+_GLYPHS = {
+    "plus": lambda u, v: np.minimum(_GLYPHS["dash"](u, v), _GLYPHS["pillar"](u, v)),
+    "cross": lambda u, v: _GLYPHS["plus"]((u + v) / _ROOT, (v - u) / _ROOT),
+    "dash": lambda u, v: np.maximum(np.abs(u) - 1, np.abs(v) - 0.28),
+    "pillar": lambda u, v: _GLYPHS["dash"](v, u),
+    "dot": lambda u, v: np.hypot(u, v) - 0.6,
+    "box": lambda u, v: np.abs(np.maximum(np.abs(u), np.abs(v)) - 0.75) - 0.25,
+}
+_GLYPH_RADIUS = 4 / 48  # in shares of the frame's side
+_WHITE = 250
+# Every frame an IDR frame with a constant quantiser and nothing carried from one to the next: then the frames of a
+# reversed clip are, decoded, bit for bit the frames of the clip in reverse.
 _X264 = "keyint=1:bframes=0:scenecut=0:qp=18:mbtree=0:rc-lookahead=0:sync-lookahead=0:sliced-threads=0:threads=1"
 
 
 def render(
     scene: Scene, resolution: int = 48, frames: Sequence[int] = range(FRAMES), unfaded: bool = False
 ) -> UInt8[np.ndarray, "t h w 3"]:
-    """These frames of the scene, antialiased.
-
-    `unfaded` shows every shape in full, also while it is not (or not quite) there.
-    """
+    """Renders frames of the scene, antialiased; `unfaded` shows every shape in full, whatever its opacity."""
     states = scene.states(frames)
     if unfaded:
         states[..., OPACITY] = 1
@@ -41,7 +50,7 @@ def render(
 
 
 def _paint(image: Float32[np.ndarray, "t h w 3"], shape: Shape, state: Float[np.ndarray, "t 5"]) -> None:
-    """Blends the shape into the frames, in place, looking only at the window around it in each frame."""
+    """Blends the shape into the frames, in place, within a window around it in each frame."""
     resolution = image.shape[1]
     x, y, radius, angle, opacity = (state[:, column, None].astype(np.float32) for column in range(5))
     side = min(resolution, int(np.ceil(2 * REACH * radius.max() * resolution)) + 3)
@@ -49,9 +58,8 @@ def _paint(image: Float32[np.ndarray, "t h w 3"], shape: Shape, state: Float[np.
     across, down = ((cells + 0.5) / resolution for cells in (columns.astype(np.float32), rows.astype(np.float32)))
     across, down = ((across - x) / radius)[:, None, :], ((down - y) / radius)[:, :, None]
     cos, sin, radius, opacity = (value[:, None] for value in (np.cos(angle), np.sin(angle), radius, opacity))
-    distance = _DISTANCE[shape.kind](cos * across + sin * down, cos * down - sin * across)
-    # The distance is in radii; the edge is one pixel soft.
-    cover = opacity * np.clip(0.5 - distance * (radius * resolution), 0, 1)
+    distance = _SHAPES[shape.kind](cos * across + sin * down, cos * down - sin * across)
+    cover = opacity * np.clip(0.5 - distance * (radius * resolution), 0, 1)  # the edge is one pixel soft
     window = np.arange(len(image))[:, None, None], rows[:, :, None], columns[:, None, :]
     under = image[window]
     image[window] = under + cover[..., None] * (np.array(PALETTE[shape.colour], np.float32) - under)
@@ -63,28 +71,21 @@ def _window(centre: Float32[np.ndarray, "t 1"], side: int, resolution: int) -> I
     return first + np.arange(side)
 
 
-def _box(
-    u: Float32[np.ndarray, "t h w"], v: Float32[np.ndarray, "t h w"], width: float, height: float
-) -> Float32[np.ndarray, "t h w"]:
-    return np.maximum(np.abs(u) - width, np.abs(v) - height)
-
-
-# Signed distances to the outlines, below 0 inside, for shapes of about the same area within `REACH` of the
-# centre.
-_DISTANCE = {
-    "circle": lambda u, v: np.hypot(u, v) - 0.95,
-    "ring": lambda u, v: np.abs(np.hypot(u, v) - 0.85) - 0.3,
-    "bar": lambda u, v: _box(u, v, 1.13, 0.38),
-}
+def stamp(frames: UInt8[np.ndarray, "t h w 3"], glyph: Glyph) -> UInt8[np.ndarray, "t h w 3"]:
+    """The frames with the glyph on top, antialiased."""
+    side = frames.shape[1]
+    place = (np.arange(side, dtype=np.float32) + 0.5) / side
+    across, down = np.meshgrid(*((place - np.float32(centre)) / np.float32(_GLYPH_RADIUS) for centre in glyph.centre))
+    cover = np.clip(0.5 - _GLYPHS[glyph.kind](across, down) * (_GLYPH_RADIUS * side), 0, 1)[..., None]
+    return (frames * (1 - cover) + cover * _WHITE + 0.5).astype(np.uint8)
 
 
 def render_background(kind: str, seed: int, resolution: int) -> Float32[np.ndarray, "h w 3"]:
-    """A still ground in dull middle tones, of low contrast so that every shape stands out."""
+    """A constant background in dull middle tones, of low contrast so that every shape stands out."""
     rng = np.random.default_rng(seed)
     tone = rng.uniform(95, 160) + rng.uniform(-12, 12, 3)
     contrast = rng.uniform(2, 5)
-    pattern = _pattern(kind, rng, resolution)
-    return (tone + contrast * pattern[..., None]).astype(np.float32)
+    return (tone + contrast * _pattern(kind, rng, resolution)[..., None]).astype(np.float32)
 
 
 def _pattern(kind: str, rng: np.random.Generator, resolution: int) -> Float[np.ndarray, "h w"]:
@@ -107,13 +108,11 @@ def _pattern(kind: str, rng: np.random.Generator, resolution: int) -> Float[np.n
 
 
 def encode_video(frames: UInt8[np.ndarray, "t h w 3"]) -> bytes:
-    """An H.264 clip in MP4 (12 frames a second, 4:2:0), each frame coded for itself; sides must be even."""
-    file = io.BytesIO()
-    reformatter = VideoReformatter()
+    """An H.264 clip in MP4 (12 frames a second, 4:2:0), each frame coded by itself; sides must be even."""
+    file, reformatter = io.BytesIO(), VideoReformatter()
+    options = {"preset": "superfast", "x264-params": _X264}
     with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream(
-            "libx264", rate=FRAMES_PER_SECOND, options={"preset": "superfast", "x264-params": _X264}
-        )
+        stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
