@@ -10,7 +10,7 @@ from saved_clip import save_clip
 from configs import benchmarks, evaluate
 from configs.captioning import get_config as captioning
 from configs.fine_tuning import fine_tuning
-from vlab_jax import config_file
+from vlab_jax import config_check
 from vlab_jax.config import model_fields, plain
 from vlab_jax.datasets import registry
 from vlab_jax.errors import InputError
@@ -36,7 +36,7 @@ def clip(tmp_path_factory) -> str:
 @pytest.mark.parametrize(("task", "name"), ALL)
 def test_the_config_of_a_benchmark_is_in_order_and_says_what_its_table_says(clip, task, name):
     config = fine_tuning(task, f"{name},pretrained={clip},manual_dir=/data")
-    config_file.check(config)
+    config_check.check(config)
     benchmark, stage = benchmarks.BENCHMARKS[task][name], config.stage[task]
     values = {key: sourced.value for key, sourced in benchmark.values.items()}
     assert config.data.evaluate == benchmark.data and config.data.manual_dir == "/data"
@@ -49,7 +49,7 @@ def test_the_config_of_a_benchmark_is_in_order_and_says_what_its_table_says(clip
     assert {rate for _, rate in stage.groups} == {values["learning_rate"], values["clip_learning_rate"]}
     assert values["evaluations"] - 1 <= stage.steps // stage.evaluate_every <= values["evaluations"]
     scored = evaluate.get_config(f"{task}/{name},manual_dir=/data")
-    config_file.check(scored)
+    config_check.check(scored)
     assert scored.dataset == benchmark.data and scored.tasks == config.evaluation.tasks == (task,)
     assert scored.generation == config.generation and scored.closed_list == config.evaluation.closed_list
 

@@ -215,6 +215,8 @@ def test_a_row_of_markdown_has_its_command():
         ((PRETRAIN, "--topology=h200", "--config.frame=3"), 'Did you mean "frames"'),
         ((f"--config={ROOT / 'configs' / 'evaluate.py'}", "--topology=h200"), "a config that trains"),
         ((PRETRAIN, "--topology=v5e:2x4"), "is not a file"),
+        # The environment comes first: checking the config imports JAX.
+        ((PRETRAIN, "--topology=v5e:2x4", "--config.model.adapter.mixer=x"), "is not a file"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_status_2(arguments, message, monkeypatch, capsys):

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from saved_clip import save_clip
 
 from vlab_jax import config as configuration
-from vlab_jax import config_file, main
+from vlab_jax import config_check, main
 from vlab_jax.errors import InputError
 from vlab_jax.models.towers import TextTower, VisionTower
 from vlab_jax.models.vlab import VLAB, parameter_shapes
@@ -42,7 +42,7 @@ def set_field(config: ConfigDict, name: str, value: object) -> None:
 def refusal(config: ConfigDict) -> str:
     """The message of `check`."""
     with pytest.raises(InputError) as raised:
-        config_file.check(config)
+        config_check.check(config)
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
@@ -62,10 +62,10 @@ def test_the_configs_of_the_repository_are_in_order(config):
     from configs import evaluate, pretrain
     from configs.sizes import SIZES
 
-    config_file.check(config)
-    config_file.check(evaluate.get_config())
+    config_check.check(config)
+    config_check.check(evaluate.get_config())
     for argument in [*SIZES, "tiny,no_adapter", "long", "b16,end_to_end", "l14,data=folder:/my/videos", ""]:
-        config_file.check(pretrain.get_config(argument))
+        config_check.check(pretrain.get_config(argument))
     changed = pretrain.get_config("b16,data=folder:/my/videos,no_adapter")
     assert changed.data.evaluate == "folder:/my/videos" and changed.model.adapter.blocks == "none"
 
@@ -173,7 +173,7 @@ def test_values_that_contradict_each_other_are_both_named(config, name, value, m
 def test_whole_numbers_and_lists_are_taken_for_floats_and_tuples(config):
     config.stage.adapt.clip_norm = 1
     set_field(config, "data.train", ["motion/tiny"])
-    config_file.check(config)
+    config_check.check(config)
 
 
 def test_a_stage_without_objectives_is_refused(config):
@@ -280,7 +280,7 @@ def test_a_decoder_that_uses_none_of_a_stage_s_streams_is_refused(config):
     config.model.decoder.blending = "image_only"
     assert refusal(config).startswith("config.stage.adapt.streams is ('video',), of which the decoder uses none")
     config.stage.adapt.objectives.update({"captioning": 0.0, "masked_lm": 0.0})
-    config_file.check(config)
+    config_check.check(config)
 
 
 @pytest.mark.eight_devices
@@ -346,7 +346,7 @@ def test_a_config_from_a_clip_takes_its_sizes_and_from_an_export_the_whole_model
     _, parameters = save_clip(tmp_path / "clip")
     made = pretrain(f"pretrained={tmp_path / 'clip'}")
     assert (made.model.vision.width, made.model.adapter.width, made.model.pretrained) == (16, 8, str(tmp_path / "clip"))
-    config_file.check(made)
+    config_check.check(made)
     training = configuration.plain(made.to_dict())
     training["frames"], training["data"]["train"] = 5, ["motion/tiny"]
     training["model"]["decoder"]["blending"] = "parallel"
@@ -354,7 +354,7 @@ def test_a_config_from_a_clip_takes_its_sizes_and_from_an_export_the_whole_model
     write_vlab(tmp_path / "vlab", parameters, {"training": training})
     for get_config in (captioning, pretrain):
         made = get_config(f"pretrained={tmp_path / 'vlab'}")
-        config_file.check(made)
+        config_check.check(made)
         assert (made.frames, made.data.train, made.model.decoder.blending) == (5, ("motion/tiny",), "parallel")
     assert captioning(f"pretrained={tmp_path / 'vlab'},data=folder:/x").data.evaluate == "folder:/x"
     kept = ("^(image_encoder)", "frozen")  # as pre-training kept it

@@ -17,7 +17,7 @@ from ml_collections import config_flags
 from packaging.requirements import Requirement
 from saved_clip import save_clip
 
-from vlab_jax import config_file
+from vlab_jax import config_check, config_file
 
 LINES = list(dict.fromkeys(line for page in PAGES for line in commands(page)))
 # The name of a reader's own weights in the pages.
@@ -47,7 +47,7 @@ def train_or_evaluate(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> 
     with config_file.importable(config_file.value_of(arguments)):
         rest = given(sys.argv)
     assert rest[1:] == []
-    config_file.check(config.value)
+    config_check.check(config.value)
     assert (given.checkpoint is not None) if config.value.task == "evaluate" else given.workdir
 
 

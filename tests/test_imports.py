@@ -61,7 +61,8 @@ print(sorted(set(sys.argv[1].split(",")) & {name.split(".")[0] for name in sys.m
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
-    "config_file": {"config", "errors", "models", "evaluation"},  # choices are the names in the registries
+    "config_file": {"config", "errors"},
+    "config_check": {"config", "errors", "models", "evaluation"},  # choices are the names in the registries
     "data": {"errors"},
     "datasets": {"errors", "data"},
     "runtime": {"errors"},
@@ -72,8 +73,8 @@ MAY_IMPORT = {
     "evaluation": {"errors", "config", "models", "data", "datasets", "runtime", "restore"},
     "training": {"errors", "config", "models", "data", "datasets", "runtime", "pretrained", "evaluation"},
     "inference": {"errors", "config", "models", "data", "datasets", "runtime", "pretrained", "restore"},
-    "main": {"errors", "config", "config_file", "training", "evaluation", "runtime"},
-    "compile": {"errors", "config", "config_file", "compiling", "runtime", "training"},
+    "main": {"errors", "config", "config_file", "config_check", "training", "evaluation", "runtime"},
+    "compile": {"errors", "config", "config_file", "config_check", "compiling", "runtime", "training"},
     "predict": {"errors", "inference"},
     "export": {"errors", "data", "pretrained", "runtime", "restore"},
 }
@@ -135,6 +136,18 @@ def test_the_package_hands_out_the_predictor_and_imports_nothing_before_it_is_as
         "assert not hasattr(vlab_jax, 'Nothing')\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", ["main", "compile", "predict", "export"])
+def test_a_command_that_only_parses_its_arguments_does_not_import_jax(command):
+    """Help and mistakes are shown at once; and `compile` sets variables that JAX reads when it is imported."""
+    program = f"import sys; from vlab_jax.{command} import main; sys.exit(main(sys.argv) or 'jax' in sys.modules)"
+    command_line = [sys.executable, "-c", program, "--help"]
+    if command in ("predict", "export"):  # argparse ends by itself
+        program = f"import sys, vlab_jax.{command}; sys.exit('jax' in sys.modules)"
+        command_line = [sys.executable, "-c", program]
+    done = subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 

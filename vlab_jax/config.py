@@ -1,6 +1,6 @@
 """Every field of a config with its default.
 
-`configs/*.py` start from these trees and change some fields; `config_file.py` checks the result. Fields
+`configs/*.py` start from these trees and change some fields; `config_check.py` checks the result. Fields
 marked *reconstruction* are our choices: of VLAB's paper, only the abstract is known to us.
 """
 

@@ -60,7 +60,9 @@ def run(
 ) -> None:
     """Trains or evaluates, as the config says, or replays the kept batch in the file `batch`; see the flags. Raises
     `InputError`, `RunStopped` or `RunPreempted`."""
-    config_file.check(config)
+    from vlab_jax import config_check  # here, because it takes seconds: a mistake in the command is reported before
+
+    config_check.check(config)
     if config.task == "evaluate":
         if not checkpoint:
             raise InputError("to evaluate, say of which run: --checkpoint=<workdir or checkpoints/<step>>")
@@ -98,7 +100,7 @@ def _join_processes(multihost: bool) -> contextlib.AbstractContextManager:
 
 
 def _train(config: ConfigDict, folder: pathlib.Path, profile: bool, batch: str | None) -> None:
-    import jax  # here, since it takes seconds: a mistake in the command is reported before
+    import jax
 
     from vlab_jax.runtime.profiling import keep_compiled_programs, keep_freed_memory
     from vlab_jax.training.health import replay

@@ -8,7 +8,7 @@ import pytest
 import tiny_run
 from listed_source import ListedSource
 
-from vlab_jax import config_file
+from vlab_jax import config_check
 from vlab_jax.data import pipeline, schema
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation import plan, registry, report, sheets
@@ -37,13 +37,13 @@ def counting(monkeypatch) -> str:
 def test_a_new_task_passes_config_checks_with_its_figures(counting):
     config = tiny_run.get_config()
     config.evaluation.tasks, config.checkpoint.select_by = (counting,), "missed"
-    config_file.check(config)
+    config_check.check(config)
     config.checkpoint.select_by = "CIDEr"
     with pytest.raises(InputError, match=r"must be a figure of counting, as 'found'$"):
-        config_file.check(config)
+        config_check.check(config)
     config.evaluation.tasks = ("guessing",)
     with pytest.raises(InputError, match=r"must name one or more of retrieval, .*, counting$"):
-        config_file.check(config)
+        config_check.check(config)
 
 
 def test_a_new_task_selects_a_checkpoint_by_its_default_figure_and_knows_what_is_better(counting, tmp_path):

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from experiments import grid
-from vlab_jax import config_file
+from vlab_jax import config_check
 from vlab_jax.errors import InputError
 
 
@@ -21,7 +21,7 @@ ARMS = [(name, arm) for name in EXPERIMENTS for arm in grid.arms_of(name)]
 
 @pytest.mark.parametrize(("experiment", "arm"), ARMS)
 def test_every_arm_is_a_config_that_the_package_takes(experiment, arm):
-    config_file.check(grid.config_of(experiment, arm, 3))
+    config_check.check(grid.config_of(experiment, arm, 3))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

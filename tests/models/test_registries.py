@@ -6,7 +6,7 @@ import numpy as np
 from flax import linen as nn
 from tiny_models import FRAMES, PATCHES, quick_jit, random_batch, random_parameters, tiny_vlab
 
-from vlab_jax import config_file
+from vlab_jax import config_check
 from vlab_jax.models.attention_check import AttentionShape, attention_shapes
 from vlab_jax.models.decoder import BLENDINGS, Blending
 from vlab_jax.models.flops import Workload, forward_flops
@@ -34,7 +34,7 @@ def test_a_mixer_is_a_function_and_a_line_in_the_registry(monkeypatch):
     def scaled_mean(adapter, x):
         return x.mean(axis=1, keepdims=True) * adapter.param("scale", nn.initializers.ones, (adapter.width,)) + x
 
-    assert config_file.CHOICES["model.adapter.mixer"] == tuple(MIXERS)
+    assert config_check.CHOICES["model.adapter.mixer"] == tuple(MIXERS)
     monkeypatch.setitem(MIXERS, "mean", Mixer(scaled_mean, lambda fields, tokens, frames: (tokens * frames, 5.0)))
     mean, conv = (tiny_vlab(adapter={"mixer": mixer}) for mixer in ("mean", "conv"))
     assert np.isfinite(outputs(mean)[0]).all()
@@ -51,7 +51,7 @@ def test_a_blending_is_a_function_and_a_line_in_the_registry(monkeypatch):
         query = module.norm("ln", x)
         return x + sum(jnp.tanh(gate) * module.attend(name, query, sequences[name]) for name in sorted(sequences))
 
-    assert config_file.CHOICES["model.decoder.blending"] == tuple(BLENDINGS)
+    assert config_check.CHOICES["model.decoder.blending"] == tuple(BLENDINGS)
     monkeypatch.setitem(BLENDINGS, "gated", Blending(STREAMS, gated, flops=lambda width, queries, lengths: (7.0, 1.0)))
     model, parallel = (tiny_vlab(decoder={"blending": blending}) for blending in ("gated", "parallel"))
     logits, cached = outputs(model)

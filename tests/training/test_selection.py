@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from run_files import interrupted
 from tiny_run import evaluation_of
 
-from vlab_jax import config_file
+from vlab_jax import config_check
 from vlab_jax.datasets.registry import open_split
 from vlab_jax.errors import InputError
 from vlab_jax.evaluation.checkpoint import evaluate
@@ -85,7 +85,7 @@ def test_a_figure_that_is_not_there_is_answered_with_those_there_are(tmp_path):
 def test_selecting_on_test_data_must_be_spelled_out_twice(config, on, spelled_out):
     config.checkpoint.select_on, config.checkpoint.i_select_on_test_data = on, spelled_out
     with pytest.raises(InputError, match=r"^config\.checkpoint\.select_on is '\w+' and i_select_on_test_data [^\n]*$"):
-        config_file.check(config)
+        config_check.check(config)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_figure_that_no_task_has_is_refused_before_training(config, by, tasks)
     with pytest.raises(
         InputError, match=rf"^config\.checkpoint\.select_by is '{by}'; it must be a figure of {tasks[0]}, "
     ):
-        config_file.check(config)
+        config_check.check(config)
 
 
 # Runs. R@1 along the way is made to fall as the adapters grow, which start at zero.
@@ -161,7 +161,7 @@ def test_a_run_whose_data_have_no_validation_tests_its_last_checkpoint_or_is_ref
 def test_a_run_selected_on_test_data_is_marked_wherever_its_figures_stand(config, falling, tmp_path, capsys):
     evaluated_often(config, steps=2)
     config.checkpoint.select_on, config.checkpoint.i_select_on_test_data = "test", True
-    config_file.check(config)
+    config_check.check(config)
     first, tested = train(config, tmp_path)
     assert first == "blend (validation)" and tested == "blend, step 1 (test, selected on test)"
     assert tested in capsys.readouterr().out and tested in json.loads((tmp_path / "results.json").read_text())
