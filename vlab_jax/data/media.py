@@ -37,9 +37,8 @@ class MediaLimits:
     max_pixels: int = 2 * 7680 * 4320  # of a frame, as stored and as resized: twice 8K, for photographs
     max_frames: int = 2_592_000  # of a clip: a day at 30 a second
     max_seconds: float | int = 90_000.0  # of a clip: a day and a bit
-    max_bytes: int = (
-        2**31 - 1
-    )  # of a file of a data set, and of a clip's stored frames: the largest record there can be
+    # Of a file of a data set, and of a clip's stored frames: the largest record there can be.
+    max_bytes: int = 2**31 - 1
     decode_seconds: float | int = 600.0  # CPU time for one clip
 
     def __post_init__(self) -> None:

@@ -75,7 +75,7 @@ def unpack(dataset: str, split: str, clips: int, out: pathlib.Path, options: Bui
 def extension(media: bytes | tuple[bytes, ...]) -> str:
     """The extension for the name of a media file. Raises `InputError` if it is stored as frames."""
     if not isinstance(media, bytes):
-        raise InputError("the data set is stored as frames; files are written of the variant 'file' alone")
+        raise InputError("the data set is stored as frames; only the variant 'file' has files to write")
     return next((name for name, first in _FIRST_BYTES.items() if re.match(first, media, re.DOTALL)), "mpg")
 
 

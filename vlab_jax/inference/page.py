@@ -1,7 +1,7 @@
 """The page of `python -m vlab_jax.predict serve`, made with Gradio: search an index, play the hits, ask about them.
 
-Gradio serves much that this page does not need, such as files by their paths. A filter before it lets the page's own
-requests through alone, refuses those of other web sites, and forbids the browser to load anything from another server.
+Gradio serves much that this page does not need, such as files by their paths. A filter before it accepts only the
+page's own requests, refuses those of other web sites, and forbids the browser to load anything from another server.
 No request names a file: what is shown has a token.
 """
 

@@ -19,8 +19,6 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 import tqdm
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2, summary_pb2
 
 from vlab_jax.errors import InputError
 from vlab_jax.runtime.disk import write_text, writing
@@ -79,7 +77,7 @@ class MetricWriter(contextlib.AbstractContextManager):
     ) -> None:
         self.path, self._clock, self._active = pathlib.Path(workdir) / METRICS_FILE, clock, active
         self._folder = self.path.parent / "tensorboard"
-        self._events: EventsWriter | None = None
+        self._events: Any = None  # tensorboardX's `EventsWriter`
         self._purge_step: int | None = None
         self._flushed = 0.0
         if active:
@@ -104,6 +102,10 @@ class MetricWriter(contextlib.AbstractContextManager):
             self._write_events(int(step), values, now)
 
     def _write_events(self, step: int, values: Mapping[str, float | None], now: float) -> None:
+        # Here, because importing it imports PyTorch where that is installed, and only training writes events.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
+
         if self._events is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             # Two runs that start within one second would otherwise share, and overwrite, one event file.

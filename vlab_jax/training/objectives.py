@@ -219,9 +219,8 @@ class Objective:
         table = parameters["decoder"]["token_embedding"]
         if causal:
             joined = jnp.concatenate([texts for texts, _, _ in causal.values()], axis=1)  # [B, R, L]
-            states = decode(joined.reshape(-1, joined.shape[-1]), causal=True).reshape(
-                *joined.shape, -1
-            )  # [B, R, L, W]
+            states = decode(joined.reshape(-1, joined.shape[-1]), causal=True)
+            states = states.reshape(*joined.shape, -1)  # [B, R, L, W]
         for name, (texts, starts, ends) in causal.items():
             own, states = jnp.split(states, [texts.shape[1]], axis=1)
             own, texts, starts, ends = (array.reshape(-1, *array.shape[2:]) for array in (own, texts, starts, ends))

@@ -25,10 +25,9 @@ class TrainState(struct.PyTreeNode):
 
     step: Any
     parameters: Any  # all of them; frozen ones may be held in the compute type (`frozen.py`)
-    optimizer: Any  # its state, for the trainable parameters alone
-    average: Any = (
-        None  # the exponential moving average of the trainable parameters, with None for frozen ones; or None
-    )
+    optimizer: Any  # its state, for the trainable parameters only
+    # The exponential moving average of the trainable parameters, with None for frozen ones; or None.
+    average: Any = None
 
     @property
     def evaluated(self) -> Any:
